@@ -82,28 +82,28 @@ async def compare(client: Client, items: list[dict], tuned: Sequence[str], base:
     replies = await client.complete(first + second, Verdict)
     records = []
     for i, item in enumerate(items):
-        pair = replies[i], replies[i + len(items)]
-        sides = side(pair[0], tuned_is="A"), side(pair[1], tuned_is="B")
+        orders = [
+            {"tuned_is": name, "verdict": r.parsed.verdict if r.parsed else None, "error": r.error, "explanation": r.text}
+            for name, r in (("A", replies[i]), ("B", replies[i + len(items)]))
+        ]
+        sides = [side(order["verdict"], order["tuned_is"]) for order in orders]
         records.append(
             {
                 **{key: item[key] for key in ("id", "language", "category", "kind") if key in item},
                 "outcome": str(outcome(*sides)),
                 "value": None if None in sides else sum(sides) / 2,
                 "judge": client.model,
-                "orders": [
-                    {"tuned_is": name, "verdict": r.parsed.verdict if r.parsed else None, "error": r.error, "explanation": r.text}
-                    for name, r in zip("AB", pair, strict=True)
-                ],
+                "orders": orders,
             }
         )
     return records
 
 
-def side(reply: Reply, tuned_is: str) -> float | None:
-    """One verdict as the tuned model's score: 1, 0.5, 0, or None where there is no verdict."""
-    if reply.parsed is None:
+def side(verdict: str | None, tuned_is: str) -> float | None:
+    """One verdict ("A", "B", "tie") as the tuned model's score: 1, 0 or 0.5; None where there is no verdict."""
+    if verdict is None:
         return None
-    return 0.5 if reply.parsed.verdict == "tie" else float(reply.parsed.verdict == tuned_is)
+    return 0.5 if verdict == "tie" else float(verdict == tuned_is)
 
 
 def outcome(first: float | None, second: float | None) -> Outcome:

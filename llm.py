@@ -133,7 +133,6 @@ class Client:
         In both cases the requests under way are finished and kept in the journal first: run again to go on.
         """
         from openai import AsyncOpenAI
-        from tqdm.auto import tqdm
 
         per_minute = self._limits[1] or math.inf
         if (most := max(map(_most_tokens, requests), default=0)) > per_minute:
@@ -147,7 +146,7 @@ class Client:
         unique = {self._key(request, schema): request for request in requests}
         # Our own retries, because the SDK also retries an exhausted quota
         async with AsyncOpenAI(base_url=self.base_url, api_key=self._api_key, max_retries=0, timeout=300) as sdk:
-            with tqdm(total=len(unique), desc=f"{self.model}", disable=len(unique) < 4) as bar:
+            with utils.progress(len(unique), self.model) as bar:
 
                 async def one(key: str, request: dict) -> Reply | None:
                     async with slots:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -248,12 +247,12 @@ def funnel_figure(ledger: Ledger, teacher: str):
     return figure
 
 
-def balance(rows: list[dict]) -> dict[str, Counter]:
-    """Rows per category, for each language."""
-    return {
-        language: Counter(row["category"] for row in rows if row["language"] == language)
-        for language in sorted({row["language"] for row in rows})
-    }
+def balance(rows: list[dict]):
+    """Rows per language and category, as a table in the order of `prompts.CATEGORIES`."""
+    import pandas as pd
+
+    table = pd.crosstab(pd.Series([row["language"] for row in rows]), pd.Series([row["category"] for row in rows]))
+    return table.reindex(columns=list(prompts.CATEGORIES), fill_value=0).rename_axis(None).rename_axis(None, axis=1)
 
 
 def sample_demonstrations(seeds: list[dict], language: str, count: int, rng: random.Random) -> list[dict]:

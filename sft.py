@@ -151,7 +151,8 @@ def load_base(name: str, device: Device):
     # Prefill hands the head one position of each row, a strided view, for which PyTorch's CPU matmul copies the whole 262k-row
     # head once per row: 18 s a batch of 12 was measured, 0.1 s from contiguous memory.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    model.config.name_or_path = name  # the adapter and the model card name the model, not this machine's cache folder
+    # The adapter and its card name the model, not this machine's cache folder
+    model.name_or_path = model.config.name_or_path = utils.PACKAGED_HUB_ID if name == utils.PACKAGED_STUDENT else name
     return model.eval(), tokenizer
 
 
@@ -266,6 +267,35 @@ def encode_all(rows: list[dict], tokenizer, stop: Stop, max_length: int) -> tupl
     return encoded, too_long
 
 
+def mask_figure(example: dict, tokenizer, title: str, width: int = 92):
+    """One encoded row as coloured tokens, from its ids and labels: grey is context, blue is what the model learns to say.
+
+    Args:
+        example: from `encode`.
+        width: characters a line.
+    """
+    import matplotlib.pyplot as plt
+
+    pieces = [tokenizer.decode([i]).replace("\n", "⏎") for i in example["input_ids"]]
+    # An East Asian character is about as wide as two Latin ones
+    widths = [sum(1.9 if ord(character) > 0x1100 else 1 for character in piece) + 0.7 for piece in pieces]
+    placed, x, y = [], 0.0, 0
+    for piece, size, label in zip(pieces, widths, example["labels"], strict=True):
+        if x + size > width:
+            x, y = 0.0, y + 1
+        placed.append((x, y, piece, size, label != IGNORED))
+        x += size
+    figure, axes = plt.subplots(figsize=(8.5, 0.27 * (y + 1) + 0.45))
+    for x, line, piece, size, trained in placed:
+        box = plt.Rectangle((x, line + 0.08), size - 0.15, 0.84, color="#3b7dd8" if trained else "#e3e6ea", lw=0)
+        axes.add_patch(box)
+        axes.text(x + size / 2, line + 0.52, piece, ha="center", va="center", fontsize=7, color="white" if trained else "#444444")
+    axes.set(xlim=(0, width), ylim=(y + 1, 0), title=title)
+    axes.axis("off")
+    figure.tight_layout()
+    return figure
+
+
 # --- data ----------------------------------------------------------------------------------------------------------
 
 ROW_FIELDS = ("id", "language", "category", "instruction", "input", "output")
@@ -358,20 +388,115 @@ def _pad(batch: list[dict], pad: int, device) -> dict:
 
 
 def trainer_class():
-    """TRL's SFTTrainer; on a CPU with `answer_loss`, because there TRL's fused head also scores the masked positions."""
+    """TRL's SFTTrainer without its printed dictionaries and, on a CPU, with `answer_loss`.
+
+    On a GPU TRL's fused head skips masked positions itself; on a CPU it scores them too, which takes longer than full logits.
+    """
     import torch
+    from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    if torch.cuda.is_available():
-        return SFTTrainer
+    class CourseTrainer(SFTTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.remove_callback(PrinterCallback)
 
-    class AnswerLossTrainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            loss, tokens = answer_loss(model, **inputs)
+            if self.args.device.type != "cpu":
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+                loss, tokens = answer_loss(model, **inputs)
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
             return (loss, {"loss": loss}) if return_outputs else loss
 
-    return AnswerLossTrainer
+        def trained_model(self):
+            """The model as it will be when reloaded: without the autocast that accelerate wraps around `forward`."""
+            return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    return CourseTrainer
+
+
+def progress_callback(total: int):
+    """Prints one line for every logged step: loss, held-out loss, seconds. No widgets, so that it is readable anywhere."""
+    import time
+
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        started = time.time()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            shown = {"loss": "loss", "eval_loss": "held-out loss"}
+            values = [f"{name} {float(logs[key]):.3f}" for key, name in shown.items() if key in (logs or {})]
+            if values:
+                print(f"step {state.global_step:>3}/{total}  {'  '.join(values):<24} {time.time() - self.started:5.0f} s", flush=True)
+
+    return Progress()
+
+
+# --- what training leaves behind -----------------------------------------------------------------------------------
+
+
+def finished(folder: Path, job: str) -> dict | None:
+    """The record of a finished training in `folder` if it came from exactly this `job` (see utils.fingerprint), else None."""
+    record = utils.read_json(folder / "training.json")
+    return record if record.get("job") == job else None
+
+
+def save_adapter(model, tokenizer, folder: Path, record: dict, card: str) -> None:
+    """Write adapter, tokenizer, model card and `training.json` beside `folder` and move them over it as the last step."""
+    with utils.disk_errors(folder):
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".adapter."))
+        try:
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+            (work / "README.md").write_text(card, encoding="utf-8")
+            (work / "training.json").write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def load_adapter(model, folder: Path):
+    """The base model with the adapter in `folder` on it; `model.disable_adapter()` switches it off again."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_config.json").exists():
+        raise CourseError(f"There is no adapter in {utils.short(folder)}: run train.ipynb first with the same RUN.")
+    trained_on = utils.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    name = model.config.name_or_path
+    if trained_on != name:
+        raise CourseError(f"The adapter in {utils.short(folder)} was trained on {trained_on}, not on {name}: set BASE_MODEL to {trained_on}.")
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def model_card(base: str, record: dict, chosen: utils.Settings) -> str:
+    """A model card written from the run: base, data, settings, results and licences."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in record["settings"].items())
+    terms = "[Gemma Terms of Use](https://ai.google.dev/gemma/terms)" if "gemma" in base.lower() else f"the licence of {base}"
+    return f"""---
+base_model: {utils.PACKAGED_HUB_ID if base == utils.PACKAGED_STUDENT else base}
+library_name: peft
+language: [{", ".join(chosen.languages)}]
+tags: [lora, sft, instruction-tuning]
+---
+
+# LoRA adapter: {base}, instruction-tuned
+
+Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, {chosen.profile} profile).
+
+- Data: {record["train_rows"]} training and {record["held_out_rows"]} held-out rows ({chosen.train_on}); teacher of the generated rows: {chosen.label("teacher")}.
+- Answers end in `{record["stop"]}`; prompts use the base model's chat template.
+- Held-out loss: {record["before"]["loss"]:.3f} before, {record["after"]["loss"]:.3f} after (nats per token). Answers that stop by themselves:
+  {record["before"]["stop_rate"]:.0%} before, {record["after"]["stop_rate"]:.0%} after.
+
+| setting | value |
+|---|---|
+{rows}
+
+The weights derive from {base} and stay under {terms}.
+"""
 
 
 # --- generation ----------------------------------------------------------------------------------------------------
@@ -390,12 +515,11 @@ def generate(model, tokenizer, texts: list[str], stop: Stop, max_new_tokens: int
     The prompt is rendered as in training, and generation stops at the same token that training taught (or at the template's).
     """
     import torch
-    from tqdm.auto import tqdm
 
     rendered = [chat_prompt(text, tokenizer) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(rendered[i]))
     answers: list[Answer | None] = [None] * len(texts)
-    with torch.inference_mode(), tqdm(total=len(texts), desc="answers", disable=len(texts) < 8) as bar:
+    with torch.inference_mode(), utils.progress(len(texts), "answers") as bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             inputs = tokenizer(

@@ -26,7 +26,8 @@ DATA = ROOT / "data"
 CACHE = Path(os.environ.get("COURSE_CACHE", ROOT / ".cache"))
 LANGUAGES = {"en": "English", "ko": "Korean"}
 
-PACKAGED_STUDENT = "gemma-3-270m"  # the pretrained student from PyPI
+PACKAGED_STUDENT = "gemma-3-270m"  # the pretrained student from PyPI ...
+PACKAGED_HUB_ID = "google/gemma-3-270m"  # ... and what it is
 COURSE_STUDENT = "google/gemma-2b-it"
 REHEARSAL = "rehearsal"
 COURSE_TEACHER = "gpt-4o"
@@ -95,6 +96,8 @@ class Settings:
     budget_usd: float  # per notebook, hard
     train_on: str  # "run", "shipped" or "both"
     tracking: str  # "online", "offline" or "disabled"
+    prices: tuple[float, float, float] | None = None  # dollars per million tokens, where llm.PRICES does not know the model
+    rehearsal_url: str | None = None  # set by the bootstrap cell once the endpoint runs
     seed: int = 42
 
     @property
@@ -118,22 +121,37 @@ class Settings:
     def smoke(self) -> bool:
         return self.profile == "smoke"
 
-    def label(self, model: str) -> str:
-        """How a model is named in rows, tables and figures: a stand-in says that it is one."""
-        return f"{model} (stand-in, recorded or rule-based)" if model == REHEARSAL else model
+    def connection(self, model: str) -> dict:
+        """The arguments with which `llm.Client` reaches a teacher or judge."""
+        if model == REHEARSAL:
+            return {"model": model, "base_url": self.rehearsal_url, "api_key": REHEARSAL}
+        return {"model": model, "base_url": self.base_url, "prices": self.prices}
+
+    def label(self, role: str) -> str:
+        """How the teacher or the judge is named in rows, tables and figures: a stand-in says that it is one."""
+        model = getattr(self, role)
+        stand_in = {"teacher": "stand-in, recorded replies", "judge": "stand-in, a rule and not an LLM"}
+        return f"{model} ({stand_in[role]})" if model == REHEARSAL else model
 
     def __str__(self) -> str:
         rows = {
             "run": f"{self.folder.relative_to(ROOT)}/ ({self.profile} profile, {where()})",
             "languages": ", ".join(LANGUAGES[code] for code in self.languages),
-            "teacher": self.label(self.teacher),
-            "judge": self.label(self.judge),
-            "endpoint": self.base_url or ("starts below, on this machine" if self.rehearsal else "api.openai.com"),
+            "teacher": self.label("teacher"),
+            "judge": self.label("judge"),
+            "endpoint": " and ".join(sorted({_host(self.connection(model)["base_url"]) for model in (self.teacher, self.judge)})),
             "base model": self.base_model + (" (pretrained, from PyPI)" if self.packaged else ""),
-            "budget": "$0, nothing is paid for" if self.rehearsal else f"${self.budget_usd:.2f} hard limit",
+            "budget": f"${self.budget_usd:.2f} a notebook, hard" if {self.teacher, self.judge} != {REHEARSAL} else "$0, nothing is paid for",
             "tracking": f"wandb {self.tracking}",
         }
         return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
+
+
+def _host(url: str | None) -> str:
+    from urllib.parse import urlsplit
+
+    host = (urlsplit(url).hostname or url) if url else "api.openai.com"
+    return "this machine" if host in ("localhost", "::1") or host.startswith("127.") else host
 
 
 def settings(form: dict) -> Settings:
@@ -172,6 +190,7 @@ def settings(form: dict) -> Settings:
             pick("TRACKING", lambda: "online" if secret("WANDB_API_KEY") else "offline"),
             ("online", "offline", "disabled"),
         ),
+        prices=_prices(pick("PRICES", None)),
     )
     if not resolved.run or resolved.run != Path(resolved.run).name or resolved.run.startswith("."):
         raise CourseError(f"RUN is {resolved.run!r}, but it names one folder under runs/: use letters, digits, '-' and '_'.")
@@ -206,6 +225,18 @@ def _number(name: str, value) -> float:
     if number < 0:
         raise CourseError(f"{name} is {value!r}; give an amount in dollars, 0 or more.")
     return number
+
+
+def _prices(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        prompt, cached, output = (float(part) for part in str(text).split(","))
+    except ValueError:
+        raise CourseError(
+            f"PRICES is {text!r}; give dollars per million tokens as 'input, cached input, output', such as '2.50, 1.25, 10'."
+        ) from None
+    return prompt, cached, output
 
 
 # --- installing on Colab -------------------------------------------------------------------------------------------
@@ -261,7 +292,7 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
     """
     path = Path(path)
     if not path.exists():
-        raise CourseError(f"{_short(path)} does not exist: run the notebook that makes it first, or check the path.")
+        raise CourseError(f"{short(path)} does not exist: run the notebook that makes it first, or check the path.")
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -269,11 +300,11 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
         try:
             record = json.loads(line)
         except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
-            raise CourseError(f"{_short(path)}, line {number}: not valid JSON ({error}); mend or delete that line.") from None
+            raise CourseError(f"{short(path)}, line {number}: not valid JSON ({error}); mend or delete that line.") from None
         if not isinstance(record, dict):
-            raise CourseError(f"{_short(path)}, line {number}: expected an object in braces, found {type(record).__name__}.")
+            raise CourseError(f"{short(path)}, line {number}: expected an object in braces, found {type(record).__name__}.")
         if missing := [field for field in fields if field not in record]:
-            raise CourseError(f"{_short(path)}, line {number}: the field {missing[0]!r} is missing; add it.")
+            raise CourseError(f"{short(path)}, line {number}: the field {missing[0]!r} is missing; add it.")
         records.append(record)
     return records
 
@@ -334,10 +365,10 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CourseError(
-                f"No space left on the disk while writing {_short(path)}: free some and run the cell again (what was there is kept)."
+                f"No space left on the disk while writing {short(path)}: free some and run the cell again (what was there is kept)."
             ) from None
         if error.errno in (errno.EACCES, errno.EROFS):
-            raise CourseError(f"{_short(path)} may not be written here: check its permissions or set another RUN.") from None
+            raise CourseError(f"{short(path)} may not be written here: check its permissions or set another RUN.") from None
         raise
 
 
@@ -355,17 +386,25 @@ def needs(chosen: Settings, name: str, notebook: str, shipped: str | Path | None
     """
     path = chosen.folder / name
     if path.exists():
-        print(f"using {_short(path)}, made by {notebook}")
+        print(f"using {short(path)}, made by {notebook}")
         return path
     if shipped is not None and Path(shipped).exists():
-        print(f"{notebook} has not run in runs/{chosen.run}/, so this uses the committed {_short(shipped)}")
+        print(f"{notebook} has not run in runs/{chosen.run}/, so this uses the committed {short(shipped)}")
         return Path(shipped)
-    raise CourseError(f"{_short(path)} is missing: run {notebook} first with RUN = {chosen.run!r}.")
+    raise CourseError(f"{short(path)} is missing: run {notebook} first with RUN = {chosen.run!r}.")
 
 
-def _short(path: str | Path) -> str:
+def short(path: str | Path) -> str:
+    """A path as messages show it: relative to the course where it lies in it."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_absolute() and path.is_relative_to(ROOT) else str(path)
+
+
+def progress(total: int, title: str):
+    """A tqdm bar on stderr, without widgets (they bloat a saved notebook), gone when done and silent for a handful."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, disable=total < 8, leave=False, file=sys.stderr, ncols=80)
 
 
 def seed_everything(seed: int) -> None:
@@ -375,3 +414,27 @@ def seed_everything(seed: int) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
+
+
+def figure_style() -> None:
+    """Small clear figures, and a font that has Hangul: the NanumGothic inside the package koreanize-matplotlib.
+
+    Only its font file is used: the package itself imports distutils, which Python 3.12 removed.
+    """
+    import matplotlib
+    from matplotlib import font_manager
+
+    if installed("koreanize_matplotlib"):
+        folder = importlib.util.find_spec("koreanize_matplotlib").submodule_search_locations[0]
+        font_manager.fontManager.addfont(Path(folder) / "fonts" / "NanumGothic.ttf")
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", "NanumGothic"]  # the second where the first has no glyph
+    matplotlib.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 120,
+            "axes.titlesize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.unicode_minus": False,
+        }
+    )

@@ -1,0 +1,41 @@
+# Two commands do everything: `make run` and `make test`. Each alone prepares .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: run test lint bench outputs owner clean help
+.DEFAULT_GOAL := help
+
+run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
+	$(BIN)/python run.py $(ARGS)
+
+test: $(VENV)/.ready ## run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.ready ## check style of modules and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.ready ## measure the claims of this course on this machine
+	$(BIN)/python benchmarks/training.py $(ARGS)
+
+outputs: ## copy the executed notebooks of runs/default/ over the committed ones
+	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
+
+owner: ## set the GitHub account in badges and the bootstrap cell: make owner NAME=you
+	@test -n "$(NAME)" || { echo "Say whose: make owner NAME=you"; exit 2; }
+	sed -i.bak -E 's#github(\.com)?/[^/" )]+/instruction-tuning-from-scratch#github\1/$(NAME)/instruction-tuning-from-scratch#g' *.ipynb *.md && rm -f *.bak
+
+clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: it may hold paid replies)
+	rm -rf $(VENV) .cache runs/smoke .pytest_cache .ruff_cache
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z]+:.*## ' Makefile
+
+$(VENV)/.ready: requirements.txt requirements-rehearsal.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This course needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r requirements-rehearsal.txt -r requirements-dev.txt -c constraints.txt
+	@touch $@

@@ -1,0 +1,231 @@
+"""Run the three notebooks in order, headless, into `runs/<name>/`, with live progress, and print what came out.
+
+    python run.py                      the default path: no key, no GPU, no network
+    python run.py --profile smoke      the same cells with smaller numbers, for the tests
+    python run.py --teacher gpt-4o --judge gpt-4o --base-model google/gemma-2b-it
+
+Without options nothing is ever paid for, even where OPENAI_API_KEY is set: a paid model must be asked for by name here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+
+import utils
+
+NOTEBOOKS = ("preprocess", "train", "evaluation")
+OPTIONS = ("run", "profile", "language", "teacher", "judge", "base_url", "base_model", "train_on", "budget_usd", "tracking")
+
+
+def main() -> int:
+    arguments = parse()
+    environment = {f"COURSE_{name.upper()}": str(getattr(arguments, name)) for name in OPTIONS if getattr(arguments, name) is not None}
+    os.environ |= environment | {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    if arguments.base_model == utils.PACKAGED_STUDENT:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on this machine, so do not wait for a hub
+    folder = utils.ROOT / "runs" / arguments.run
+    try:
+        print(utils.settings({}), "\n", flush=True)
+        started, peaks = time.time(), []
+        for name in arguments.only or NOTEBOOKS:
+            peaks.append(execute(name, folder))
+    except utils.CourseError as error:
+        print(f"\nStopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What was made is kept in {utils.short(folder)}/; the same command goes on from there.", file=sys.stderr)
+        return 130
+    report(folder, time.time() - started, max(peaks))
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", help="name of the folder under runs/ (default: the profile's name)")
+    parser.add_argument("--profile", choices=("full", "smoke"), default="full")
+    parser.add_argument("--language", choices=("both", "en", "ko"))
+    parser.add_argument("--teacher", default=utils.REHEARSAL)
+    parser.add_argument("--judge", default=utils.REHEARSAL)
+    parser.add_argument("--base-url", help="an OpenAI-compatible endpoint for teacher and judge")
+    parser.add_argument("--base-model", default=utils.PACKAGED_STUDENT)
+    parser.add_argument("--train-on", choices=("run", "shipped", "both"))
+    parser.add_argument("--budget-usd", type=float)
+    parser.add_argument("--tracking", choices=("online", "offline", "disabled"))
+    parser.add_argument("--only", nargs="+", choices=NOTEBOOKS, help="run these notebooks only")
+    arguments = parser.parse_args()
+    arguments.run = arguments.run or ("default" if arguments.profile == "full" else arguments.profile)
+    return arguments
+
+
+def execute(name: str, folder) -> float:
+    """Run one notebook; leave it and its HTML page in `folder`; return the peak memory of its kernel in GB.
+
+    Raises:
+        CourseError: a cell failed; names notebook and cell. What was executed so far is saved.
+    """
+    import nbformat
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = nbformat.read(utils.ROOT / f"{name}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    client = live_client()(
+        notebook,
+        title=f"{name}.ipynb",
+        timeout=None,
+        kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=40"],
+        resources={"metadata": {"path": str(utils.ROOT)}},
+    )
+    started = time.time()
+    print(f"=== {name}.ipynb, {len(notebook.cells)} cells", flush=True)
+    with memory_watch() as peak:
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            raise utils.CourseError(failure(name, client.current, error, folder)) from None
+        finally:
+            write(notebook, name, folder)
+    print(f"=== {name}.ipynb done in {time.time() - started:.0f} s, peak memory {peak[0]:.1f} GB\n", flush=True)
+    return peak[0]
+
+
+def live_client():
+    """An nbclient that shows cells as they start and their text as it comes."""
+    from nbclient import NotebookClient
+
+    class LiveClient(NotebookClient):
+        def __init__(self, notebook, title: str, **options):
+            super().__init__(notebook, **options)
+            self.title, self.current = title, (0, "")
+
+        async def async_execute_cell(self, cell, cell_index, **options):
+            if cell.cell_type == "code":
+                lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith(("#", "import", "from"))]
+                self.current = (cell_index, lines[0] if lines else "")
+                print(f"[{self.title} {cell_index + 1}/{len(self.nb.cells)}] {self.current[1][:90]}", flush=True)
+            return await super().async_execute_cell(cell, cell_index, **options)
+
+        def process_message(self, message, cell, cell_index):
+            if message["msg_type"] == "stream":
+                live(message["content"])
+            return super().process_message(message, cell, cell_index)
+
+    return LiveClient
+
+
+def live(content: dict) -> None:
+    """Pass a cell's text on to the terminal; progress bars only where someone watches."""
+    if content["name"] == "stdout":
+        print("    " + content["text"].rstrip("\n").replace("\n", "\n    "), flush=True)
+    elif sys.stderr.isatty():
+        print(content["text"], end="", file=sys.stderr, flush=True)
+
+
+def failure(name: str, current: tuple[int, str], error, folder) -> str:
+    """One sentence for a failed cell: the reader's own where the cell raised a CourseError, else the error's last line."""
+    index, line = current
+    where = f"{name}.ipynb, cell {index + 1} ({line.strip()[:60]})"
+    if error.ename in ("CourseError", "BudgetExceeded"):
+        return f"{where}: {error.evalue}"
+    return f"{where}: {error.ename}: {error.evalue.strip()[:500]} (see {utils.short(folder)}/{name}.ipynb for the whole traceback)"
+
+
+def memory_watch():
+    """A context that samples this process's children and yields a list whose only item is their peak memory in GB."""
+    import contextlib
+
+    import psutil
+
+    @contextlib.contextmanager
+    def watch():
+        peak, done = [0.0], threading.Event()
+
+        def sample():
+            while not done.wait(0.5):
+                total = 0
+                for child in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        total += child.memory_info().rss
+                peak[0] = max(peak[0], total / 1e9)
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield peak
+        finally:
+            done.set()
+            thread.join()
+
+    return watch()
+
+
+def write(notebook, name: str, folder) -> None:
+    """Save an executed notebook and its page: clean, that is, without stderr, widgets, counters and timings."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = merge([output for output in cell.outputs if output.get("name") != "stderr"])
+    nbformat.validate(notebook)
+    with utils.atomic(folder / f"{name}.ipynb") as file:
+        file.write(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    with utils.atomic(folder / f"{name}.html") as file:
+        file.write(page)
+
+
+def merge(outputs: list) -> list:
+    """Neighbouring pieces of stdout as one output, and no counters in results."""
+    merged: list = []
+    for output in outputs:
+        if output.output_type == "stream" and merged and merged[-1].output_type == "stream":
+            merged[-1].text += output.text
+            continue
+        if output.output_type == "execute_result":
+            output.execution_count = None
+        output.pop("transient", None)
+        merged.append(output)
+    return merged
+
+
+def report(folder, seconds: float, peak: float) -> None:
+    """Print the result table and where everything lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=110)
+    results = utils.read_json(folder / "results.json")
+    if results:
+        table = Table(title=f"{results['base_model']}, judged by {results['judge']}", title_justify="left")
+        for column in ("", "base", "tuned"):
+            table.add_column(column)
+        before, after = results["held_out"]["before"], results["held_out"]["after"]
+        table.add_row("held-out loss, nats per token", f"{before['loss']:.3f}", f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})")
+        for measure in results["measures"]["base"]:
+            values = [results["measures"][side][measure] for side in ("base", "tuned")]
+            table.add_row(measure, *(f"{value:.3f}" if "loss" in measure or "ROUGE" in measure else f"{value:.0%}" for value in values))
+        table.add_row("judge's score, 1 to 10", *(f"{results['single_scores'][side]:.2f}" for side in ("base", "tuned")))
+        rate, counts = results["win_rate"], results["outcomes"]
+        console.print(table)
+        console.print(
+            f"Win rate of tuned over base {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] on {rate['n']} prompts: "
+            + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            + f". Judge right on {results['calibration']['right']} of {results['calibration']['n']} labelled pairs."
+        )
+    console.print(f"\n{seconds / 60:.1f} minutes, peak memory {peak:.1f} GB. Everything lies in {utils.short(folder)}/:")
+    console.print(", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))), highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
