@@ -17,8 +17,8 @@ lint: $(VENV)/.ready ## check style of modules and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/.ready ## measure the claims of this course on this machine
-	$(BIN)/python benchmarks/training.py $(ARGS)
+bench: $(VENV)/.ready ## measure learning rates and ranks on the packaged student (20 minutes)
+	$(BIN)/python benchmarks/sweep.py $(ARGS)
 
 outputs: ## copy the executed notebooks of runs/default/ over the committed ones
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 import prompts
-from llm import Client, Reply
+from llm import Client
 from utils import CourseError
 
 

@@ -74,9 +74,7 @@ def judge(body: dict) -> str:
     return json.dumps({"explanation": f"{rule}{a:.3f} for A and {b:.3f} for B.", "verdict": verdict})
 
 
-HEADINGS = re.compile(
-    r"^\[(?:Request|Reference answer|Answer|Answer A|Answer B|End|요청|참고 답안|답변|답변 A|답변 B|끝)\]$", re.MULTILINE
-)
+HEADINGS = re.compile(r"^\[(?:Request|Reference answer|Answer|Answer A|Answer B|End|요청|참고 답안|답변|답변 A|답변 B|끝)\]$", re.MULTILINE)
 
 
 def sections(prompt: str) -> list[str]:

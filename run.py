@@ -211,7 +211,9 @@ def report(folder, seconds: float, peak: float) -> None:
         for column in ("", "base", "tuned"):
             table.add_column(column)
         before, after = results["held_out"]["before"], results["held_out"]["after"]
-        table.add_row("held-out loss, nats per token", f"{before['loss']:.3f}", f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})")
+        table.add_row(
+            "held-out loss, nats per token", f"{before['loss']:.3f}", f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})"
+        )
         for measure in results["measures"]["base"]:
             values = [results["measures"][side][measure] for side in ("base", "tuned")]
             table.add_row(measure, *(f"{value:.3f}" if "loss" in measure or "ROUGE" in measure else f"{value:.0%}" for value in values))

@@ -56,9 +56,7 @@ def batch_request(demonstrations: list[dict], language: str, count: int, seed: i
         prompts.DEMONSTRATION[language].format(number=i, **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'})
         for i, task in enumerate(demonstrations, 1)
     ]
-    text = prompts.TEACHER_BATCH[language].format(
-        count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
-    )
+    text = prompts.TEACHER_BATCH[language].format(count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown))
     return {
         "messages": [{"role": "system", "content": prompts.TEACHER_SYSTEM[language]}, {"role": "user", "content": text}],
         "temperature": 1.0,

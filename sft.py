@@ -467,7 +467,9 @@ def load_adapter(model, folder: Path):
     trained_on = utils.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     name = model.config.name_or_path
     if trained_on != name:
-        raise CourseError(f"The adapter in {utils.short(folder)} was trained on {trained_on}, not on {name}: set BASE_MODEL to {trained_on}.")
+        raise CourseError(
+            f"The adapter in {utils.short(folder)} was trained on {trained_on}, not on {name}: set BASE_MODEL to {trained_on}."
+        )
     return PeftModel.from_pretrained(model, folder).eval()
 
 
@@ -486,10 +488,11 @@ tags: [lora, sft, instruction-tuning]
 
 Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, {chosen.profile} profile).
 
-- Data: {record["train_rows"]} training and {record["held_out_rows"]} held-out rows ({chosen.train_on}); teacher of the generated rows: {chosen.label("teacher")}.
+- Data: {record["train_rows"]} training and {record["held_out_rows"]} held-out rows ({chosen.train_on}).
+- Teacher of the generated rows: {chosen.label("teacher")}.
 - Answers end in `{record["stop"]}`; prompts use the base model's chat template.
-- Held-out loss: {record["before"]["loss"]:.3f} before, {record["after"]["loss"]:.3f} after (nats per token). Answers that stop by themselves:
-  {record["before"]["stop_rate"]:.0%} before, {record["after"]["stop_rate"]:.0%} after.
+- Held-out loss: {record["before"]["loss"]:.3f} before, {record["after"]["loss"]:.3f} after, in nats per token.
+- Answers that stop by themselves: {record["before"]["stop_rate"]:.0%} before, {record["after"]["stop_rate"]:.0%} after.
 
 | setting | value |
 |---|---|

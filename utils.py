@@ -134,14 +134,17 @@ class Settings:
         return f"{model} ({stand_in[role]})" if model == REHEARSAL else model
 
     def __str__(self) -> str:
+        speakers = {self.teacher, self.judge}
         rows = {
             "run": f"{self.folder.relative_to(ROOT)}/ ({self.profile} profile, {where()})",
             "languages": ", ".join(LANGUAGES[code] for code in self.languages),
             "teacher": self.label("teacher"),
             "judge": self.label("judge"),
-            "endpoint": " and ".join(sorted({_host(self.connection(model)["base_url"]) for model in (self.teacher, self.judge)})),
+            "endpoint": " and ".join(sorted({_host(self.connection(model)["base_url"]) for model in speakers})),
             "base model": self.base_model + (" (pretrained, from PyPI)" if self.packaged else ""),
-            "budget": f"${self.budget_usd:.2f} a notebook, hard" if {self.teacher, self.judge} != {REHEARSAL} else "$0, nothing is paid for",
+            "budget": f"${self.budget_usd:.2f} a notebook, hard"
+            if {self.teacher, self.judge} != {REHEARSAL}
+            else "$0, nothing is paid for",
             "tracking": f"wandb {self.tracking}",
         }
         return "\n".join(f"{name:<11} {value}" for name, value in rows.items())

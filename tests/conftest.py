@@ -1,0 +1,70 @@
+"""Fixtures that several test files share. Everything runs offline; the packaged student is converted once and cached."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import pytest
+
+import utils
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """No test sees the developer's keys or settings, or the real .env."""
+    for name in list(os.environ):
+        if name.startswith("COURSE_") and name != "COURSE_CACHE":
+            monkeypatch.delenv(name)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A copy of the course's root whose runs/ lies in tmp_path, so that tests leave nothing behind."""
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def endpoint():
+    """The base URL of one rehearsal endpoint for the whole session."""
+    import rehearsal
+
+    return rehearsal.start()
+
+
+@pytest.fixture(scope="session")
+def student():
+    """`(model, tokenizer, stop)` of the packaged student."""
+    import sft
+
+    model, tokenizer = sft.load_base(utils.PACKAGED_STUDENT, sft.choose_device())
+    return model, tokenizer, sft.choose_stop(model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny(student):
+    """`(model, tokenizer)`: a random two-layer Gemma with the real Gemma tokenizer; enough for everything but language."""
+    import torch
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    tokenizer = student[1]
+    torch.manual_seed(0)
+    config = GemmaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return GemmaForCausalLM(config).eval(), tokenizer

@@ -1,0 +1,94 @@
+"""The shipped data: form, balance, size. Facts were checked by eye and, where it is code, by running it."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+import prompts
+import utils
+
+FIELDS = {
+    "seed_tasks": ("id", "language", "category", "instruction", "input", "output", "is_classification"),
+    "instruction": ("id", "language", "category", "instruction", "input", "output", "source"),
+    "eval_prompts": ("id", "language", "category", "prompt", "reference"),
+    "judge_calibration": ("id", "language", "kind", "prompt", "answer_good", "answer_bad", "reference"),
+}
+SIZES = {"seed_tasks": 100, "instruction": 320, "eval_prompts": 40, "judge_calibration": 60}
+EVERYTHING = {name: utils.read_jsonl(utils.DATA / f"{name}.jsonl", fields) for name, fields in FIELDS.items()}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_form(name):
+    rows = EVERYTHING[name]
+    assert len(rows) >= SIZES[name] and len({row["id"] for row in rows}) == len(rows)
+    assert all(set(row) == set(FIELDS[name]) for row in rows)
+    languages = Counter(row["language"] for row in rows)
+    assert set(languages) == {"en", "ko"} and languages["en"] == languages["ko"], "half and half"
+    for row in rows:
+        for key, value in row.items():
+            assert not isinstance(value, str) or value == value.strip(), (row["id"], key)
+            assert value != "" or key == "input", (row["id"], key)
+
+
+@pytest.mark.parametrize("name", ["seed_tasks", "instruction", "eval_prompts"])
+def test_categories_are_known_and_balanced(name):
+    for language in ("en", "ko"):
+        counts = Counter(row["category"] for row in EVERYTHING[name] if row["language"] == language)
+        if name == "seed_tasks":
+            counts["classification"] //= 3  # a fifth of the seeds are classification, on purpose
+        assert set(counts) == set(prompts.CATEGORIES) and max(counts.values()) <= 1.4 * min(counts.values()), counts
+
+
+def test_a_fifth_of_the_seeds_are_classification():
+    seeds = EVERYTHING["seed_tasks"]
+    assert 0.18 <= sum(seed["is_classification"] for seed in seeds) / len(seeds) <= 0.25
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_language_is_what_it_says(name):
+    for row in EVERYTHING[name]:
+        text = row.get("instruction") or row["prompt"].splitlines()[0]
+        letters = re.findall(r"[^\W\d_]", text)
+        hangul = sum("가" <= letter <= "힣" for letter in letters) / len(letters)
+        assert (hangul > 0.3) == (row["language"] == "ko"), row["id"]
+
+
+def test_forms_vary():
+    """No templates: few instructions share their first three words, and outputs range from a word to a paragraph."""
+    for language in ("en", "ko"):
+        rows = [row for row in EVERYTHING["instruction"] if row["language"] == language]
+        openings = Counter(" ".join(row["instruction"].split()[:3]) for row in rows)
+        assert openings.most_common(1)[0][1] <= 3
+        lengths = sorted(len(row["output"].split()) for row in rows)
+        assert lengths[0] <= 2 and lengths[-1] >= 30 and 0.35 <= sum(bool(row["input"]) for row in rows) / len(rows) <= 0.6
+
+
+def test_json_answers_are_json_and_python_answers_compile():
+    rows = EVERYTHING["instruction"] + EVERYTHING["seed_tasks"]
+    checked = 0
+    for row in rows:
+        if row["category"] == "extraction" and row["output"].startswith(("{", "[")):
+            json.loads(row["output"])
+            checked += 1
+        for block in re.findall(r"```python\n(.*?)```", row["output"], re.DOTALL):
+            compile(block, row["id"], "exec")
+            checked += 1
+    assert checked > 15
+
+
+def test_calibration_pairs_cover_the_kinds_in_both_languages():
+    counts = Counter((row["language"], row["kind"]) for row in EVERYTHING["judge_calibration"])
+    assert len(counts) == 16 and set(counts.values()) == {4}
+    longer = sum(len(row["answer_good"]) > len(row["answer_bad"]) for row in EVERYTHING["judge_calibration"])
+    assert 0.25 < longer / len(EVERYTHING["judge_calibration"]) < 0.75, "length alone must not find the better answer"
+
+
+def test_recorded_teacher_is_enough():
+    import rehearsal
+
+    for language in ("en", "ko"):
+        batches = rehearsal.recorded(language)
+        good = sum(task["flaw"] is None for batch in batches for task in batch.get("tasks", []))
+        assert good >= 120 and any("content" in batch for batch in batches)

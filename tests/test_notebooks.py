@@ -1,0 +1,101 @@
+"""The notebooks as pages: frame, size, clean outputs. Each test is named after what goes wrong without it."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+import utils
+from run import NOTEBOOKS
+
+BOOKS = {name: nbformat.read(utils.ROOT / f"{name}.ipynb", as_version=4) for name in NOTEBOOKS}
+EVERY = pytest.mark.parametrize("name", NOTEBOOKS)
+
+
+def code(name: str) -> list:
+    return [cell for cell in BOOKS[name].cells if cell.cell_type == "code"]
+
+
+def prose(name: str) -> str:
+    return "\n".join(cell.source for cell in BOOKS[name].cells if cell.cell_type == "markdown")
+
+
+@EVERY
+def test_valid_and_of_a_readable_size(name):
+    nbformat.validate(BOOKS[name])
+    lines = [len(cell.source.splitlines()) for cell in code(name)]
+    assert 25 <= len(BOOKS[name].cells) <= 45 and sum(lines) <= 200 and max(lines) <= 25
+    assert 850 <= len(prose(name).split()) <= 1400
+    assert all(cell.source.strip() for cell in BOOKS[name].cells)
+    assert len({cell.id for cell in BOOKS[name].cells}) == len(BOOKS[name].cells)
+
+
+@EVERY
+def test_outputs_are_there_clean_and_small(name):
+    outputs = [output for cell in code(name) for output in cell.outputs]
+    assert sum(bool(cell.outputs) for cell in code(name)) >= 0.6 * len(code(name)), "readers on GitHub need to see results"
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert all(cell.execution_count is None for cell in code(name)) and "widgets" not in BOOKS[name].metadata
+    assert not any("widget" in key for output in outputs for key in output.get("data", {}))
+    assert len(json.dumps(outputs)) <= 100_000
+
+
+@EVERY
+def test_no_output_names_this_machine(name):
+    text = json.dumps([cell.get("outputs", []) for cell in code(name)])
+    assert not re.search(r"/root/|/home/|/work/|/tmp/|127\.0\.0\.1:\d", text)
+
+
+@EVERY
+def test_stand_ins_are_labelled_where_they_speak(name):
+    text = json.dumps([cell.get("outputs", []) for cell in code(name)])
+    assert text.count("stand-in") >= 2
+
+
+def test_bootstrap_cell_is_the_same_everywhere():
+    cells = {next(cell.source for cell in code(name) if "utils.settings(globals())" in cell.source) for name in NOTEBOOKS}
+    assert len(cells) == 1
+
+
+@EVERY
+def test_one_form_cell_before_the_bootstrap(name):
+    forms = [i for i, cell in enumerate(BOOKS[name].cells) if "@title" in cell.source]
+    assert len(forms) == 1 and BOOKS[name].cells[forms[0]].metadata.cellView == "form"
+    assert all(re.fullmatch(r'[A-Z_]+ = "auto"  # @param .*|#.*', line) for line in BOOKS[name].cells[forms[0]].source.splitlines())
+    assert "utils.settings(globals())" in BOOKS[name].cells[forms[0] + 1].source
+
+
+@EVERY
+def test_frame(name):
+    text = prose(name)
+    assert f"blob/main/{name}.ipynb" in text.splitlines()[0] and "colab-badge.svg" in text.splitlines()[0]
+    for part in ("You will learn", "**Needs**", "**Makes**", "| time |", "## Recap", "## Exercises", "As we can see"):
+        assert part in text, part
+    assert "assert " in code(name)[-1].source and "All checks passed." in code(name)[-1].source
+    assert len(re.findall(r"^\d\. ", text[text.index("## Exercises") :], re.MULTILINE)) == 3
+
+
+@EVERY
+def test_metadata_for_colab(name):
+    metadata = BOOKS[name].metadata
+    assert metadata.kernelspec.name == "python3" and metadata.language_info.name == "python"
+    assert (metadata.get("accelerator"), metadata.colab.get("gpuType")) == ((None, None) if name == "preprocess" else ("GPU", "L4"))
+
+
+@EVERY
+def test_links_between_notebooks_exist(name):
+    for target in re.findall(r"\]\(([\w./]+\.ipynb)\)", prose(name)):
+        assert (utils.ROOT / target).exists(), target
+
+
+def test_the_course_settings_for_gemma_2b_it_are_the_specified_ones():
+    text = "\n".join(cell.source for cell in code("train"))
+    assert "LoraConfig(r=4, lora_alpha=32" in text and "5e-4 if small else 1e-4" in text
+    for setting in (
+        '"lr_scheduler_type": "cosine"',
+        '"per_device_train_batch_size": 4',
+        '"gradient_accumulation_steps": 2',
+        '"optim": "adamw_torch_fused"',
+    ):
+        assert setting in text

@@ -1,0 +1,126 @@
+"""The stand-in endpoint: wire format, recorded batches, the judge's rule."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+import judge
+import llm
+import prompts
+import rehearsal
+import self_instruct
+import utils
+
+
+def post(url: str, body, key: str = rehearsal.KEY) -> tuple[int, dict, dict]:
+    """One raw POST: status, headers, JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    request = urllib.request.Request(f"{url}/chat/completions", data, headers)
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, dict(response.headers), json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), json.load(error)
+
+
+def hello(**extra) -> dict:
+    return {"model": rehearsal.MODEL, "messages": [{"role": "user", "content": "hello"}]} | extra
+
+
+def test_wire_format(endpoint):
+    status, headers, body = post(endpoint, hello())
+    assert status == 200 and body["object"] == "chat.completion" and "stand-in" in body["system_fingerprint"]
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"] > 0
+    assert int(headers["x-ratelimit-limit-requests"]) > int(headers["x-ratelimit-remaining-requests"])
+    assert body["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "key", "status", "code"),
+    [
+        (hello(), "wrong", 401, "invalid_api_key"),
+        (hello(model="gpt-4o"), rehearsal.KEY, 404, "model_not_found"),
+        (hello(messages=[]), rehearsal.KEY, 400, None),
+        (b"{not json", rehearsal.KEY, 400, None),
+    ],
+)
+def test_errors_have_openais_form(endpoint, body, key, status, code):
+    got, _, answer = post(endpoint, body, key)
+    assert (got, answer["error"]["code"]) == (status, code) and answer["error"]["message"]
+
+
+def test_models_are_listed(endpoint):
+    request = urllib.request.Request(f"{endpoint}/models", headers={"authorization": f"Bearer {rehearsal.KEY}"})
+    with urllib.request.urlopen(request) as response:
+        assert json.load(response)["data"][0]["id"] == rehearsal.MODEL
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_seeds_deal_every_recorded_batch_once(endpoint, language):
+    seeds = self_instruct.load_seeds((language,))
+    batches = rehearsal.recorded(language)
+    client = llm.Client(rehearsal.MODEL, endpoint, rehearsal.KEY)
+    asked = [self_instruct.batch_request(seeds[i : i + 3], language, 20, seed=i) for i in range(len(batches))]
+    replies = asyncio.run(client.complete(asked, self_instruct.TaskBatch))
+    dealt = [reply.parsed.tasks[0].instruction if reply.parsed else "malformed" for reply in replies]
+    assert dealt == [batch["tasks"][0]["instruction"] if "tasks" in batch else "malformed" for batch in batches]
+
+
+def test_version_changes_with_the_recording(tmp_path, monkeypatch):
+    before = rehearsal.version()
+    (tmp_path / "rehearsal").mkdir()
+    (tmp_path / "rehearsal" / "teacher_en.jsonl").write_text("{}\n")
+    monkeypatch.setattr(utils, "DATA", tmp_path)
+    assert rehearsal.version() != before
+
+
+# --- the rule
+
+ITEM = {
+    "en": {"language": "en", "prompt": "Why is the sky blue?", "reference": "Air scatters blue light more strongly than red light."},
+    "ko": {"language": "ko", "prompt": "하늘은 왜 파란가요?", "reference": "공기가 붉은빛보다 푸른빛을 더 강하게 흩뜨리기 때문입니다."},
+}
+GOOD = {"en": "Because the air scatters blue light the most.", "ko": "공기가 푸른빛을 가장 많이 흩어지게 하기 때문이에요."}
+BAD = {"en": "Bread rises because yeast makes gas.", "ko": "빵은 효모가 가스를 만들어서 부풀어요."}
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_rule_prefers_the_answer_like_the_reference_in_both_orders(endpoint, language):
+    client = llm.Client(rehearsal.MODEL, endpoint, rehearsal.KEY)
+    (record,) = asyncio.run(judge.compare(client, [ITEM[language]], [GOOD[language]], [BAD[language]]))
+    assert record["outcome"] == judge.Outcome.WIN and record["value"] == 1
+    assert all("not a language model" in order["explanation"] for order in record["orders"])
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_same_answers_tie_and_single_scores_are_in_range(endpoint, language):
+    client = llm.Client(rehearsal.MODEL, endpoint, rehearsal.KEY)
+    (record,) = asyncio.run(judge.compare(client, [ITEM[language]], [GOOD[language]], [GOOD[language]]))
+    assert record["outcome"] == judge.Outcome.TIE
+    requests = [judge.single_request(ITEM[language], answer) for answer in (GOOD[language], BAD[language], "")]
+    scores = [reply.parsed.score for reply in asyncio.run(client.complete(requests, judge.Score))]
+    assert scores[0] > scores[1] >= scores[2] == 1
+
+
+def test_penalties():
+    reference = "Salt lowers the freezing point of water."
+    assert rehearsal.score("Salt makes water freeze at a lower", reference) < rehearsal.score(
+        "Salt makes water freeze at a lower point.", reference
+    )
+    assert rehearsal.score("Salt lowers it. " * 12, reference) < rehearsal.score("Salt lowers it.", reference)
+    assert rehearsal.score("소금은 물의 어는점을 낮춥니다.", reference) < rehearsal.score("Salt lowers water's freezing point.", reference)
+
+
+def test_judge_prompts_can_be_taken_apart():
+    for language, template in prompts.JUDGE_PAIR.items():
+        text = template.format(prompt="p", reference="r\n\nr", answer_a="a", answer_b="b")
+        assert rehearsal.sections(text) == ["p", "r\n\nr", "a", "b"], language
+
+
+def test_a_prompt_that_is_no_judge_prompt_is_a_400(endpoint):
+    body = hello(response_format=llm.response_format(judge.Verdict))
+    assert post(endpoint, body)[0] == 400

@@ -1,0 +1,132 @@
+"""`run.py`: the whole course in its smoke profile, then what happens when something is wrong."""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import run
+import utils
+
+
+def course_run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "run.py", "--tracking", "disabled", *arguments]
+    return subprocess.run(command, cwd=utils.ROOT, capture_output=True, text=True, timeout=400, env=os.environ | environment)
+
+
+@pytest.fixture(scope="session")
+def smoke():
+    """The finished smoke run, executed once a session from scratch."""
+    import shutil
+
+    shutil.rmtree(utils.ROOT / "runs" / "smoke", ignore_errors=True)
+    done = course_run("--profile", "smoke")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return utils.ROOT / "runs" / "smoke", done
+
+
+@pytest.mark.slow
+def test_smoke_run_leaves_everything(smoke):
+    folder, done = smoke
+    expected = "adapter answers.jsonl contamination.json funnel.png instruction.jsonl ledger.jsonl loss.png outcomes.png requests.jsonl"
+    expected += " results.json verdicts.jsonl " + " ".join(f"{name}.ipynb {name}.html" for name in run.NOTEBOOKS)
+    assert set(expected.split()) <= {path.name for path in folder.iterdir()}
+    assert "Win rate of tuned over base" in done.stdout and "stand-in" in done.stdout and "runs/smoke/" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_smoke_run_teaches_the_model_to_stop(smoke):
+    results = utils.read_json(smoke[0] / "results.json")
+    assert results["held_out"]["after"]["loss"] < results["held_out"]["before"]["loss"]
+    end = "answers that end by themselves"
+    assert results["measures"]["tuned"][end] > results["measures"]["base"][end]
+    assert sum(results["outcomes"].values()) == 8 and results["spent_usd"] == 0
+
+
+@pytest.mark.slow
+def test_executed_notebooks_are_clean(smoke):
+    for name in run.NOTEBOOKS:
+        notebook = nbformat.read(smoke[0] / f"{name}.ipynb", as_version=4)
+        outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+        assert outputs and not any(output.get("name") == "stderr" or output.output_type == "error" for output in outputs)
+
+
+@pytest.mark.slow
+def test_rows_say_who_made_them(smoke):
+    rows = utils.read_jsonl(smoke[0] / "instruction.jsonl", ("teacher", "request", "demonstrations", "cost_usd"))
+    assert all("stand-in" in row["teacher"] for row in rows)
+    assert all(record["judge"] == "rehearsal" for record in utils.read_jsonl(smoke[0] / "verdicts.jsonl", ("judge", "outcome", "orders")))
+
+
+@pytest.mark.slow
+def test_second_run_reuses_paid_replies_and_training(smoke):
+    folder, _ = smoke
+    journal = (folder / "requests.jsonl").read_bytes()
+    adapter = utils.file_hash(folder / "adapter" / "adapter_model.safetensors")
+    done = course_run("--profile", "smoke", "--only", "preprocess", "train")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "nothing has changed since the last run: its adapter is loaded" in done.stdout
+    assert (folder / "requests.jsonl").read_bytes() == journal
+    assert utils.file_hash(folder / "adapter" / "adapter_model.safetensors") == adapter
+
+
+def test_failing_cell_is_named_and_the_work_so_far_is_kept(tmp_path):
+    """evaluation.ipynb without an adapter: one sentence with notebook and cell, no traceback."""
+    name = f"test-{os.getpid()}"
+    done = course_run("--profile", "smoke", "--run", name, "--only", "evaluation")
+    try:
+        assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("Stopped: evaluation.ipynb, cell ") and "run train.ipynb first with the same RUN." in last
+        assert (utils.ROOT / "runs" / name / "evaluation.html").exists()
+    finally:
+        import shutil
+
+        shutil.rmtree(utils.ROOT / "runs" / name, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--teacher", "gpt-4o"), "TEACHER is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
+        (("--run", "a/b"), "RUN is 'a/b'"),
+        (("--budget-usd", "-3"), "BUDGET_USD is '-3.0'"),
+    ],
+)
+def test_wrong_settings_stop_before_anything_runs(arguments, sentence):
+    done = course_run(*arguments)
+    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_default_never_pays_even_with_a_key(monkeypatch, capsys):
+    """`make run` with OPENAI_API_KEY in the environment must not reach OpenAI."""
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
+    monkeypatch.setattr(run, "execute", lambda name, folder: 0.0)
+    monkeypatch.setattr(run, "report", lambda *arguments: None)
+    before = dict(os.environ)
+    try:
+        assert run.main() == 0
+        chosen = utils.settings({})
+        assert (chosen.teacher, chosen.judge) == ("rehearsal", "rehearsal") and "sk-real" not in capsys.readouterr().out
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(name, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    monkeypatch.setattr(run, "execute", interrupted)
+    before = dict(os.environ)
+    try:
+        assert run.main() == 130
+        assert "the same command goes on from there" in capsys.readouterr().err
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

