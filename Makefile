@@ -15,7 +15,8 @@ test: $(VENV)/.ready ## run the tests
 
 lint: $(VENV)/.ready ## check style of modules and notebooks
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --exclude "*.ipynb" .
+	$(BIN)/ruff format --check --line-length 100 *.ipynb
 
 bench: $(VENV)/.ready ## measure learning rates and ranks on the packaged student (20 minutes)
 	$(BIN)/python benchmarks/sweep.py $(ARGS)

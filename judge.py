@@ -70,8 +70,11 @@ def _request(system: str, user: str) -> dict:
     return {"messages": messages, "temperature": 0.0, "max_completion_tokens": 400}
 
 
-async def compare(client: Client, items: list[dict], tuned: Sequence[str], base: Sequence[str]) -> list[dict]:
+async def compare(client: Client, items: list[dict], tuned: Sequence[str], base: Sequence[str], name: str | None = None) -> list[dict]:
     """Judge every pair twice, with the answers swapped the second time.
+
+    Args:
+        name: how the judge is named in the records, so that a stand-in says that it is one; default the model's name.
 
     Returns:
         One record a prompt: `id, language, category, outcome, value` (mean of the two orders, 1 for tuned, 0 for base, .5 for a
@@ -83,8 +86,8 @@ async def compare(client: Client, items: list[dict], tuned: Sequence[str], base:
     records = []
     for i, item in enumerate(items):
         orders = [
-            {"tuned_is": name, "verdict": r.parsed.verdict if r.parsed else None, "error": r.error, "explanation": r.text}
-            for name, r in (("A", replies[i]), ("B", replies[i + len(items)]))
+            {"tuned_is": position, "verdict": r.parsed.verdict if r.parsed else None, "error": r.error, "explanation": r.text}
+            for position, r in (("A", replies[i]), ("B", replies[i + len(items)]))
         ]
         sides = [side(order["verdict"], order["tuned_is"]) for order in orders]
         records.append(
@@ -92,7 +95,7 @@ async def compare(client: Client, items: list[dict], tuned: Sequence[str], base:
                 **{key: item[key] for key in ("id", "language", "category", "kind") if key in item},
                 "outcome": str(outcome(*sides)),
                 "value": None if None in sides else sum(sides) / 2,
-                "judge": client.model,
+                "judge": name or client.model,
                 "orders": orders,
             }
         )
@@ -224,7 +227,15 @@ def outcome_figure(records: list[dict], title: str):
             share = sum(r["outcome"] == kind for r in members) / len(members)
             axes.barh(row, share, left=left, color=colours[kind], label=kind.value if row == 0 else None)
             if share > 0.04:
-                axes.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=8, color="white")
+                axes.text(
+                    left + share / 2,
+                    row,
+                    f"{share:.0%}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if kind is Outcome.TIE else "white",
+                )
             left += share
     axes.set(yticks=range(len(groups)), yticklabels=groups, xlim=(0, 1), xlabel="share of prompts", title=title)
     axes.invert_yaxis()

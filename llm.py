@@ -288,6 +288,8 @@ class Client:
         cost = ((prompt - cached) * rates[0] + cached * rates[1] + output * rates[2]) / 1e6
         entry = {
             "key": key,
+            "model": completion.model,
+            "system_fingerprint": completion.system_fingerprint,  # where a stand-in says that it is one
             "request": body,
             "reply": {
                 "content": choice.message.content or "",

@@ -127,7 +127,9 @@ def load_base(name: str, device: Device):
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar for three seconds of reading would stay in the notebook as a widget
     source = str(packaged_student()) if name == utils.PACKAGED_STUDENT else name
     token = None if Path(source).exists() else utils.secret("HF_TOKEN")
     try:
@@ -267,7 +269,7 @@ def encode_all(rows: list[dict], tokenizer, stop: Stop, max_length: int) -> tupl
     return encoded, too_long
 
 
-def mask_figure(example: dict, tokenizer, title: str, width: int = 92):
+def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
     """One encoded row as coloured tokens, from its ids and labels: grey is context, blue is what the model learns to say.
 
     Args:
@@ -285,11 +287,11 @@ def mask_figure(example: dict, tokenizer, title: str, width: int = 92):
             x, y = 0.0, y + 1
         placed.append((x, y, piece, size, label != IGNORED))
         x += size
-    figure, axes = plt.subplots(figsize=(8.5, 0.27 * (y + 1) + 0.45))
+    figure, axes = plt.subplots(figsize=(8.5, 0.3 * (y + 1) + 0.45))
     for x, line, piece, size, trained in placed:
         box = plt.Rectangle((x, line + 0.08), size - 0.15, 0.84, color="#3b7dd8" if trained else "#e3e6ea", lw=0)
         axes.add_patch(box)
-        axes.text(x + size / 2, line + 0.52, piece, ha="center", va="center", fontsize=7, color="white" if trained else "#444444")
+        axes.text(x + size / 2, line + 0.52, piece, ha="center", va="center", fontsize=8, color="white" if trained else "#444444")
     axes.set(xlim=(0, width), ylim=(y + 1, 0), title=title)
     axes.axis("off")
     figure.tight_layout()

@@ -284,6 +284,17 @@ def require(module: str, purpose: str, instead: str) -> None:
         )
 
 
+def track(chosen: Settings) -> None:
+    """Tell wandb, by its environment variables, where and how to log; offline and disabled runs need no account."""
+    os.environ |= {
+        "WANDB_MODE": chosen.tracking,
+        "WANDB_DIR": str(chosen.folder),
+        "WANDB_PROJECT": "instruction-tuning-from-scratch",
+        "WANDB_NAME": chosen.run,
+        "WANDB_SILENT": "true",
+    }
+
+
 # --- files ---------------------------------------------------------------------------------------------------------
 
 

@@ -33,11 +33,11 @@ def test_trl():
 
 
 def test_peft():
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 
     accepts(LoraConfig.__init__, "r", "lora_alpha", "lora_dropout", "target_modules", "task_type")
     accepts(get_peft_model, "model", "peft_config")
-    assert callable(PeftModel.disable_adapter) and callable(PeftModel.unload) and callable(PeftModel.get_base_model)
+    assert callable(PeftModel.disable_adapter) and callable(LoraModel.unload) and callable(PeftModel.get_base_model)
     assert isinstance(LoraConfig(r=4).to_dict(), dict)
 
 

@@ -58,7 +58,7 @@ def test_executed_notebooks_are_clean(smoke):
 def test_rows_say_who_made_them(smoke):
     rows = utils.read_jsonl(smoke[0] / "instruction.jsonl", ("teacher", "request", "demonstrations", "cost_usd"))
     assert all("stand-in" in row["teacher"] for row in rows)
-    assert all(record["judge"] == "rehearsal" for record in utils.read_jsonl(smoke[0] / "verdicts.jsonl", ("judge", "outcome", "orders")))
+    assert all("stand-in" in record["judge"] for record in utils.read_jsonl(smoke[0] / "verdicts.jsonl", ("judge", "outcome", "orders")))
 
 
 @pytest.mark.slow
