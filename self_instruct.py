@@ -198,14 +198,18 @@ def contamination(rows: list[dict], lexical: float, semantic: float) -> list[tup
     held += utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt"))
     asked, texts = [entry["prompt"] for entry in held], [prompts.user_message(row) for row in rows]
     found = []
-    close = similarity.nearest(similarity.embed(texts), similarity.embed(asked)) if rows else []
-    for row, text, match in zip(rows, texts, close, strict=True):
-        scores = [max(similarity.rouge_l(text, one), similarity.rouge_l(row["instruction"], one)) for one in asked]
-        best = max(range(len(scores)), key=scores.__getitem__)
-        if scores[best] > lexical:
-            found.append((row, held[best]["id"], similarity.Match(best, scores[best]), "ROUGE-L"))
-        elif match.score > semantic:
-            found.append((row, held[match.index]["id"], match, "embedding"))
+    copied = zip(
+        similarity.rouge_l_nearest(texts, asked),
+        similarity.rouge_l_nearest([row["instruction"] for row in rows], asked),
+        similarity.nearest(similarity.embed(texts), similarity.embed(asked)),
+        strict=True,
+    )
+    for row, (whole, alone, meant) in zip(rows, copied, strict=True):
+        worded = max(whole, alone, key=lambda match: match.score)
+        if worded.score > lexical:
+            found.append((row, held[worded.index]["id"], worded, "ROUGE-L"))
+        elif meant.score > semantic:
+            found.append((row, held[meant.index]["id"], meant, "embedding"))
     return found
 
 

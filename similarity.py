@@ -110,6 +110,18 @@ def rouge_l_duplicates(texts: list[str], threshold: float = 0.7, tokenizer: str 
     return _duplicates(RougeLIndex(threshold, tokenizer).add(texts))
 
 
+def rouge_l_nearest(texts: list[str], references: list[str], tokenizer: str = "unicode") -> list[Match]:
+    """For each text the reference with the highest ROUGE-L (the first of equals); `references` must not be empty."""
+    others = [tokenize(reference, tokenizer) for reference in references]
+    matches = []
+    for text in texts:
+        tokens = tokenize(text, tokenizer)
+        scores = [_f1(tokens, other) for other in others]
+        best = max(range(len(scores)), key=scores.__getitem__)
+        matches.append(Match(best, scores[best]))
+    return matches
+
+
 # --- embeddings ----------------------------------------------------------------------------------------------------
 
 

@@ -208,9 +208,13 @@ def test_damage_inside_the_journal_is_named(tmp_path):
         llm.Journal(path)
 
 
-def test_full_disk_while_journaling(endpoint):
-    with pytest.raises(utils.CourseError, match="No space left on the disk while writing /dev/full"):
-        run(client(endpoint, journal="/dev/full"), ask())
+def test_full_disk_while_journaling(endpoint, tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(llm.os, "fsync", full)
+    with pytest.raises(utils.CourseError, match=r"No space left on the disk while writing .*requests.jsonl"):
+        run(client(endpoint, journal=tmp_path / "requests.jsonl"), ask())
 
 
 KILLED = """

@@ -111,6 +111,13 @@ def test_a_score_equal_to_the_threshold_is_kept():
     assert similarity.rouge_l_duplicates(["a b c d", "a b x y"], threshold=0.5).kept == [0, 1]
 
 
+def test_nearest_equals_brute_force():
+    texts, references = sentences(20, seed=4), sentences(15, seed=5)
+    for text, match in zip(texts, similarity.rouge_l_nearest(texts, references), strict=True):
+        scores = [plain_rouge_l(text, reference, "unicode") for reference in references]
+        assert match.score == pytest.approx(max(scores)) and match.index == scores.index(max(scores))
+
+
 def test_unknown_tokenizer_is_named():
     with pytest.raises(utils.CourseError, match="'words' is unknown"):
         similarity.tokenize("text", "words")
