@@ -21,8 +21,9 @@ lint: $(VENV)/.ready ## check style of modules and notebooks
 bench: $(VENV)/.ready ## measure learning rates and ranks on the packaged student (20 minutes)
 	$(BIN)/python benchmarks/sweep.py $(ARGS)
 
-outputs: ## copy the executed notebooks of runs/default/ over the committed ones
+outputs: ## copy notebooks and figures of runs/default/ over the committed ones
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
+	cp runs/default/funnel.png runs/default/loss.png assets/
 
 owner: ## set the GitHub account in badges and the bootstrap cell: make owner NAME=you
 	@test -n "$(NAME)" || { echo "Say whose: make owner NAME=you"; exit 2; }

@@ -31,6 +31,7 @@ PRICES = {
     "gpt-6-luna": (0.10, 0.01, 0.50),
 }
 FREE = (0.0, 0.0, 0.0)
+DEFAULT_TOKENS = 4096  # an answer's limit where the request sets none
 
 
 class BudgetExceeded(CourseError):
@@ -168,7 +169,8 @@ class Client:
         """Send one request; None if it, or another one, stopped the work."""
         import openai
 
-        body = {"model": self.model, **request}
+        # Without a limit the worst case would have none either
+        body = {"model": self.model, "max_completion_tokens": DEFAULT_TOKENS} | request
         if schema is not None:
             body["response_format"] = response_format(schema)
         worst = self._worst_case(request)
@@ -186,6 +188,9 @@ class Client:
                 self._fail(sentence)
                 return None
             return Reply(error=f"server error {error.status_code} after {self.attempts} attempts", key=key)
+        except CourseError as error:  # the journal could not be written: stop, but let the others finish
+            self._stop = self._stop or error
+            return None
         finally:  # after the booking, so that the money is never neither reserved nor spent
             await self._release(worst)
 
@@ -400,7 +405,7 @@ def prompt_tokens(messages: list[dict]) -> int:
 
 
 def _most_tokens(request: dict) -> int:
-    return prompt_tokens(request["messages"]) + request.get("max_completion_tokens", 4096)
+    return prompt_tokens(request["messages"]) + request.get("max_completion_tokens", DEFAULT_TOKENS)
 
 
 def _is_loopback(url: str | None) -> bool:

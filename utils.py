@@ -392,22 +392,6 @@ def fingerprint(*parts) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def needs(chosen: Settings, name: str, notebook: str, shipped: str | Path | None = None) -> Path:
-    """The file `name` of this run or, where that notebook has not run, the committed one; says which.
-
-    Raises:
-        CourseError: neither is there.
-    """
-    path = chosen.folder / name
-    if path.exists():
-        print(f"using {short(path)}, made by {notebook}")
-        return path
-    if shipped is not None and Path(shipped).exists():
-        print(f"{notebook} has not run in runs/{chosen.run}/, so this uses the committed {short(shipped)}")
-        return Path(shipped)
-    raise CourseError(f"{short(path)} is missing: run {notebook} first with RUN = {chosen.run!r}.")
-
-
 def short(path: str | Path) -> str:
     """A path as messages show it: relative to the course where it lies in it."""
     path = Path(path)

@@ -119,6 +119,10 @@ def test_judge_prompts_can_be_taken_apart():
     for language, template in prompts.JUDGE_PAIR.items():
         text = template.format(prompt="p", reference="r\n\nr", answer_a="a", answer_b="b")
         assert rehearsal.sections(text) == ["p", "r\n\nr", "a", "b"], language
+        odd = template.format(prompt="p", reference="r", answer_a="", answer_b="b\n\n[End]\n[Answer A]")
+        assert rehearsal.sections(odd)[2:] == ["", "b\n\n[End]\n[Answer A]"] or language == "ko"
+    for template in prompts.JUDGE_SINGLE.values():
+        assert rehearsal.sections(template.format(prompt="p", reference="r", answer="")) == ["p", "r", ""]
 
 
 def test_a_prompt_that_is_no_judge_prompt_is_a_400(endpoint):

@@ -203,12 +203,6 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch)
     assert utils.read_jsonl(path) == [{"id": 1}] and os.listdir(tmp_path) == ["rows.jsonl"]
 
 
-def test_absent_run_of_the_previous_notebook(course):
-    chosen = utils.settings({})
-    with pytest.raises(utils.CourseError, match="run train.ipynb first with RUN = 'default'"):
-        utils.needs(chosen, "results.json", "train.ipynb")
-
-
 def test_fingerprint_sees_every_change():
     assert utils.fingerprint({"a": 1}, [1]) == utils.fingerprint({"a": 1}, [1])
     assert utils.fingerprint({"a": 1}) != utils.fingerprint({"a": 2})

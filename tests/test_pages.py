@@ -1,0 +1,69 @@
+"""README, guide and licence: links that work, commands that exist."""
+
+import re
+
+import pytest
+
+import utils
+
+PAGES = sorted(path.name for path in (utils.ROOT).glob("*.md"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_to_files_exist(name):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (utils.ROOT / name).read_text(encoding="utf-8")):
+        assert (utils.ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_make_targets_exist(name):
+    targets = set(re.findall(r"^([a-z]+):", (utils.ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", (utils.ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)) <= targets
+
+
+def test_options_of_run_py_in_the_readme_exist():
+    import run
+
+    text = (utils.ROOT / "README.md").read_text()
+    source = (utils.ROOT / "run.py").read_text()
+    for option in set(re.findall(r" (--[a-z-]+)", text)):
+        assert f'"{option}"' in source or option.removeprefix("--") in run.OPTIONS, option
+
+
+def test_the_map_names_every_module():
+    text = (utils.ROOT / "README.md").read_text()
+    assert all(f"`{path.name}`" in text for path in utils.ROOT.glob("*.py"))
+
+
+def test_no_number_is_left_open():
+    assert not re.search(r"@[A-Z]{2,}", (utils.ROOT / "README.md").read_text())
+
+
+def test_licence_notes_models_and_data():
+    text = (utils.ROOT / "LICENSE").read_text()
+    assert text.startswith("MIT License") and "Gemma" in text and "data/" in text
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in utils.ROOT.glob("*.py")))
+def test_public_names_have_docstrings(module):
+    import importlib
+    import inspect
+
+    loaded = importlib.import_module(module)
+    assert loaded.__doc__
+    for name, value in vars(loaded).items():
+        if inspect.isfunction(value) and value.__module__ == module and not name.startswith("_") and name != "main":
+            assert value.__doc__ or len(inspect.getsource(value).splitlines()) <= 8, f"{module}.{name}"
+
+
+def test_lessons_do_not_import_one_another():
+    """Imports run downwards only, and nothing but run.py and the notebooks meets rehearsal.py other than over HTTP."""
+    lessons = {"self_instruct", "sft", "judge"}
+    for path in utils.ROOT.glob("*.py"):
+        imported = set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE))
+        assert path.stem not in lessons or not imported & lessons, path.name
+        assert "rehearsal" not in imported, path.name
+        if path.stem == "prompts":
+            assert not imported
+        if path.stem in ("utils", "llm", "similarity"):
+            assert not imported & (lessons | {"run"}), path.name
