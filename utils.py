@@ -388,7 +388,8 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 
 def fingerprint(*parts) -> str:
     """A short stable hash of anything JSON can hold: the same inputs, the same work, so that it may be reused."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
+    stable = lambda value: sorted(value) if isinstance(value, set | frozenset) else str(value)  # noqa: E731 (sets have no order)
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=stable)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

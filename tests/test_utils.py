@@ -209,6 +209,18 @@ def test_fingerprint_sees_every_change():
     assert utils.fingerprint("한") != utils.fingerprint("글")
 
 
+def test_fingerprint_of_a_set_is_the_same_in_every_process():
+    """PEFT keeps target modules in a set, whose order changes with every process: trained work would never be found again."""
+    code = "import utils; print(utils.fingerprint({'modules': {'q_proj', 'k_proj', 'v_proj', 'o_proj', 'up_proj'}}))"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed}
+        )
+        for seed in "123"
+    ]
+    assert len({run.stdout for run in runs}) == 1 and runs[0].stdout.strip()
+
+
 def test_course_error_is_shown_as_one_sentence():
     """IPython asks the exception for its traceback."""
     assert utils.CourseError("No key: set one.")._render_traceback_() == ["Stopped: No key: set one."]
