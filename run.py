@@ -149,7 +149,7 @@ def memory_watch():
         peak, done = [0.0], threading.Event()
 
         def sample():
-            while not done.wait(0.5):
+            while not done.wait(2):
                 total = 0
                 for child in psutil.Process().children(recursive=True):
                     with contextlib.suppress(psutil.Error):
