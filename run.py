@@ -10,8 +10,11 @@ Without options nothing is ever paid for, even where OPENAI_API_KEY is set: a pa
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -70,7 +73,7 @@ def execute(name: str, folder) -> float:
         CourseError: a cell failed; names notebook and cell. What was executed so far is saved.
     """
     import nbformat
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     notebook = nbformat.read(utils.ROOT / f"{name}.ipynb", as_version=4)
     for cell in notebook.cells:
@@ -86,11 +89,19 @@ def execute(name: str, folder) -> float:
     )
     started = time.time()
     print(f"=== {name}.ipynb, {len(notebook.cells)} cells", flush=True)
-    with memory_watch() as peak:
+    folder.mkdir(parents=True, exist_ok=True)
+    with memory_watch() as peak, (folder / "kernel.log").open("w") as log:  # what the kernel itself says on its way out
         try:
-            client.execute()
+            client.execute(stderr=log)
         except CellExecutionError as error:
             raise utils.CourseError(failure(name, client.current, error, folder)) from None
+        except (DeadKernelError, asyncio.CancelledError):  # nbclient reports a cancelled cell as a dead kernel
+            if client.interrupted:
+                raise KeyboardInterrupt from None
+            raise utils.CourseError(
+                f"{name}.ipynb, cell {client.current[0] + 1}: the kernel died, most likely for lack of memory: close other programs and "
+                "run the same command again; finished work is reused."
+            ) from None
         finally:
             write(notebook, name, folder)
     print(f"=== {name}.ipynb done in {time.time() - started:.0f} s, peak memory {peak[0]:.1f} GB\n", flush=True)
@@ -104,9 +115,18 @@ def live_client():
     class LiveClient(NotebookClient):
         def __init__(self, notebook, title: str, **options):
             super().__init__(notebook, **options)
-            self.title, self.current = title, (0, "")
+            self.title, self.current, self.interrupted = title, (0, ""), False
 
         async def async_execute_cell(self, cell, cell_index, **options):
+            task = asyncio.current_task()
+
+            def interrupt():
+                self.interrupted = True
+                task.cancel()
+
+            # nbclient's own handler shuts the kernel down behind the running cell and ends in its assertion errors
+            with contextlib.suppress(NotImplementedError):  # Windows
+                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
             if cell.cell_type == "code":
                 lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith(("#", "import", "from"))]
                 self.current = (cell_index, lines[0] if lines else "")
@@ -140,8 +160,6 @@ def failure(name: str, current: tuple[int, str], error, folder) -> str:
 
 def memory_watch():
     """A context that samples this process's children and yields a list whose only item is their peak memory in GB."""
-    import contextlib
-
     import psutil
 
     @contextlib.contextmanager

@@ -117,16 +117,38 @@ def test_default_never_pays_even_with_a_key(monkeypatch, capsys):
         os.environ.update(before)
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(name, folder):
-        raise KeyboardInterrupt
+def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on():
+    """A real SIGINT in the middle of a cell: one sentence, no traceback, no orphaned kernel, the pages so far on disk."""
+    import shutil
+    import signal
+    import time
 
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-    monkeypatch.setattr(run, "execute", interrupted)
-    before = dict(os.environ)
+    import psutil
+
+    name = f"test-interrupt-{os.getpid()}"
+    command = [sys.executable, "-u", "run.py", "--profile", "smoke", "--run", name, "--tracking", "disabled"]
+    process = subprocess.Popen(command, cwd=utils.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert run.main() == 130
-        assert "the same command goes on from there" in capsys.readouterr().err
+        for line in process.stdout:
+            if line.startswith("[preprocess.ipynb 5/"):
+                break
+        time.sleep(0.5)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in errors, errors
+        assert errors.strip().endswith("the same command goes on from there.")
+        assert children and not psutil.wait_procs(children, timeout=10)[1]
+        assert (utils.ROOT / "runs" / name / "preprocess.html").exists()
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        process.kill()
+        shutil.rmtree(utils.ROOT / "runs" / name, ignore_errors=True)
+
+
+def test_dead_kernel_is_one_sentence(tmp_path, monkeypatch):
+    """The usual cause is the kernel's memory; the reader should not have to know what a DeadKernelError is."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os\nos._exit(1)")])
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    with pytest.raises(utils.CourseError, match=r"broken.ipynb, cell 1: the kernel died, most likely for lack of memory"):
+        run.execute("broken", tmp_path / "out")
