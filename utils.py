@@ -93,7 +93,7 @@ class Settings:
     judge: str
     base_url: str | None  # an OpenAI-compatible endpoint; None is OpenAI itself
     base_model: str  # hub id, local folder, or "gemma-3-270m" (packaged)
-    budget_usd: float  # per notebook, hard
+    budget_usd: float  # for everything in the run's journal, hard
     train_on: str  # "run", "shipped" or "both"
     tracking: str  # "online", "offline" or "disabled"
     prices: tuple[float, float, float] | None = None  # dollars per million tokens, where llm.PRICES does not know the model
@@ -142,9 +142,7 @@ class Settings:
             "judge": self.label("judge"),
             "endpoint": " and ".join(sorted({_host(self.connection(model)["base_url"]) for model in speakers})),
             "base model": self.base_model + (" (pretrained, from PyPI)" if self.packaged else ""),
-            "budget": f"${self.budget_usd:.2f} a notebook, hard"
-            if {self.teacher, self.judge} != {REHEARSAL}
-            else "$0, nothing is paid for",
+            "budget": f"${self.budget_usd:.2f} for this run, hard" if speakers != {REHEARSAL} else "$0, nothing is paid for",
             "tracking": f"wandb {self.tracking}",
         }
         return "\n".join(f"{name:<11} {value}" for name, value in rows.items())

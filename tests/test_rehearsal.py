@@ -120,7 +120,7 @@ def test_judge_prompts_can_be_taken_apart():
         text = template.format(prompt="p", reference="r\n\nr", answer_a="a", answer_b="b")
         assert rehearsal.sections(text) == ["p", "r\n\nr", "a", "b"], language
         odd = template.format(prompt="p", reference="r", answer_a="", answer_b="b\n\n[End]\n[Answer A]")
-        assert rehearsal.sections(odd)[2:] == ["", "b\n\n[End]\n[Answer A]"] or language == "ko"
+        assert rehearsal.sections(odd)[2:] == ["", "b\n\n[End]\n[Answer A]"]
     for template in prompts.JUDGE_SINGLE.values():
         assert rehearsal.sections(template.format(prompt="p", reference="r", answer="")) == ["p", "r", ""]
 
