@@ -1,128 +1,33 @@
-"""How alike are two texts? ROUGE-L over words, characters or the reference tokens; multilingual E5 embeddings; near-duplicates.
+"""How alike are two texts? ROUGE-L (from `rouge.py`), multilingual E5 embeddings, and the near-duplicates of both.
 
-What it does: the scores and the two greedy near-duplicate filters of Self-Instruct (arXiv 2212.10560). What it does not do: decide
-a threshold, which the notebook does with the reader. Importing it imports neither torch nor an embedding model.
+What it does: the scores and the two greedy near-duplicate filters of a data set. What it does not do: decide a threshold, which
+the notebook does with the reader. Importing it imports neither torch nor an embedding model.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 import utils
+from rouge import Duplicates, Match, RougeLIndex, duplicates, rouge_l, rouge_l_duplicates, rouge_l_nearest, tokenize
+
+__all__ = [
+    "Duplicates",
+    "Match",
+    "RougeLIndex",
+    "embed",
+    "embedding_duplicates",
+    "embedding_model",
+    "nearest",
+    "rouge_l",
+    "rouge_l_duplicates",
+    "rouge_l_nearest",
+    "tokenize",
+]
 
 EMBEDDING_MODEL = "intfloat/multilingual-e5-small"
-
-
-@dataclass(frozen=True)
-class Match:
-    """The kept neighbour that makes a text a duplicate: its position in the input, and how similar it is, in [0, 1]."""
-
-    index: int
-    score: float
-
-
-@dataclass
-class Duplicates:
-    """Result of a near-duplicate filter over `n` texts: every position is in exactly one of the two."""
-
-    kept: list[int] = field(default_factory=list)
-    removed: dict[int, Match] = field(default_factory=dict)
-
-
-# --- ROUGE-L -------------------------------------------------------------------------------------------------------
-
-
-def tokenize(text: str, tokenizer: str = "unicode") -> list[str]:
-    """Split a text into the units that ROUGE-L compares.
-
-    Args:
-        tokenizer: "unicode": words of any script (NFKC, casefolded); "char": their characters, for Korean, where one particle
-            changes a word; "rouge_score": what the rouge-score package does without stemming, that is, ASCII only: Hangul
-            vanishes, so that two identical Korean sentences score 0. Kept to show that and to compare with published figures.
-    """
-    if tokenizer == "rouge_score":
-        return re.findall(r"[a-z0-9]+", text.lower())
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    if tokenizer == "unicode":
-        return words
-    if tokenizer == "char":
-        return list("".join(words))
-    raise utils.CourseError(f"The tokenizer {tokenizer!r} is unknown; choose 'unicode', 'char' or 'rouge_score'.")
-
-
-def rouge_l(a: str, b: str, tokenizer: str = "unicode") -> float:
-    """ROUGE-L F1 in [0, 1]: 2 LCS / (m + n) over tokens, 0 if either text has none.
-
-    That is the normalised Indel similarity of two token sequences, which rapidfuzz computes bit-parallel. With
-    `tokenizer="rouge_score"` it equals `rouge_score.rouge_scorer` without stemming.
-    """
-    return _f1(tokenize(a, tokenizer), tokenize(b, tokenizer))
-
-
-def _f1(a: list[str], b: list[str], cutoff: float = 0.0) -> float:
-    from rapidfuzz.distance import Indel
-
-    return Indel.normalized_similarity(a, b, score_cutoff=cutoff) if a and b else 0.0
-
-
-class RougeLIndex:
-    """The greedy filter of Self-Instruct, one batch after another: a text joins unless a kept one scores above `threshold`."""
-
-    def __init__(self, threshold: float = 0.7, tokenizer: str = "unicode") -> None:
-        self.threshold = threshold
-        self.tokenizer = tokenizer
-        self._kept: list[tuple[int, list[str]]] = []
-        self._seen = 0
-
-    def add(self, texts: list[str]) -> list[Match | None]:
-        """For each text its most similar kept neighbour if that scores above the threshold, else None: it is kept.
-
-        Positions count all texts ever added. Order matters: the first of two duplicates survives.
-        """
-        matches = []
-        for text in texts:
-            tokens = tokenize(text, self.tokenizer)
-            match = self._nearest(tokens)
-            if match is None:
-                self._kept.append((self._seen, tokens))
-            self._seen += 1
-            matches.append(match)
-        return matches
-
-    def _nearest(self, tokens: list[str]) -> Match | None:
-        best = Match(-1, self.threshold)
-        for index, other in self._kept:
-            # 2 min(m, n) / (m + n) bounds the score, so most pairs need no comparison
-            if 2 * min(len(tokens), len(other)) > best.score * (len(tokens) + len(other)):
-                score = _f1(tokens, other, cutoff=best.score)
-                if score > best.score:
-                    best = Match(index, score)
-        return best if best.index >= 0 else None
-
-
-def rouge_l_duplicates(texts: list[str], threshold: float = 0.7, tokenizer: str = "unicode") -> Duplicates:
-    """Greedy near-duplicate filter, first come, first kept; exact; a text is removed if a kept one scores > `threshold`."""
-    return _duplicates(RougeLIndex(threshold, tokenizer).add(texts))
-
-
-def rouge_l_nearest(texts: list[str], references: list[str], tokenizer: str = "unicode") -> list[Match]:
-    """For each text the reference with the highest ROUGE-L (the first of equals); `references` must not be empty."""
-    others = [tokenize(reference, tokenizer) for reference in references]
-    matches = []
-    for text in texts:
-        tokens = tokenize(text, tokenizer)
-        scores = [_f1(tokens, other) for other in others]
-        best = max(range(len(scores)), key=scores.__getitem__)
-        matches.append(Match(best, scores[best]))
-    return matches
-
-
-# --- embeddings ----------------------------------------------------------------------------------------------------
 
 
 def embed(texts: list[str], model: str = "auto") -> np.ndarray:
@@ -176,39 +81,39 @@ def _sentence_transformer(model: str):
 def embedding_duplicates(vectors: np.ndarray, threshold: float) -> Duplicates:
     """Greedy near-duplicate filter over unit vectors: a row is removed if its cosine to a kept earlier row is > `threshold`.
 
-    The first row of each near-duplicate group survives (a filter that flags both members of a mutual pair keeps none).
+    The first row of each near-duplicate group survives (a filter that flags both members of a mutual pair keeps none). Every pair
+    is compared, a block of rows with a tile of the kept ones at a time, so that memory stays small and matrix products fast.
 
     Args:
         vectors: (n, d) float32, rows of length 1.
         threshold: in [-1, 1]; calibrate it, because unrelated E5 vectors already score 0.7 to 0.9.
     """
-    result = Duplicates()
-    for i, row in enumerate(vectors):
-        match = None
-        if result.kept:
-            scores = vectors[result.kept] @ row
-            best = int(scores.argmax())
-            if scores[best] > threshold:
-                match = Match(result.kept[best], float(scores[best]))
-        _book(result, i, match)
-    return result
+    block, tile = 1024, 4096
+    kept, positions, count = np.empty_like(vectors), np.zeros(len(vectors), np.int64), 0
+    matches: list[Match | None] = []
+    for start in range(0, len(vectors), block):
+        rows = vectors[start : start + block]
+        best, where = np.full(len(rows), -np.inf, np.float32), np.zeros(len(rows), np.int64)
+        for left in range(0, count, tile):  # against those kept from earlier blocks
+            scores = rows @ kept[left : min(left + tile, count)].T
+            better = np.flatnonzero(scores.max(axis=1) > np.maximum(best, threshold))
+            where[better] = scores[better].argmax(axis=1) + left
+            best[better] = scores[better, where[better] - left]
+        within = np.tril(rows @ rows.T, -1)
+        survives, index = best <= threshold, positions[where]
+        for i in np.flatnonzero((within > np.maximum(best, threshold)[:, None]).any(axis=1)):  # and those kept in this block
+            scores = np.where(survives, within[i], -np.inf)
+            j = int(scores.argmax())
+            if scores[j] > max(best[i], threshold):
+                best[i], index[i], survives[i] = scores[j], start + j, False
+        matches += [None if alive else Match(int(i), float(score)) for alive, i, score in zip(survives, index, best, strict=True)]
+        new = np.flatnonzero(survives)
+        kept[count : count + len(new)], positions[count : count + len(new)] = rows[new], start + new
+        count += len(new)
+    return duplicates(matches)
 
 
 def nearest(vectors: np.ndarray, references: np.ndarray) -> list[Match]:
     """For each row of `vectors` (n, d) the most similar row of `references` (m, d)."""
     scores = vectors @ references.T
     return [Match(int(j), float(row[j])) for row, j in zip(scores, scores.argmax(axis=1), strict=True)]
-
-
-def _duplicates(matches: list[Match | None]) -> Duplicates:
-    result = Duplicates()
-    for i, match in enumerate(matches):
-        _book(result, i, match)
-    return result
-
-
-def _book(result: Duplicates, i: int, match: Match | None) -> None:
-    if match is None:
-        result.kept.append(i)
-    else:
-        result.removed[i] = match

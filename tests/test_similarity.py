@@ -99,11 +99,75 @@ def test_duplicates_equal_brute_force(tokenizer):
         assert plain_rouge_l(texts[i], texts[match.index], tokenizer) == pytest.approx(match.score)
 
 
-def test_index_in_batches_equals_all_at_once():
-    texts = sentences(80, seed=3)
+@pytest.mark.parametrize("tokenizer", ["unicode", "char", "rouge_score"])
+def test_pruning_loses_no_duplicate_of_real_rows(tokenizer):
+    """Signatures and rare tokens must only save work: the course's own rows in two languages, and edited copies of them."""
+    from rapidfuzz.distance import LCSseq
+
+    rng = random.Random(7)
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl") + utils.read_jsonl(utils.DATA / "seed_tasks.jsonl")
+    texts = [row["instruction"] for row in rows]
+    for text in rng.sample(texts, 150):
+        words = text.split()
+        for _ in range(rng.randint(0, 3)):
+            words[rng.randrange(len(words))] = rng.choice(words)
+        texts.append(" ".join(words))
+    rng.shuffle(texts)
+    tokens = [similarity.tokenize(text, tokenizer) for text in texts]
+    kept, removed = [], {}
+    for i, a in enumerate(tokens):
+        scores = {}
+        for j in kept:
+            if lcs := LCSseq.similarity(a, tokens[j]):
+                precision, recall = lcs / len(tokens[j]), lcs / len(a)
+                fraction = 2 * lcs / (len(a) + len(tokens[j]))
+                scores[j] = 2 * precision * recall / (precision + recall) if tokenizer == "rouge_score" else fraction
+        best = max(scores, key=scores.get, default=None)
+        if best is not None and scores[best] > 0.7:
+            removed[i] = similarity.Match(best, scores[best])
+        else:
+            kept.append(i)
+    result = similarity.rouge_l_duplicates(texts, 0.7, tokenizer)
+    assert result.kept == kept and result.removed == removed and len(removed) > 50
+
+
+def test_decisions_equal_the_rouge_score_package_at_the_threshold():
+    """7 of 8 and 12 words: 0.7 on paper, 0.7000000000000001 in the package; its decision is ours with its tokenizer."""
+    from rouge_score import rouge_scorer
+
+    a, b = "a b c d e f g x", "a b c d e f g h i j k l"
+    reference = rouge_scorer.RougeScorer(["rougeL"]).score(a, b)["rougeL"].fmeasure
+    assert similarity.rouge_l(a, b, "rouge_score") == reference > 0.7 == similarity.rouge_l(a, b)
+    assert similarity.rouge_l_duplicates([a, b], 0.7, "rouge_score").kept == [0]
+    assert similarity.rouge_l_duplicates([a, b], 0.7).kept == [0, 1]
+
+
+@pytest.mark.parametrize("size", [1, 7, 20, 65, 100])
+def test_index_in_batches_equals_all_at_once(size):
+    texts = sentences(400, seed=3)
     index = similarity.RougeLIndex()
-    matches = [match for start in range(0, 80, 7) for match in index.add(texts[start : start + 7])]
+    matches = [match for start in range(0, 400, size) for match in index.add(texts[start : start + size])]
     assert {i: match for i, match in enumerate(matches) if match} == similarity.rouge_l_duplicates(texts).removed
+
+
+def test_one_template_a_thousand_times_keeps_one():
+    texts = [f"Write a short and funny story about number {i} for my son" for i in range(1000)]
+    result = similarity.rouge_l_duplicates(texts)
+    assert result.kept == [0] and set(result.removed.values()) == {similarity.Match(0, 11 / 12)}
+
+
+def test_most_similar_equals_sorting_all_scores():
+    texts = sentences(120, seed=6)
+    index = similarity.RougeLIndex()
+    kept = [i for i, match in enumerate(index.add(texts)) if match is None]
+    query = texts[5] + " 전세"
+    scores = sorted(((similarity.rouge_l(query, texts[i]), -i) for i in kept), reverse=True)[:10]
+    assert [(match.score, -match.index) for match in index.most_similar([query])[0]] == scores
+
+
+def test_threshold_outside_the_scale_is_named():
+    with pytest.raises(utils.CourseError, match="threshold is 70"):
+        similarity.rouge_l_duplicates(["a"], 70)
 
 
 def test_a_score_equal_to_the_threshold_is_kept():
@@ -184,17 +248,25 @@ def test_first_row_of_each_group_survives():
     assert {i: match.index for i, match in result.removed.items()} == {1: 0, 3: 0, 4: 2}
 
 
-def test_embedding_duplicates_equal_brute_force():
-    vectors = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+@pytest.mark.parametrize(("count", "width", "threshold"), [(80, 4, 0.8), (3000, 8, 0.9)])
+def test_embedding_duplicates_equal_brute_force(count, width, threshold):
+    vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    kept: list[int] = []
-    for i in range(80):
-        if not kept or max(float(vectors[i] @ vectors[j]) for j in kept) <= 0.8:
+    scores = vectors @ vectors.T
+    kept, removed = [], {}
+    for i in range(count):
+        best = max(kept, key=lambda j: scores[i, j], default=None)
+        if best is not None and scores[i, best] > threshold:
+            removed[i] = scores[i, best]
+        else:
             kept.append(i)
-    assert similarity.embedding_duplicates(vectors, 0.8).kept == kept and len(kept) < 80
+    result = similarity.embedding_duplicates(vectors, threshold)
+    assert result.kept == kept and result.removed.keys() == removed.keys() and removed
+    for i, match in result.removed.items():
+        assert match.index in kept and match.score == pytest.approx(removed[i], abs=1e-6)
 
 
-@pytest.mark.parametrize("module", ["similarity", "llm", "utils", "prompts", "self_instruct", "judge", "sft", "rehearsal"])
+@pytest.mark.parametrize("module", ["similarity", "rouge", "llm", "utils", "prompts", "self_instruct", "judge", "sft", "rehearsal"])
 def test_importing_a_module_does_not_import_torch(module):
     """train.ipynb must not wait for a crawler, preprocess.ipynb not for torch."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'openai' in sys.modules)"
