@@ -1,66 +1,53 @@
 """One client for every chat model in this course: OpenAI, any OpenAI-compatible server, or the rehearsal endpoint.
 
-What it does: send many requests at once, retry what is worth retrying, keep a hard budget in dollars, and write every answered
-request to an append-only journal, so that nothing is paid for twice, whatever happens to the process. What it does not do: know
-anything about prompts or data. Importing it imports neither openai nor torch.
+What it does: send many requests at once, keep a hard budget in dollars, and write every answered request to an append-only journal, so
+that nothing is paid for twice, whatever happens to the process. What it does not do: know anything about prompts or data. Importing it
+imports neither openai nor torch.
+
+Each idea has a module of its own: retries and errors (endpoint.py), rate limits (limits.py), the journal's file (journal.py), money
+(budget.py, models.py), batches at half the price (batches.py), requests and replies as data (replies.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
-import math
-import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import models
+import replies
 import utils
+from batches import Batches
+from budget import Budget, BudgetExceeded
+from endpoint import Endpoint, Unreadable, is_loopback, may_be_billed
+from journal import Journal
+from limits import Limits
+from models import PRICES, retirement
+from replies import DEFAULT_TOKENS, Reply, Usage, prompt_tokens, response_format
 from utils import CourseError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-# Dollars per million tokens: input, cached input, output. OpenAI's price page as of 2026-11; change them when it changes.
-PRICES = {
-    "gpt-4o": (2.50, 1.25, 10.00),
-    "gpt-4o-mini": (0.15, 0.075, 0.60),
-    "gpt-6-luna": (0.10, 0.01, 0.50),
-}
-FREE = (0.0, 0.0, 0.0)
-DEFAULT_TOKENS = 4096  # an answer's limit where the request sets none
-
-
-class BudgetExceeded(CourseError):
-    """The next request could have gone over the budget, so it was not sent."""
-
-
-@dataclass
-class Reply:
-    """The answer to one request, in the order asked."""
-
-    text: str = ""
-    parsed: BaseModel | None = None  # an instance of the schema; None without a schema or with an error
-    error: str | None = None  # why there is no usable answer: refusal, truncation, schema mismatch, server failure
-    finish_reason: str | None = None
-    usage: dict = field(default_factory=dict)
-    cost_usd: float = 0.0
-    cached: bool = False  # came from the journal and cost nothing now
-    key: str = ""  # content hash of the request; its name in the journal
-
-
-@dataclass
-class Usage:
-    """What this client has asked and paid since it was made. Journal hits are counted in `cached` only."""
-
-    requests: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
+__all__ = [
+    "DEFAULT_TOKENS",
+    "PRICES",
+    "BudgetExceeded",
+    "Client",
+    "Journal",
+    "Reply",
+    "Usage",
+    "prompt_tokens",
+    "response_format",
+    "retirement",
+]
 
 
 class Client:
@@ -72,10 +59,12 @@ class Client:
         api_key: defaults to the secret OPENAI_API_KEY; local servers take any.
         journal: path of the append-only JSON Lines journal; None keeps nothing.
         budget_usd: hard limit over everything in the journal, this session and earlier ones; None for no limit.
-        requests_per_minute, tokens_per_minute: limits to stay under, None for none.
+        requests_per_minute, tokens_per_minute: limits to stay under, where they are lower than those the server announces.
         max_concurrency: requests in flight at once.
         prices: (input, cached input, output) in dollars per million tokens, for models that `PRICES` does not know.
-        attempts: tries per request for errors that may pass (429, 5xx, lost connections).
+        attempts: tries per request for errors that may pass (429, 5xx, lost connections, unreadable answers).
+        timeout: seconds without a byte from the server after which an answer counts as lost.
+        parameters: sent with every request, such as `{"reasoning_effort": "low"}`; a value of None leaves that parameter out.
 
     Raises:
         CourseError: no key, a budget but no known price, a malformed journal.
@@ -93,32 +82,36 @@ class Client:
         max_concurrency: int = 8,
         prices: tuple[float, float, float] | None = None,
         attempts: int = 5,
+        timeout: float = 300.0,
+        parameters: dict | None = None,
     ) -> None:
-        self.model, self.base_url, self.max_concurrency, self.attempts = model, base_url, max_concurrency, attempts
-        local = _is_loopback(base_url)
-        self._api_key = api_key or utils.secret("OPENAI_API_KEY") or ("local" if local else None)
-        if not self._api_key:
+        self.model, self.base_url, self.max_concurrency, self.parameters = model, base_url, max_concurrency, parameters
+        local = is_loopback(base_url)
+        api_key = api_key or utils.secret("OPENAI_API_KEY") or ("local" if local else None)
+        if not api_key:
             raise CourseError(f"{model} needs an API key: set OPENAI_API_KEY in the environment, in Colab's key panel or in .env.")
-        self.prices = prices or (FREE if local else PRICES.get(model))
+        self.prices = prices or (models.FREE if local else PRICES.get(model))
         if self.prices is None and budget_usd is not None:
             raise CourseError(
                 f"The price of {model} is unknown, so its budget cannot be kept: set PRICES to 'input, cached, output' in dollars "
-                "per million tokens, or add it to PRICES in llm.py."
+                "per million tokens, or add it to PRICES in models.py."
             )
-        self.budget_usd, self.usage = budget_usd, Usage()
-        self._limits = (requests_per_minute, tokens_per_minute)
+        self.limits = Limits(requests_per_minute, tokens_per_minute)
+        self._endpoint = Endpoint(model, base_url, api_key, self.limits, attempts, timeout)
         self._journal = Journal(journal) if journal else None
-        self._spent = sum(entry["cost_usd"] for entry in self._journal.entries.values()) if self._journal else 0.0
-        self._reserved = 0.0
+        self._batches = Batches(self._journal.path.with_suffix(".batches.jsonl")) if journal else None
+        spent = sum(entry["cost_usd"] for entry in self._journal.entries.values()) if self._journal else 0.0
+        self._budget = Budget(budget_usd, spent, lambda: self._batches.held_usd if self._batches else 0.0)
+        self.usage = Usage()
 
     @property
     def spent_usd(self) -> float:
         """Dollars paid for everything in the journal, this session included."""
-        return self._spent
+        return self._budget.spent_usd
 
-    def estimate(self, requests: list[dict], schema: type[BaseModel] | None = None) -> float:
+    def estimate(self, requests: list[dict], schema: type[BaseModel] | None = None, batch: bool = False) -> float:
         """Worst-case dollars for `requests` that are not in the journal yet: every answer as long as it may be."""
-        return sum(self._worst_case(r) for r in requests if self._lookup(self._key(r, schema)) is None)
+        return sum(self._worst_case(body, batch) for body in self._unanswered(requests, schema).values())
 
     async def complete(self, requests: list[dict], schema: type[BaseModel] | None = None) -> list[Reply]:
         """Answer all requests, in the order asked.
@@ -133,186 +126,138 @@ class Client:
             CourseError: a wrong key, no such model, no quota left, an unreachable endpoint.
         In both cases the requests under way are finished and kept in the journal first: run again to go on.
         """
-        from openai import AsyncOpenAI
-
-        per_minute = self._limits[1] or math.inf
-        if (most := max(map(_most_tokens, requests), default=0)) > per_minute:
+        bodies = self._unanswered(requests, schema)
+        waiting = self._batches.waiting() if self._batches else {}
+        if both := [key for key in bodies if key in waiting]:
             raise CourseError(
-                f"A request may need {most:,} tokens, over the limit of {per_minute:,.0f} a minute: shorten the prompt or "
-                "max_completion_tokens, or raise tokens_per_minute."
+                f"{len(both)} of these requests wait in {waiting[both[0]]} and would be paid for twice: collect it with complete_batch "
+                "(cancel it at the server first, if you do not want to wait)."
             )
-        self._stop: CourseError | None = None
-        self._changed = asyncio.Condition()
-        slots = asyncio.Semaphore(self.max_concurrency)
-        unique = {self._key(request, schema): request for request in requests}
-        # Our own retries, because the SDK also retries an exhausted quota
-        async with AsyncOpenAI(base_url=self.base_url, api_key=self._api_key, max_retries=0, timeout=300) as sdk:
-            with utils.progress(len(unique), self.model) as bar:
+        self.limits.refuse_oversize(max((sum(replies.most_tokens(body)) for body in bodies.values()), default=0))
+        if not bodies:
+            return self._in_order(requests, schema, {})
+        work, slots, answers = _Work(), asyncio.Semaphore(self.max_concurrency), {}
+        async with self._endpoint.open() as sdk:
+            with utils.progress(len(bodies), self.model) as bar:
 
-                async def one(key: str, request: dict) -> Reply | None:
-                    async with slots:
-                        reply = self._from_journal(key, schema)
-                        if reply is None and self._stop is None:
-                            reply = await self._ask(sdk, key, request, schema)
-                        bar.update()
-                        return reply
+                async def one(key: str, body: dict) -> None:
+                    try:
+                        async with slots:
+                            reply = await self._ask(sdk, key, body, schema, work)
+                        if self._journal:  # no slot is held for that: the next request may go
+                            await self._journal.synced()
+                        answers[key] = reply
+                    except Exception as error:
+                        work.halt(error)
+                    bar.update()
 
-                replies = await asyncio.gather(*(one(key, request) for key, request in unique.items()))
-        if self._stop is not None:
-            raise self._stop
-        answered = dict(zip(unique, replies, strict=True))
-        return [answered[self._key(request, schema)] for request in requests]
+                work.tasks = [asyncio.create_task(one(key, body)) for key, body in bodies.items()]
+                await asyncio.gather(*work.tasks, return_exceptions=True)
+        if work.stop is not None:
+            raise self._stopped(work.stop)
+        return self._in_order(requests, schema, answers)
+
+    async def complete_batch(self, requests: list[dict], schema: type[BaseModel] | None = None, poll_seconds: float = 30) -> list[Reply]:
+        """Answer all requests at half the price, within 24 hours, by OpenAI's Batch API; the arguments are those of `complete`.
+
+        The journal is the same, so that neither asks what the other has answered. Killed at any moment, the same call goes on with
+        the same batches. A request that expired, was cancelled or failed has a reply with an error: another call asks it again.
+
+        Args:
+            poll_seconds: time between two looks at a batch.
+
+        Raises:
+            BudgetExceeded: all of it, at worst, is over the budget; nothing was submitted.
+            CourseError: no journal, or the server refuses a batch; what the other batches answered is kept.
+        """
+        import openai
+
+        if self._batches is None:
+            raise CourseError("complete_batch needs a journal, or a restart would submit and pay again: give Client(journal=...).")
+        bodies = self._unanswered(requests, schema)
+        if not bodies:
+            return self._in_order(requests, schema, {})
+        worst = {key: self._worst_case(body, batch=True) for key, body in bodies.items()}
+        answers: dict[str, Reply] = {}
+
+        async def answered(key: str, body: dict, completion: dict, batch: str) -> str | None:
+            if self._entry(key) is not None:  # it was kept before the process was restarted
+                return None
+            try:
+                parsed = openai.types.chat.ChatCompletion.model_validate(completion)
+            except ValueError as error:
+                return f"the answer in {batch} cannot be read: {str(error)[:100]}"
+            answers[key] = replies.read(self._book(key, body, parsed, batch=batch), schema)
+            await self._journal.synced()
+
+        try:
+            async with self._endpoint.open() as sdk:
+                await self._batches.recover(self._endpoint, sdk)
+                waiting = self._batches.waiting()
+                new = {key: body for key, body in bodies.items() if key not in waiting}
+                async with self._budget.reserve(sum(worst[key] for key in new), f"A batch of {len(new):,} requests"):
+                    await self._batches.submit(self._endpoint, sdk, new, worst)
+                errors = await self._batches.collect(self._endpoint, sdk, bodies, answered, poll_seconds, self.model)
+        except (CourseError, openai.APIError, Unreadable) as error:
+            raise self._stopped(error) from None
+        return self._in_order(requests, schema, {key: Reply(error=why, key=key) for key, why in errors.items()} | answers)
 
     # --- one request ---------------------------------------------------------------------------------------------
 
-    async def _ask(self, sdk, key: str, request: dict, schema) -> Reply | None:
-        """Send one request; None if it, or another one, stopped the work."""
+    async def _ask(self, sdk, key: str, body: dict, schema, work: _Work) -> Reply:
         import openai
 
-        # Without a limit the worst case would have none either
-        body = {"model": self.model, "max_completion_tokens": DEFAULT_TOKENS} | request
-        if schema is not None:
-            body["response_format"] = response_format(schema)
-        worst = self._worst_case(request)
-        if not await self._reserve(worst):
-            return None
-        started = time.time()
+        worst, tokens = self._worst_case(body), sum(replies.most_tokens(body))
+
+        async def attempt() -> dict:
+            async with self._budget.reserve(worst, "The next request"):
+                await self.limits.acquire(tokens)
+                with work.sending():
+                    started = time.time()
+                    try:
+                        completion = await self._endpoint.send(sdk, body)
+                    except openai.RateLimitError:
+                        self.limits.refuse_oversize(tokens)  # now that the limit is known
+                        raise
+                    except BaseException as error:
+                        if may_be_billed(error):  # nobody knows how much, so the budget counts the worst case
+                            self.usage.lost += 1
+                            self._budget.lost_usd += worst
+                        raise
+                    return self._book(key, body, completion, seconds=round(time.time() - started, 3))
+
         try:
-            completion = await self._send(sdk, body)
-            return _read(self._book(key, body, completion, time.time() - started), schema)
-        except openai.APIConnectionError as error:  # timeouts too
-            self._fail(f"{self._where()} cannot be reached ({type(error).__name__}): is it running, and is the address right?")
-            return None
-        except openai.APIStatusError as error:
-            if sentence := self._fatal(error):
-                self._fail(sentence)
-                return None
-            return Reply(error=f"server error {error.status_code} after {self.attempts} attempts", key=key)
-        except CourseError as error:  # the journal could not be written: stop, but let the others finish
-            self._stop = self._stop or error
-            return None
-        finally:  # after the booking, so that the money is never neither reserved nor spent
-            await self._release(worst)
+            return replies.read(await self._endpoint.persist(attempt), schema)
+        except (openai.APIError, Unreadable) as error:
+            if self._endpoint.fatal(error):
+                raise
+            return Reply(error=self._endpoint.failure(error), key=key)
 
-    async def _send(self, sdk, body: dict):
-        import openai
-        import tenacity
-
-        passing = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, passing) and not self._fatal(error)),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=_wait,
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
-                await self._throttle(body)
-                # The raw response, because `parse` raises on a schema mismatch and forgets what was billed
-                response = await sdk.chat.completions.with_raw_response.create(**body)
-                return response.parse()
-
-    async def _throttle(self, body: dict) -> None:
-        from aiolimiter import AsyncLimiter
-
-        loop = asyncio.get_running_loop()
-        if getattr(self, "_loop", None) is not loop:  # limiters belong to one event loop; scripts may start several
-            self._loop = loop
-            self._limiters = [AsyncLimiter(limit, 60) if limit else None for limit in self._limits]
-        requests, tokens = self._limiters
-        if requests:
-            await requests.acquire()
-        if tokens:
-            await tokens.acquire(_most_tokens(body))
-
-    def _fatal(self, error: Exception) -> str | None:
-        """The sentence for an error that no retry mends, else None."""
+    def _stopped(self, error: Exception) -> Exception:
+        """The error as one sentence, with where to go on from; an unexpected one as it is."""
         import openai
 
-        code = getattr(error, "code", None)
-        if isinstance(error, openai.AuthenticationError):
-            return f"{self._where()} rejects the API key (401): check OPENAI_API_KEY."
-        if isinstance(error, openai.PermissionDeniedError):
-            return f"{self._where()} denies this key access to {self.model} (403): use another model or another key."
-        if isinstance(error, openai.NotFoundError):
-            return f"{self._where()} has no model {self.model!r} (404): check TEACHER or JUDGE."
-        if isinstance(error, openai.RateLimitError) and code == "insufficient_quota":
-            return f"{self._where()} says that the quota of this key is used up (insufficient_quota): top it up, then run again."
-        if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
-            return f"{self._where()} does not accept the request ({error.status_code}): {str(error.message)[:200]}"
-        return None
-
-    def _fail(self, sentence: str) -> None:
-        if self._stop is None:
-            self._stop = CourseError(sentence + self._kept())
-
-    def _kept(self) -> str:
-        if self._journal is None:
-            return ""
-        return f" What was answered is kept in {self._journal.path.name}; run again to go on from there."
-
-    def _where(self) -> str:
-        return self.base_url or "api.openai.com"
+        if isinstance(error, openai.APIError | Unreadable):
+            error = CourseError(self._endpoint.fatal(error) or f"{self._endpoint.name}: {self._endpoint.failure(error)}.")
+        if self._journal and isinstance(error, CourseError):
+            return type(error)(f"{error} What was answered is kept in {self._journal.path.name}; run again to go on from there.")
+        return error
 
     # --- money ---------------------------------------------------------------------------------------------------
 
-    def _worst_case(self, request: dict) -> float:
-        if self.prices is None:
-            return 0.0
-        tokens = prompt_tokens(request["messages"])
-        return (tokens * self.prices[0] + (_most_tokens(request) - tokens) * self.prices[2]) / 1e6
+    def _worst_case(self, body: dict, batch: bool = False) -> float:
+        prompt, answer = replies.most_tokens(body)
+        return models.cost(self.prices, {"prompt_tokens": prompt, "completion_tokens": answer}, batch)
 
-    async def _reserve(self, worst: float) -> bool:
-        """Reserve the worst case; wait while requests under way may still turn out cheaper; False when the budget is gone."""
-        async with self._changed:
-            while self.budget_usd is not None and self._spent + self._reserved + worst > self.budget_usd + 1e-12:
-                if self._stop is None and self._reserved == 0:
-                    self._stop = BudgetExceeded(
-                        f"The next request may cost ${worst:.4f}, and ${self._spent:.4f} of the budget of ${self.budget_usd:.2f} is "
-                        f"spent: raise BUDGET_USD or ask for less.{self._kept()}"
-                    )
-                if self._stop is not None:
-                    return False
-                await self._changed.wait()
-            if self._stop is not None:
-                return False
-            self._reserved += worst
-            return True
-
-    async def _release(self, worst: float) -> None:
-        async with self._changed:
-            self._reserved = max(0.0, self._reserved - worst)
-            self._changed.notify_all()
-
-    def _book(self, key: str, body: dict, completion, seconds: float) -> dict:
+    def _book(self, key: str, body: dict, completion, **more) -> dict:
         """Count what was billed and write the journal, before anything else can go wrong with the answer."""
-        choice, usage = completion.choices[0], completion.usage
-        prompt, output = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None) or 0
-        rates = self.prices or FREE
-        cost = ((prompt - cached) * rates[0] + cached * rates[1] + output * rates[2]) / 1e6
-        entry = {
-            "key": key,
-            "model": completion.model,
-            "system_fingerprint": completion.system_fingerprint,  # where a stand-in says that it is one
-            "request": body,
-            "reply": {
-                "content": choice.message.content or "",
-                "refusal": choice.message.refusal,
-                "finish_reason": choice.finish_reason,
-            },
-            "usage": {"prompt_tokens": prompt, "cached_tokens": cached, "completion_tokens": output},
-            "cost_usd": cost,
-            "seconds": round(seconds, 3),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        self._spent += cost
-        self.usage.requests += 1
-        self.usage.prompt_tokens += prompt
-        self.usage.completion_tokens += output
-        self.usage.cost_usd += cost
+        tokens = replies.tokens_used(completion)
+        cost = models.cost(self.prices, tokens, "batch" in more)
+        entry = replies.record(key, body, completion, cost, **more)
+        self._budget.spent_usd += cost
+        self.usage.add(tokens, cost)
         if self._journal:
-            self._journal.append(entry)
+            self._journal.write(entry)
         return entry
 
     # --- journal -------------------------------------------------------------------------------------------------
@@ -320,108 +265,58 @@ class Client:
     def _key(self, request: dict, schema) -> str:
         """Hash of everything the answer depends on. A server on this machine is known by its path: its port changes."""
         url = urlsplit(self.base_url or "https://api.openai.com/v1")
-        endpoint = url.path if _is_loopback(self.base_url) else f"{url.netloc}{url.path}"
-        parts = [endpoint, self.model, request, schema.model_json_schema() if schema else None]
+        endpoint = url.path if is_loopback(self.base_url) else f"{url.netloc}{url.path}"
+        sent = models.adjusted(self.model, request, self.parameters)
+        parts = [endpoint, self.model, sent, replies.json_schema(schema) if schema else None]
         return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
-    def _lookup(self, key: str) -> dict | None:
+    def _entry(self, key: str) -> dict | None:
         return self._journal.entries.get(key) if self._journal else None
 
-    def _from_journal(self, key: str, schema) -> Reply | None:
-        entry = self._lookup(key)
-        if entry is None:
-            return None
-        self.usage.cached += 1
-        reply = _read(entry, schema)
-        reply.cached = True
-        return reply
+    def _unanswered(self, requests: list[dict], schema) -> dict[str, dict]:
+        """What must be sent for those requests that the journal does not answer, by key: equal requests once."""
+        # Without a limit on the answer the worst case would have none either
+        common = {"model": self.model, "max_completion_tokens": DEFAULT_TOKENS}
+        shape = {} if schema is None else {"response_format": response_format(schema)}
+        bodies = {}
+        for request in requests:
+            if self._entry(key := self._key(request, schema)) is None:
+                bodies[key] = common | models.adjusted(self.model, request, self.parameters) | shape
+                bodies[key] |= bodies[key].pop("extra_body", {})  # what the SDK does with a server's own parameters
+        return bodies
+
+    def _in_order(self, requests: list[dict], schema, fresh: dict[str, Reply]) -> list[Reply]:
+        """A reply for each request: the fresh one, else the journal's."""
+        keys = [self._key(request, schema) for request in requests]
+        answers = dict(fresh)
+        for key in dict.fromkeys(keys):
+            if key not in fresh:
+                answers[key] = replies.read(self._entry(key), schema)
+                answers[key].cached = True
+                self.usage.cached += 1
+        return [answers[key] for key in keys]
 
 
-class Journal:
-    """Append-only JSON Lines of answered requests, one `write` and one `fsync` each.
+@dataclass
+class _Work:
+    """One call of `complete`: its tasks, those with a request under way, and the error that stops it."""
 
-    A process killed while writing leaves at most one torn last line, which is cut off when the journal is opened again; its
-    request counts as unanswered. A malformed line anywhere else is damage, and a CourseError names it.
-    """
+    tasks: list[asyncio.Task] = field(default_factory=list)
+    under_way: set[asyncio.Task] = field(default_factory=set)
+    stop: Exception | None = None
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                os.truncate(self.path, len(whole))
-        records = utils.read_jsonl(self.path, ("key", "reply", "cost_usd", "usage")) if self.path.exists() else []
-        self.entries = {record["key"]: record for record in records}
+    def halt(self, error: Exception) -> None:
+        """Send nothing more, but let what is under way arrive: it is paid for."""
+        self.stop = self.stop or error
+        for task in set(self.tasks) - self.under_way - {asyncio.current_task()}:
+            task.cancel()
 
-    def append(self, entry: dict) -> None:
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
-        with utils.disk_errors(self.path), open(self.path, "ab", buffering=0) as file:
-            file.write(line)
-            os.fsync(file.fileno())
-        self.entries[entry["key"]] = entry
-
-
-def _read(entry: dict, schema: type[BaseModel] | None) -> Reply:
-    """A journal entry as a Reply, with the schema checked now, so that a stored bad answer stays a bad answer."""
-    from pydantic import ValidationError
-
-    stored = entry["reply"]
-    reply = Reply(
-        text=stored["content"],
-        finish_reason=stored["finish_reason"],
-        usage=entry["usage"],
-        cost_usd=entry["cost_usd"],
-        key=entry["key"],
-    )
-    if stored.get("refusal"):
-        reply.error = f"refused: {stored['refusal'][:100]}"
-    elif schema is not None:
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        self.under_way.add(asyncio.current_task())
         try:
-            reply.parsed = schema.model_validate_json(reply.text)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            cut = "cut off by max_completion_tokens, " if reply.finish_reason == "length" else ""
-            reply.error = f"{cut}does not match the schema{' at ' + where if where else ''}: {problem['msg'][:100]}"
-    elif reply.finish_reason == "length":
-        reply.error = "cut off by max_completion_tokens"
-    return reply
-
-
-def response_format(schema: type[BaseModel]) -> dict:
-    """The `response_format` that asks an OpenAI-compatible server to follow a pydantic model strictly."""
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": schema.__name__, "strict": True, "schema": schema.model_json_schema()},
-    }
-
-
-def prompt_tokens(messages: list[dict]) -> int:
-    """An upper estimate of prompt tokens without a tokenizer: a third of the UTF-8 bytes, for Hangul (3 bytes, about one token
-    a syllable) as for English (about four bytes a token), and a little for each message's frame."""
-    return sum(math.ceil(len(message["content"].encode()) / 3) + 8 for message in messages)
-
-
-def _most_tokens(request: dict) -> int:
-    return prompt_tokens(request["messages"]) + request.get("max_completion_tokens", DEFAULT_TOKENS)
-
-
-def _is_loopback(url: str | None) -> bool:
-    host = urlsplit(url).hostname if url else None
-    return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
-
-
-def _wait(state) -> float:
-    """Seconds before the next attempt: what the server asks for, else exponential with jitter."""
-    import tenacity
-
-    response = getattr(state.outcome.exception(), "response", None)
-    headers = getattr(response, "headers", {})
-    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            return min(float(headers[name]) * scale, 120.0)
-        except (KeyError, ValueError):
-            continue
-    return tenacity.wait_random_exponential(multiplier=0.5, max=20)(state)
+            yield
+        finally:
+            self.under_way.discard(asyncio.current_task())
+            if self.stop is not None:  # no further attempt
+                asyncio.current_task().cancel()

@@ -60,6 +60,117 @@ DEMONSTRATION = {
     "ko": "{number}. category: {category}\ninstruction: {instruction}\ninput: {input}\noutput: {output}",
 }
 
+# For endpoints that cannot be held to a JSON schema: the same tasks as plain text, which self_instruct.parse_tasks reads.
+TEXT_FORMAT = {
+    "en": """Reply in plain text only. Write every task as four fields, each label at the start of a line, and nothing between tasks
+but an empty line:
+category: ...
+instruction: ...
+input: ... (<noinput> where there is none)
+output: ...""",
+    "ko": """일반 텍스트로만 답하세요. 과제마다 네 항목을 쓰고, 항목 이름은 줄 맨 앞에 두며, 과제 사이에는 빈 줄만 둡니다:
+category: ...
+instruction: ...
+input: ... (없으면 <noinput>)
+output: ...""",
+}
+
+DOMAIN = {
+    "en": "Every task must belong to this domain: {domain}",
+    "ko": "모든 과제는 다음 분야에 속해야 합니다: {domain}",
+}
+
+# Classic Self-Instruct asks in three steps: new instructions, whether each is a classification, then its instances.
+INSTRUCTIONS = {
+    "en": """Come up with a series of tasks. Each is one instruction for a text-only language model, in English, and no two are alike.
+
+{demonstrations}
+
+Now write {count} new instructions.""",
+    "ko": """새로운 과제를 이어서 만들어 주세요. 과제는 글만 다루는 언어 모델에게 주는 한국어 지시 하나이고, 서로 비슷하면 안 됩니다.
+
+{demonstrations}
+
+이제 새로운 지시 {count}개를 써 주세요.""",
+}
+
+RECOGNISE = {
+    "en": """Can the task be regarded as classification, that is, does the answer come from a small set of labels? Name its category too,
+one of: {categories}.
+
+{demonstrations}
+
+[Instruction]
+{instruction}
+[End]""",
+    "ko": """이 과제는 분류 과제입니까? 곧, 답이 정해진 몇 개의 이름표 가운데 하나입니까? 다음 중에서 category도 하나 고르세요:
+{categories}.
+
+{demonstrations}
+
+[지시]
+{instruction}
+[끝]""",
+}
+
+# For classification the label comes first, else the inputs all lean to one label (Self-Instruct, section 2.2).
+OUTPUT_FIRST = {
+    "en": """Write up to {count} examples of this classification task. Choose a label first, a different one each time, and then write
+an input that fits it.
+
+[Instruction]
+{instruction}
+[End]""",
+    "ko": """이 분류 과제의 예를 {count}개까지 만들어 주세요. 먼저 이름표를 매번 다르게 고른 다음, 그에 맞는 입력을 씁니다.
+
+[지시]
+{instruction}
+[끝]""",
+}
+
+INPUT_FIRST = {
+    "en": """Write up to {count} examples of this task. Write the input first, as concrete as in real life and empty ("") where the
+instruction needs none, and then the correct output.
+
+[Instruction]
+{instruction}
+[End]""",
+    "ko": """이 과제의 예를 {count}개까지 만들어 주세요. 먼저 입력을 실제처럼 구체적으로 쓰고(필요 없으면 빈 문자열 ""), 그다음 정확한
+출력을 씁니다.
+
+[지시]
+{instruction}
+[끝]""",
+}
+
+CRITIC_SYSTEM = {
+    "en": "You are a strict editor of training data for a language model. Give a reason first, then a score.",
+    "ko": "당신은 언어 모델 학습 데이터를 엄격하게 검토하는 편집자입니다. 먼저 이유를, 다음에 점수를 씁니다.",
+}
+
+CRITIQUE = {
+    "en": """How good is the response to this instruction? 5: correct, complete and in the requested form; 4: good with a small weakness;
+3: usable but vague or incomplete; 2: wrong in a point; 1: useless.
+
+[Instruction]
+{instruction}
+[Input]
+{input}
+[Response]
+{output}
+[End]""",
+    "ko": """이 지시에 대한 응답은 얼마나 좋습니까? 5: 정확하고 빠짐없으며 요구한 형식을 지킴, 4: 좋지만 작은 흠이 있음, 3: 쓸 수는
+있으나 막연하거나 모자람, 2: 틀린 곳이 있음, 1: 쓸모없음.
+
+[지시]
+{instruction}
+[입력]
+{input}
+[응답]
+{output}
+[끝]""",
+}
+
 # The judge compares two answers, guided by a reference (after MT-bench's reference-guided pairwise prompt, in our words).
 JUDGE_SYSTEM = {
     "en": (

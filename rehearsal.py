@@ -17,44 +17,113 @@ unrelated E5 vectors score about 0.75 already. It has never read the request, so
 
 from __future__ import annotations
 
-import asyncio
+import argparse
+import contextlib
+import dataclasses
+import functools
 import hashlib
-import itertools
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 
+import models
+import prompts
+import rehearsal_server
 import utils
+from rehearsal_server import Knobs
+from replies import most_tokens, prompt_tokens
 
 MODEL = utils.REHEARSAL
 KEY = "rehearsal"  # the only key it accepts, so that a wrong key can be rehearsed too
 FINGERPRINT = "rehearsal: recorded or rule-based stand-in, not a language model"
 TIE = 0.01
-REQUESTS_PER_MINUTE = 10_000
 
 
 # --- the teacher ---------------------------------------------------------------------------------------------------
 
 
-def recorded(language: str) -> list[dict]:
-    """The recorded teacher replies in one language, each with `tasks`, or with raw `content` where it was malformed."""
-    return utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{language}.jsonl", ("id", "language"))
+def recorded(language: str, domain: str | None = None) -> list[dict]:
+    """The recorded teacher replies in one language and domain, each with `tasks`, or with raw `content` where it was malformed."""
+    batches = utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{language}.jsonl", ("id", "language"))
+    return [batch for batch in batches if batch.get("domain") == domain]
 
 
 def teach(body: dict) -> tuple[str, str]:
-    """`(content, finish_reason)` of the recorded reply that this request gets: by its seed, else by a hash of its messages."""
+    """`(content, finish_reason)` of the recorded reply to what is asked: tasks, instructions, a kind, instances or a critique.
+
+    Raises:
+        ValueError: nothing was recorded for this domain or row.
+    """
     text = body["messages"][-1]["content"]
     hangul = len(re.findall("[가-힣]", text))
-    batches = recorded("ko" if hangul > len(re.findall("[A-Za-z]", text)) / 2 else "en")
+    language = "ko" if hangul > len(re.findall("[A-Za-z]", text)) / 2 else "en"
+    wanted = body.get("response_format", {}).get("json_schema", {}).get("name")
+    if wanted in ("Kind", "InputFirstInstances", "OutputFirstInstances", "Critique"):
+        return json.dumps(_about(text, wanted), ensure_ascii=False), "stop"
+    batches = recorded(language, _domain(text))
     seed = body.get("seed")
     number = seed if isinstance(seed, int) else int(hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest(), 16)
     batch = batches[number % len(batches)]
     if "content" in batch:
         return batch["content"], batch["finish_reason"]
-    tasks = [{key: value for key, value in task.items() if key != "flaw"} for task in batch["tasks"]]
+    tasks = [{key: task[key] for key in ("category", "instruction", "input", "output")} for task in batch["tasks"]]
+    if wanted == "Instructions":
+        return json.dumps({"instructions": [task["instruction"] for task in tasks]}, ensure_ascii=False), "stop"
+    if any(asked in text for asked in prompts.TEXT_FORMAT.values()):
+        lines = [f"{key}: {task[key] or '<noinput>'}" if key == "input" else f"{key}: {task[key]}" for task in tasks for key in task]
+        return "\n".join("\n" + line if line.startswith("category: ") else line for line in lines), "stop"
     return json.dumps({"tasks": tasks}, ensure_ascii=False), "stop"
+
+
+def _domain(text: str) -> str | None:
+    """The domain that a request is limited to; only Korean housing was recorded."""
+    for template in prompts.DOMAIN.values():
+        if found := re.search("^" + re.escape(template).replace(re.escape("{domain}"), "(.+)") + "$", text, re.MULTILINE):
+            if re.search(r"hous|rent|tenan|jeonse|주거|주택|전세|월세|집 ", found[1], re.I):
+                return "housing"
+            raise ValueError(f"the rehearsal teacher has recorded tasks about housing in Korea, not about {found[1]!r}; use a real teacher")
+    return None
+
+
+ABOUT = re.compile(
+    r"^\[(?:Instruction|지시)\]\n(.*?)(?:\n\[(?:Input|입력)\]\n(.*)\n\[(?:Response|응답)\]\n(.*))?\n\[(?:End|끝)\]$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def _about(text: str, wanted: str) -> dict:
+    """What was recorded about the instruction (and, for a critique, the answer) that a prompt shows."""
+    parts = ABOUT.search(text)
+    if parts is None:
+        raise ValueError("the prompt has no [Instruction] section")
+    instruction, _, output = parts.groups()
+    tasks = [task for task in _all_tasks() if task["instruction"].strip() == instruction.strip()]
+    if wanted == "Critique":
+        tasks = [task for task in tasks if output.strip() in {one["output"].strip() for one in (task, *task.get("instances", ()))}]
+    if not tasks:
+        raise ValueError(f"the rehearsal teacher has nothing recorded about {instruction[:60]!r}; use a real teacher")
+    task = tasks[0]
+    if wanted == "Critique":
+        return task["critique"]
+    if wanted == "Kind":
+        return {"is_classification": task["category"] == "classification", "category": task["category"]}
+    order = ("output", "input") if wanted == "OutputFirstInstances" else ("input", "output")
+    return {"instances": [{key: one[key] for key in order} for one in (task, *task.get("instances", ()))]}
+
+
+@functools.lru_cache(maxsize=1)
+def _all_tasks() -> list[dict]:
+    return [
+        task
+        for language in utils.LANGUAGES
+        for batch in utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{language}.jsonl")
+        for task in batch.get("tasks", ())
+    ]
 
 
 # --- the judge -----------------------------------------------------------------------------------------------------
@@ -123,74 +192,33 @@ def hangul_share(text: str) -> float:
 # --- the wire ------------------------------------------------------------------------------------------------------
 
 
-def app(latency: float = 0.0, faults: tuple = ()):
-    """The Starlette application.
-
-    Args:
-        latency: seconds before each answer.
-        faults: what goes wrong, for tests: the n-th request of this server meets the n-th entry, one of None, "429", "500",
-            "quota", "disconnect"; requests past the end are answered.
-    """
-    from starlette.applications import Starlette
-    from starlette.responses import JSONResponse
-    from starlette.routing import Mount, Route
-
-    counter = itertools.count()
-
-    def failure(status: int, message: str, kind: str, code: str | None, headers: dict | None = None):
-        error = {"message": message, "type": kind, "param": None, "code": code}
-        return JSONResponse({"error": error}, status, headers=headers)
-
-    def refuse(request):
-        if request.headers.get("authorization") != f"Bearer {KEY}":
-            return failure(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key")
-
-    async def models(request):
-        return refuse(request) or JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "course"}]})
-
-    async def chat(request):
-        number = next(counter)
-        if denied := refuse(request):
-            return denied
-        await asyncio.sleep(latency)
-        fault = faults[number] if number < len(faults) else None
-        if fault == "429":
-            return failure(429, "Rate limit reached.", "requests", "rate_limit_exceeded", {"retry-after-ms": "20"})
-        if fault == "500":
-            return failure(500, "The server had an error.", "server_error", None)
-        if fault == "quota":
-            return failure(429, "You exceeded your current quota.", "insufficient_quota", "insufficient_quota")
-        if fault == "disconnect":
-            raise ConnectionResetError("rehearsed disconnect")
-        try:
-            body = await request.json()
-        except ValueError:
-            return failure(400, "The body is not valid JSON.", "invalid_request_error", None)
-        if body.get("model") != MODEL:
-            return failure(404, f"The model {body.get('model')!r} does not exist.", "invalid_request_error", "model_not_found")
-        if not body.get("messages"):
-            return failure(400, "'messages' is missing or empty.", "invalid_request_error", None)
-        wants = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {})
-        try:
-            content, reason = (judge(body), "stop") if "verdict" in wants or "score" in wants else teach(body)
-        except ValueError as error:
-            return failure(400, str(error), "invalid_request_error", None)
-        return JSONResponse(completion(body, content, reason, number), headers=limits(number))
-
-    v1 = [Route("/models", models), Route("/chat/completions", chat, methods=["POST"])]
-    return Starlette(routes=[Mount(f"/{version()}/v1", routes=v1)])
+def respond(body: dict, number: int, serves: tuple[str, ...] = (MODEL,)) -> tuple[int, dict]:
+    """Status and JSON body for one chat request: a completion, or an error in OpenAI's form."""
+    if body.get("model") not in serves:
+        return rehearsal_server.error(404, f"The model {body.get('model')!r} does not exist.", code="model_not_found")
+    if not body.get("messages"):
+        return rehearsal_server.error(400, "'messages' is missing or empty.")
+    if body["model"] in models.REASONING and body.get("reasoning_effort") != "none" and "temperature" in body:
+        return rehearsal_server.error(400, "'temperature' is not supported while the model reasons.", code="unsupported_parameter")
+    wants = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {})
+    judging = {"explanation", "verdict"} <= wants.keys() or {"explanation", "score"} <= wants.keys()
+    matters = {key: body.get(key) for key in ("messages", "seed", "response_format")} | {"judge": judging}
+    try:
+        content, reason = _content(json.dumps(matters, ensure_ascii=False))
+    except ValueError as error:
+        return rehearsal_server.error(400, str(error))
+    return 200, completion(body, content, reason, number)
 
 
-def version() -> str:
-    """Changes with the recorded replies and the rule. It is part of the address, so that a journal forgets old answers."""
-    files = sorted((utils.DATA / "rehearsal").glob("*.jsonl")) + [utils.ROOT / "rehearsal.py"]
-    return utils.fingerprint([utils.file_hash(path) for path in files])
+@functools.lru_cache(maxsize=10_000)
+def _content(matters: str) -> tuple[str, str]:
+    """`(content, finish_reason)` for what an answer depends on, as JSON: the same request gets the same answer, and gets it sooner."""
+    body = {key: value for key, value in json.loads(matters).items() if value is not None}
+    return (judge(body), "stop") if body["judge"] else teach(body)
 
 
 def completion(body: dict, content: str, reason: str, number: int) -> dict:
     """A chat completion object. Token counts are estimates: a third of the UTF-8 bytes."""
-    from llm import prompt_tokens
-
     prompt, answer = prompt_tokens(body["messages"]), len(content.encode()) // 3
     return {
         "id": f"chatcmpl-rehearsal-{number}",
@@ -205,24 +233,33 @@ def completion(body: dict, content: str, reason: str, number: int) -> dict:
     }
 
 
-def limits(number: int) -> dict:
-    return {
-        "x-ratelimit-limit-requests": str(REQUESTS_PER_MINUTE),
-        "x-ratelimit-remaining-requests": str(max(0, REQUESTS_PER_MINUTE - number - 1)),
-        "x-ratelimit-reset-requests": "60s",
-        "x-request-id": f"rehearsal-{number}",
-    }
+def version() -> str:
+    """Changes with the recorded replies and the rule. It is part of the address, so that a journal forgets old answers."""
+    files = sorted((utils.DATA / "rehearsal").glob("*.jsonl")) + [utils.ROOT / "rehearsal.py"]
+    return utils.fingerprint([utils.file_hash(path) for path in files])
 
 
-def start(latency: float = 0.0, faults: tuple = ()) -> str:
-    """Start the endpoint on a free loopback port, in a daemon thread of this process; return its base URL."""
+def app(knobs: Knobs):
+    """The Starlette application (see `rehearsal_server.Knobs` for what may go wrong)."""
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    answer = functools.partial(respond, serves=knobs.serves)
+    server = rehearsal_server.Server(answer, KEY, lambda body: sum(most_tokens(body)), knobs)
+    return Starlette(routes=[Mount(f"/{version()}/v1", routes=server.routes())])
+
+
+def start(port: int = 0, **knobs) -> str:
+    """Start the endpoint on a (free) loopback port, in a daemon thread of this process; return its base URL."""
     import socket
 
     import uvicorn
 
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app(latency, faults), log_level="critical", access_log=False))
+    # With its protocol named, or asyncio leaves Nagle's algorithm on and every answer waits 40 ms for an acknowledgement
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    server = uvicorn.Server(uvicorn.Config(app(Knobs(**knobs)), log_level="critical", access_log=False))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True, name="rehearsal").start()
     deadline = time.time() + 30
     while not server.started:
@@ -230,3 +267,33 @@ def start(latency: float = 0.0, faults: tuple = ()) -> str:
             raise utils.CourseError("The rehearsal endpoint did not start within 30 seconds: restart the kernel and try again.")
         time.sleep(0.01)
     return f"http://127.0.0.1:{listener.getsockname()[1]}/{version()}/v1"
+
+
+@contextlib.contextmanager
+def separate(**knobs) -> Iterator[str]:
+    """The base URL of an endpoint in a process of its own, which ends with the block: for kills and measurements."""
+    command = [sys.executable, str(utils.ROOT / "rehearsal.py")]
+    for name, value in knobs.items():
+        command += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """`python rehearsal.py --port 8000 --latency 0.2`: print the base URL, serve until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    for knob in dataclasses.fields(Knobs):
+        several = isinstance(knob.default, tuple)
+        parse = (lambda text: None if text == "None" else text) if several else type(knob.default)
+        parser.add_argument(f"--{knob.name.replace('_', '-')}", type=parse, nargs="*" if several else None, default=knob.default)
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parser.parse_args()).items()}
+    print(start(**chosen), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -126,6 +126,10 @@ class RougeLIndex:
             matches += self._add_block(encoded[len(matches) : len(matches) + size])
         return matches
 
+    def __len__(self) -> int:
+        """How many texts were kept."""
+        return len(self._position)
+
     def most_similar(self, texts: list[str], count: int = 10) -> list[list[Match]]:
         """For each text the `count` most similar kept ones, best first (Self-Instruct stores ten with every instruction)."""
         places = list(self._position.values())

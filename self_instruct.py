@@ -1,266 +1,240 @@
-"""Making an instruction data set with a teacher model: what `preprocess.ipynb` calls.
+"""Asking a teacher for new tasks: what `preprocess.ipynb` calls first.
 
-In here: demonstrations and requests, the rules that reject a task, the ledger in which every raw row finds its fate, the
-contamination gate. Not in here: the near-duplicate filters themselves (`similarity.py`) and the order of the steps, which is
-the notebook's story.
-
-Sources: Self-Instruct (arXiv 2212.10560), Stanford Alpaca (tatsu-lab/stanford_alpaca), which asks for whole tasks in one request.
+In here: seeds and demonstrations, and the requests and replies of two methods. *Self-Instruct* (arXiv 2212.10560) asks three times:
+for instructions, whether each is a classification, and for its instances, output first where it is one. *Stanford Alpaca*
+(tatsu-lab/stanford_alpaca) asks for twenty whole tasks at once. Not in here: what becomes of the tasks (`curation.py`).
 """
 
 from __future__ import annotations
 
+import json
 import random
 import re
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prompts
-import similarity
 import utils
-from llm import Reply
+from llm import Client, Reply
 
 SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
-PROMPT_FIELDS = ("id", "language", "category", "prompt", "reference")
+INSTANCES = 5  # at most, of one instruction
 
 
-class Task(BaseModel):
-    """One task as the teacher writes it. No defaults and no extra fields: that is what a strict JSON schema asks for."""
+class Strict(BaseModel):
+    """No defaults and no extra fields: that is what a strict JSON schema asks for."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Task(Strict):
     category: str
     instruction: str
     input: str
     output: str
 
 
-class TaskBatch(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class TaskBatch(Strict):
     tasks: list[Task]
 
 
-# --- asking --------------------------------------------------------------------------------------------------------
+class Instructions(Strict):
+    instructions: list[str]
 
 
-def load_seeds(languages: tuple[str, ...]) -> list[dict]:
-    """The seed tasks in the chosen languages, written for this course."""
-    return [seed for seed in utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", SEED_FIELDS) if seed["language"] in languages]
+class Kind(Strict):
+    is_classification: bool
+    category: str
 
 
-def batch_request(demonstrations: list[dict], language: str, count: int, seed: int) -> dict:
+class InputFirst(Strict):
+    input: str
+    output: str
+
+
+class OutputFirst(Strict):  # the order of the fields is the order in which the teacher writes them
+    output: str
+    input: str
+
+
+class InputFirstInstances(Strict):
+    instances: list[InputFirst]
+
+
+class OutputFirstInstances(Strict):
+    instances: list[OutputFirst]
+
+
+# --- seeds and demonstrations --------------------------------------------------------------------------------------
+
+
+def load_seeds(languages: tuple[str, ...], categories: tuple[str, ...] = ()) -> list[dict]:
+    """The seed tasks in the chosen languages and, for a domain, categories (none: all). Written for this course."""
+    seeds = [seed for seed in utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", SEED_FIELDS) if seed["language"] in languages]
+    chosen = [seed for seed in seeds if not categories or seed["category"] in categories]
+    if len(chosen) < 3 * len(languages):
+        raise utils.CourseError(f"Only {len(chosen)} seeds are in SEED_CATEGORIES ({', '.join(categories)}): name another category too.")
+    return chosen
+
+
+def sample_demonstrations(pool: list[dict], language: str, count: int, rng: random.Random) -> list[dict]:
+    """`count` tasks in one language in random order, from different categories as long as there are any."""
+    shuffled = [task for task in pool if task["language"] == language]
+    rng.shuffle(shuffled)
+    seen: dict[str, int] = {}
+    turns = [seen.setdefault(task["category"], 0) for task in shuffled]
+    for i, task in enumerate(shuffled):
+        turns[i], seen[task["category"]] = seen[task["category"]], seen[task["category"]] + 1
+    return [shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)[:count]]
+
+
+def mixed_demonstrations(seeds: list[dict], made: list[dict], language: str, rng: random.Random) -> list[dict]:
+    """Self-Instruct's eight: two machine-made tasks once there are some, the rest written by people, shuffled."""
+    machine = sample_demonstrations(made, language, 2, rng)
+    shown = machine + sample_demonstrations(seeds, language, 8 - len(machine), rng)
+    rng.shuffle(shown)
+    return shown
+
+
+# --- Alpaca: one request, twenty tasks -----------------------------------------------------------------------------
+
+
+def batch_request(
+    demonstrations: list[dict], language: str, count: int, seed: int, domain: str = "", text: bool = False, material: str = ""
+) -> dict:
     """One chat request for `count` new tasks in `language`, showing `demonstrations`.
 
     `seed` makes sampling at temperature 1 repeatable where the server supports it, and tells two requests apart in the journal.
+    With `text` the reply is to be plain text (`parse_tasks`) instead of JSON. `material` comes from `grounding.prompt_block`.
     """
     shown = [
         prompts.DEMONSTRATION[language].format(number=i, **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'})
         for i, task in enumerate(demonstrations, 1)
     ]
-    text = prompts.TEACHER_BATCH[language].format(count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown))
+    content = prompts.TEACHER_BATCH[language].format(
+        count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
+    )
+    return _request(_extended(content, language, domain, text, material), language, seed, 400 * count)
+
+
+def _extended(content: str, language: str, domain: str, text: bool, material: str) -> str:
+    extras = [prompts.DOMAIN[language].format(domain=domain)] if domain else []
+    return "\n\n".join([content, *extras, *([prompts.TEXT_FORMAT[language]] if text else []), *([material] if material else [])])
+
+
+def _request(content: str, language: str, seed: int, tokens: int, temperature: float = 1.0) -> dict:
     return {
-        "messages": [{"role": "system", "content": prompts.TEACHER_SYSTEM[language]}, {"role": "user", "content": text}],
-        "temperature": 1.0,
+        "messages": [{"role": "system", "content": prompts.TEACHER_SYSTEM[language]}, {"role": "user", "content": content}],
+        "temperature": temperature,
         "seed": seed,
-        "max_completion_tokens": 400 * count,
+        "max_completion_tokens": tokens,
     }
 
 
-# --- rules ---------------------------------------------------------------------------------------------------------
-
-# A text-only model cannot do these (Self-Instruct's list, Alpaca's additions, and their Korean counterparts)
-UNSUITABLE = {
-    "en": re.compile(
-        r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio|music|flowcharts?|diagrams?)\b", re.I
-    ),
-    "ko": re.compile(r"그림|사진|이미지|그래프|지도|동영상|영상을|음악|오디오|파일|순서도|그려"),
-}
-SHORTEST = {"en": 4, "ko": 3}  # words; a Korean word carries its particles
-FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
+LABEL = re.compile(
+    r"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*(category|instruction|input|output|범주|지시|입력|출력)\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
+)
+NAMES = {"범주": "category", "지시": "instruction", "입력": "input", "출력": "output"}
+BETWEEN = re.compile(r"\n[\s\-=#*]*(?:(?:task|과제)\s*)?\d*[.):]?[\s\-=#*]*$", re.I)  # "### 2." and the like, which belongs to no task
+NOTHING = re.compile(r"^\W*(noinput|none|n/a|없음|)\W*$", re.I)
 
 
-def problem(task: dict) -> str | None:
-    """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made fit for Hangul."""
-    language, instruction = task["language"], task["instruction"].strip()
-    output = task["output"].strip()
-    words = instruction.split()
-    if task["category"] not in prompts.CATEGORIES:
-        return f"unknown category {task['category']!r}"
-    if len(words) < SHORTEST[language]:
-        return "instruction too short"
-    if len(words) > 150:
-        return "instruction too long"
-    if not instruction[0].isalnum():
-        return "instruction starts with punctuation"
-    if instruction.lower().startswith("write a program"):
-        return "starts with 'Write a program'"
-    if (_hangul(instruction) > 0.3) != (language == "ko"):
-        return "instruction in the wrong language"
-    if unsuitable := UNSUITABLE[language].search(instruction):
-        return f"a text model cannot do it ({unsuitable.group()})"
-    if not output:
-        return "empty output"
-    if output == task["input"].strip():
-        return "output repeats the input"
-    if output.endswith(":"):
-        return "output ends in a colon"
-    # Lists, code and translations may end without a mark; several sentences on one line may not
-    if "\n" not in output and len(output.split()) > 8 and re.search(r"[.!?다요] ", output) and not FINISHED.search(output):
-        return "output breaks off"
-    return None
+def parse_tasks(text: str, cut: bool = False) -> list[dict]:
+    """Tasks from a reply in plain text, or from JSON in or around prose: for endpoints without strict schemas.
 
-
-def _hangul(text: str) -> float:
-    letters = [character for character in text if character.isalpha()]
-    return sum("가" <= character <= "힣" for character in letters) / len(letters) if letters else 0.0
-
-
-# --- the ledger ----------------------------------------------------------------------------------------------------
-
-
-class Ledger:
-    """Every raw row of a run and why it was kept or rejected; nothing is dropped without an entry.
-
-    A reply that could not be read at all counts as one row, with filter "malformed reply".
+    A label counts only at the start of a line, so that "16." or "###" inside an answer stay where they are. A task without an
+    instruction or an output field is dropped, and with `cut` (the reply ended at its length limit) the last task too.
     """
-
-    def __init__(self) -> None:
-        self.rows: list[dict] = []
-        self.stages: list[str] = []
-
-    def receive(self, reply: Reply, language: str, demonstrations: list[dict], teacher: str) -> None:
-        """Book one reply: its tasks as candidates with their provenance, or the reply itself as malformed."""
-        self.open("malformed reply")
-        provenance = {
-            "source": "self-instruct",
-            "teacher": teacher,
-            "request": reply.key[:16],
-            "demonstrations": [task["id"] for task in demonstrations],
-        }
-        tasks = reply.parsed.tasks if reply.parsed else []
-        for task in tasks:
-            share = {"cost_usd": reply.cost_usd / len(tasks)}
-            self._add(language, task.model_dump(), provenance | share)
-        if not tasks:
-            row = self._add(language, dict.fromkeys(Task.model_fields, ""), provenance | {"cost_usd": reply.cost_usd})
-            self.drop(row, "malformed reply", reply.error or "no tasks in it")
-
-    def _add(self, language: str, task: dict, provenance: dict) -> dict:
-        number = sum(row["language"] == language for row in self.rows) + 1
-        row = {"id": f"run-{language}-{number:04d}", "language": language, **task, **provenance, "fate": "kept"}
-        self.rows.append(row)
-        return row
-
-    def open(self, stage: str) -> list[dict]:
-        """Begin a filter; return the rows that it has to judge."""
-        if stage not in self.stages:
-            self.stages.append(stage)
-        return self.kept
-
-    def drop(self, row: dict, stage: str, reason: str, neighbour: str | None = None, score: float | None = None) -> None:
-        """Reject a row, with the filter, the reason and, for a duplicate, the kept neighbour and its score."""
-        row |= {"fate": stage, "reason": reason}
-        if neighbour is not None:
-            row |= {"neighbour": neighbour, "score": round(score, 4)}
-
-    @property
-    def kept(self) -> list[dict]:
-        return [row for row in self.rows if row["fate"] == "kept"]
-
-    def rejected(self, stage: str) -> list[dict]:
-        return [row for row in self.rows if row["fate"] == stage]
-
-    def funnel(self) -> list[tuple[str, int]]:
-        """`[("received", n), (stage, rows left after it), ...]`."""
-        left, steps = len(self.rows), [("received", len(self.rows))]
-        for stage in self.stages:
-            left -= len(self.rejected(stage))
-            steps.append((stage, left))
-        return steps
-
-    def save(self, folder: Path) -> Path:
-        """Write `ledger.jsonl` (every row) and `instruction.jsonl` (the kept ones, with provenance); return the latter's path."""
-        utils.write_jsonl(folder / "ledger.jsonl", self.rows)
-        kept = [{key: value for key, value in row.items() if key != "fate"} for row in self.kept]
-        return utils.write_jsonl(folder / "instruction.jsonl", kept)
+    if found := _from_json(text):
+        return found
+    tasks: list[dict] = []
+    field = None
+    for line in text.splitlines():
+        if label := LABEL.match(line):
+            field = NAMES.get(label[1].lower(), label[1].lower())
+            if not tasks or field in tasks[-1] or (field == "category" and tasks[-1]):
+                tasks.append({})
+            tasks[-1][field] = label[2]
+        elif field:
+            tasks[-1][field] += "\n" + line
+    read = []
+    for task in tasks[: -1 if cut else None]:
+        values = {key: BETWEEN.sub("", task.get(key, "")).strip() for key in Task.model_fields}
+        if "instruction" in task and "output" in task:
+            read.append(values | {"input": "" if NOTHING.match(values["input"]) else values["input"]})
+    return read
 
 
-# --- contamination -------------------------------------------------------------------------------------------------
+def _from_json(text: str) -> list[dict]:
+    start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
+    if start < 0:
+        return []
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text[start:])
+        return [Task.model_validate(task).model_dump() for task in (value["tasks"] if isinstance(value, dict) else value)]
+    except (ValueError, KeyError, TypeError, ValidationError):
+        return []
 
 
-def contamination(rows: list[dict], lexical: float, semantic: float) -> list[tuple[dict, str, similarity.Match, str]]:
-    """Rows that resemble an evaluation prompt or a judge pair: `[(row, id of the prompt, match, "ROUGE-L" or "embedding")]`.
+def tasks_of(reply: Reply) -> list[dict]:
+    """The tasks in a reply to `batch_request`, with a schema or as text; empty where it has none that can be read."""
+    if reply.parsed is not None:
+        return [task.model_dump() for task in reply.parsed.tasks]
+    return [] if reply.error and reply.finish_reason != "length" else parse_tasks(reply.text, reply.finish_reason == "length")
 
-    Args:
-        lexical: ROUGE-L above which a row counts as copied.
-        semantic: cosine of E5 embeddings above which it counts as a paraphrase.
+
+# --- Self-Instruct: instructions, then what kind each is, then its instances ---------------------------------------
+
+
+def instructions_request(demonstrations: list[dict], language: str, count: int, seed: int, domain: str = "", material: str = "") -> dict:
+    """Step 1: new instructions; of the demonstrations only the instructions are shown."""
+    shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
+    content = prompts.INSTRUCTIONS[language].format(count=count, demonstrations=shown)
+    return _request(_extended(content, language, domain, False, material), language, seed, 120 * count)
+
+
+def recognise_request(instruction: str, language: str, seeds: list[dict]) -> dict:
+    """Step 2: is it a classification? Shows 12 seeds that are and 19 that are not, as the paper does."""
+    own = [seed for seed in seeds if seed["language"] == language]
+    shown = [seed for seed in own if seed["is_classification"]][:12] + [seed for seed in own if not seed["is_classification"]][:19]
+    lines = "\n".join(f"{seed['instruction']} -> {str(seed['is_classification']).lower()}, {seed['category']}" for seed in shown)
+    content = prompts.RECOGNISE[language].format(categories=", ".join(prompts.CATEGORIES), demonstrations=lines, instruction=instruction)
+    return _request(content, language, 0, 60, temperature=0.0)
+
+
+def instances_request(instruction: str, language: str, is_classification: bool) -> dict:
+    """Step 3: inputs and outputs; for a classification the output comes first."""
+    template = prompts.OUTPUT_FIRST if is_classification else prompts.INPUT_FIRST
+    return _request(template[language].format(count=INSTANCES, instruction=instruction), language, 0, 400 * INSTANCES)
+
+
+async def complete_instructions(teacher: Client, rows: list[dict], seeds: list[dict], ask=None) -> tuple[list[Reply], list[Reply]]:
+    """Steps 2 and 3 for every row (with `instruction` and `language`): `(kinds, instances)`, one reply a row each.
+
+    A row whose kind could not be read counts as no classification. `ask` defaults to `teacher.complete`.
     """
-    held = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", PROMPT_FIELDS)
-    held += utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt"))
-    asked, texts = [entry["prompt"] for entry in held], [prompts.user_message(row) for row in rows]
-    found = []
-    copied = zip(
-        similarity.rouge_l_nearest(texts, asked),
-        similarity.rouge_l_nearest([row["instruction"] for row in rows], asked),
-        similarity.nearest(similarity.embed(texts), similarity.embed(asked)),
-        strict=True,
-    )
-    for row, (whole, alone, meant) in zip(rows, copied, strict=True):
-        worded = max(whole, alone, key=lambda match: match.score)
-        if worded.score > lexical:
-            found.append((row, held[worded.index]["id"], worded, "ROUGE-L"))
-        elif meant.score > semantic:
-            found.append((row, held[meant.index]["id"], meant, "embedding"))
-    return found
+    ask = ask or teacher.complete
+    kinds = await ask([recognise_request(row["instruction"], row["language"], seeds) for row in rows], Kind)
+    labels = [bool(kind.parsed and kind.parsed.is_classification) for kind in kinds]
+    replies: dict[int, Reply] = {}
+    for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
+        places = [i for i, label in enumerate(labels) if label == wanted]
+        asked = [instances_request(rows[i]["instruction"], rows[i]["language"], wanted) for i in places]
+        replies |= dict(zip(places, await ask(asked, schema), strict=True))
+    return kinds, [replies[i] for i in range(len(rows))]
 
 
-def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
-    """Check a written data set once more and record the result beside it; `train.ipynb` refuses data without this record.
+def usable_instances(reply: Reply) -> tuple[list[tuple[str, str]], str | None]:
+    """`([(input, output), ...], reason)` after Self-Instruct's rules; no instances and a reason where none is left.
 
-    Returns:
-        `{"data": hash of the file, "rows": n, "left": contaminated rows still in it, ...}`, saved as `contamination.json`.
+    Dropped: an empty output, one that repeats its input or ends in a colon, and repeated pairs; at most `INSTANCES` stay. One input
+    with two different outputs drops the whole task. A reply cut by its length does not match its schema and has no instances.
     """
-    rows = utils.read_jsonl(data, ("instruction", "input"))
-    left = contamination(rows, lexical, semantic)
-    report = {"data": utils.file_hash(data), "rows": len(rows), "left": len(left), "lexical": lexical, "semantic": semantic}
-    utils.write_json(data.parent / "contamination.json", report)
-    if left:
-        raise utils.CourseError(f"{len(left)} rows of {data.name} resemble evaluation prompts, {left[0][0]['id']} among them: drop them.")
-    return report
-
-
-# --- figures -------------------------------------------------------------------------------------------------------
-
-
-def funnel_figure(ledger: Ledger, teacher: str):
-    """How many rows each filter left, as bars with the loss written beside them."""
-    import matplotlib.pyplot as plt
-
-    steps = ledger.funnel()
-    names, counts = zip(*steps, strict=True)
-    figure, axes = plt.subplots(figsize=(7, 0.45 * len(steps) + 0.9))
-    axes.barh(names, counts, color=["#9aa5b1"] + ["#3b7dd8"] * (len(steps) - 1))
-    for i, count in enumerate(counts):
-        lost = f"  {count}" + (f"  (-{counts[i - 1] - count})" if i else "")
-        axes.text(count, i, lost, va="center", fontsize=9)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, max(counts) * 1.15), xlabel="rows", title=f"What each filter left; teacher: {teacher}")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    return figure
-
-
-def balance(rows: list[dict]):
-    """Rows per language and category, as a table in the order of `prompts.CATEGORIES`."""
-    import pandas as pd
-
-    table = pd.crosstab(pd.Series([row["language"] for row in rows]), pd.Series([row["category"] for row in rows]))
-    return table.reindex(columns=list(prompts.CATEGORIES), fill_value=0).rename_axis(None).rename_axis(None, axis=1)
-
-
-def sample_demonstrations(seeds: list[dict], language: str, count: int, rng: random.Random) -> list[dict]:
-    """`count` seed tasks in one language, from different categories, in random order, as Alpaca draws them (without machine rows)."""
-    pool = [seed for seed in seeds if seed["language"] == language]
-    chosen: dict[str, dict] = {}
-    for seed in rng.sample(pool, len(pool)):
-        chosen.setdefault(seed["category"], seed)
-    return list(chosen.values())[:count]
+    if reply.parsed is None:
+        return [], reply.error or "no instances"
+    pairs = dict.fromkeys((one.input.strip(), one.output.strip()) for one in reply.parsed.instances)
+    good = [(given, answer) for given, answer in pairs if answer and answer != given and not answer.endswith(":")]
+    inputs = [given for given, _ in good if given]
+    if len(set(inputs)) < len(inputs):
+        return [], "one input with two outputs"
+    return good[:INSTANCES], None if good else "no usable instance"

@@ -98,6 +98,14 @@ class Settings:
     tracking: str  # "online", "offline" or "disabled"
     prices: tuple[float, float, float] | None = None  # dollars per million tokens, where llm.PRICES does not know the model
     rehearsal_url: str | None = None  # set by the bootstrap cell once the endpoint runs
+    method: str = "alpaca"  # or "self-instruct": how tasks are asked for
+    reply_format: str = "schema"  # or "text", for endpoints that cannot be held to a JSON schema
+    domain: str = ""  # free text: all tasks are to belong to it
+    seed_categories: tuple[str, ...] = ()  # of which seeds are shown; none: all
+    critique: bool = True  # the teacher scores every row that the filters left
+    batch: bool = False  # OpenAI's Batch API: half the price, up to a day
+    grounding: bool = False  # show the teacher search results about the domain (Naver)
+    push_to: str = ""  # "account/name" of a data set on the hub
     seed: int = 42
 
     @property
@@ -192,7 +200,19 @@ def settings(form: dict) -> Settings:
             ("online", "offline", "disabled"),
         ),
         prices=_prices(pick("PRICES", None)),
+        method=_choice("METHOD", pick("METHOD", "alpaca"), ("alpaca", "self-instruct")),
+        reply_format=_choice("REPLY_FORMAT", pick("REPLY_FORMAT", "schema"), ("schema", "text")),
+        domain=str(pick("DOMAIN", "")).strip(),
+        seed_categories=tuple(name.strip() for name in str(pick("SEED_CATEGORIES", "")).split(",") if name.strip()),
+        critique=_switch("CRITIQUE", pick("CRITIQUE", "on")),
+        batch=_switch("BATCH", pick("BATCH", "off")),
+        grounding=_switch("GROUNDING", pick("GROUNDING", "off")),
+        push_to=str(pick("PUSH_TO", "")),
     )
+    if resolved.grounding and not resolved.domain:
+        raise CourseError("GROUNDING is on, but there is nothing to search for: set DOMAIN too.")
+    if resolved.method == "self-instruct" and resolved.reply_format == "text":
+        raise CourseError("METHOD 'self-instruct' needs REPLY_FORMAT 'schema': for an endpoint without schemas choose METHOD 'alpaca'.")
     if not resolved.run or resolved.run != Path(resolved.run).name or resolved.run.startswith("."):
         raise CourseError(f"RUN is {resolved.run!r}, but it names one folder under runs/: use letters, digits, '-' and '_'.")
     for role, model in (("TEACHER", resolved.teacher), ("JUDGE", resolved.judge)):
@@ -216,6 +236,10 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise CourseError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
     return value
+
+
+def _switch(name: str, value) -> bool:
+    return _choice(name, str(value), ("on", "off")) == "on"
 
 
 def _number(name: str, value) -> float:

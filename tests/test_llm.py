@@ -1,16 +1,27 @@
 """The client: money, journal, errors, against the rehearsal endpoint through the real openai SDK."""
 
 import asyncio
+import hashlib
 import json
+import multiprocessing
+import os
+import random
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from datetime import date
 
 import pytest
 
+import journal
 import judge
+import limits
 import llm
+import models
 import rehearsal
 import self_instruct
 import utils
@@ -32,6 +43,17 @@ def client(url: str, **options) -> llm.Client:
 
 def run(client: llm.Client, requests: list[dict], schema=None) -> list[llm.Reply]:
     return asyncio.run(client.complete(requests, schema))
+
+
+def served(url: str) -> dict:
+    """What the endpoint has counted so far."""
+    with urllib.request.urlopen(f"{url}/served") as response:
+        return json.load(response)
+
+
+def test_import_is_light():
+    code = "import sys, llm; print([name for name in ('openai', 'torch', 'pydantic', 'tenacity') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_replies_come_in_the_order_asked_and_parsed(endpoint):
@@ -125,6 +147,49 @@ def test_passing_faults_are_retried():
     assert reply.error is None and one.usage.requests == 1
 
 
+def test_broken_bodies_are_retried_and_counted():
+    """The SDK hands malformed JSON to the caller as a JSONDecodeError, and a connection may die in the middle of a body."""
+    one = client(rehearsal.start(faults=("malformed", "disconnect", "slow"), slow=0.2))
+    (reply,) = run(one, ask(), TaskBatch)
+    assert reply.parsed is not None and (one.usage.requests, one.usage.lost) == (1, 2)
+
+
+def test_a_body_that_never_ends_is_given_up_and_asked_again():
+    one = client(rehearsal.start(faults=("stall",)), timeout=0.3)
+    assert run(one, ask())[0].error is None and one.usage.lost == 1
+
+
+def test_a_request_that_always_breaks_does_not_stop_the_others():
+    one = client(rehearsal.start(faults=("malformed", "malformed", None)), attempts=2, max_concurrency=1)
+    bad, good = run(one, ask(2))
+    assert "no complete answer after 2 attempts (malformed JSON" in bad.error and good.error is None
+
+
+def test_one_prompt_that_is_too_long_does_not_stop_the_others():
+    replies = run(client(rehearsal.start(faults=("long",)), max_concurrency=1), ask(3))
+    assert [reply.error for reply in replies] == ["context_length_exceeded (400)", None, None]
+
+
+def test_a_dead_key_stops_even_those_that_wait_for_their_turn():
+    """At 6 requests a minute, the last of 20 would have been sent, and refused, after three minutes."""
+    url, started = rehearsal.start(faults=("quota",) * 20), time.time()
+    with pytest.raises(utils.CourseError, match="insufficient_quota"):
+        run(client(url, requests_per_minute=6), ask(20))
+    assert time.time() - started < 3 and served(url)["asked"] <= 2
+
+
+def test_one_client_in_two_calls_and_two_event_loops(endpoint, tmp_path):
+    one = client(endpoint, journal=tmp_path / "j", requests_per_minute=60_000, budget_usd=1)
+
+    async def both():
+        return await asyncio.gather(one.complete(ask(20)), one.complete(ask(20, temperature=0.5)))
+
+    for _ in range(2):
+        first, second = asyncio.run(both())
+        assert len(first) == len(second) == 20 and not any(reply.error for reply in first + second)
+    assert (one.usage.requests, one.usage.cached) == (40, 40)
+
+
 def test_lasting_server_error_is_one_reply_and_not_the_end(tmp_path):
     url = rehearsal.start(faults=("500", "500", None))
     one = client(url, attempts=2, max_concurrency=1, journal=tmp_path / "j")
@@ -166,6 +231,30 @@ def test_budget_counts_what_earlier_sessions_spent(endpoint, tmp_path):
         run(later, ask(3, max_completion_tokens=3000)[2:])
 
 
+@pytest.mark.parametrize("fault", ["refusal", "cut"])
+def test_unusable_answers_are_paid_for(tmp_path, fault):
+    one = client(rehearsal.start(faults=(fault,)), journal=tmp_path / "j", prices=(1.0, 1.0, 1.0))
+    (reply,) = run(one, ask(), TaskBatch)
+    assert reply.parsed is None and reply.error.startswith({"refusal": "refused: I cannot", "cut": "cut off by max"}[fault])
+    assert one.spent_usd == reply.cost_usd > 0 and one.usage.prompt_tokens > 0
+    again = client("http://127.0.0.1:9" + one.base_url[one.base_url.index("/", 7) :], journal=tmp_path / "j")
+    assert run(again, ask(), TaskBatch)[0].error == reply.error and again.usage.cached == 1
+
+
+def test_lost_answers_count_against_the_budget():
+    """A server may bill what never arrived: retrying it for ever would spend more than the budget."""
+    prices, request = (0.0, 0.0, 1e6 / 100), ask()  # a request costs $1 at worst
+    one = client(rehearsal.start(faults=("malformed",) * 10), prices=prices, budget_usd=2.5)
+    with pytest.raises(llm.BudgetExceeded, match=r"up to \$2.0000 for answers that were lost"):
+        run(one, request)
+    assert one.usage.lost == 2
+
+
+def test_a_schema_is_part_of_the_worst_case(endpoint):
+    one = client(endpoint, prices=(1.0, 1.0, 1.0))
+    assert one.estimate(ask(), TaskBatch) > one.estimate(ask()) > 0
+
+
 def test_unknown_price_needs_a_setting():
     with pytest.raises(utils.CourseError, match="The price of gpt-9 is unknown"):
         llm.Client("gpt-9", api_key="x", budget_usd=1)
@@ -187,7 +276,211 @@ def test_oversize_request_is_refused_at_once(endpoint):
         run(client(endpoint, tokens_per_minute=50), ask())
 
 
+def test_oversize_request_is_refused_at_once_when_the_server_announced_the_limit():
+    url = rehearsal.start(tokens_per_minute=2000)
+    one, started = client(url), time.time()
+    with pytest.raises(utils.CourseError, match=r"over the limit of 2,000 a minute"):
+        run(one, ask(1, max_completion_tokens=3000))  # nobody knows the limit yet: the server refuses
+    with pytest.raises(utils.CourseError, match=r"over the limit of 2,000 a minute"):
+        run(one, ask(1, max_completion_tokens=3000))
+    assert time.time() - started < 3 and served(url)["asked"] == 1
+
+
+# --- limits
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1s", 1),
+        ("6m0s", 360),
+        ("120ms", 0.12),
+        ("23h47m36.648s", 85656.648),
+        ("0s", 0),
+        ("7", 7),
+        ("soon", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_durations_in_headers(text, expected):
+    assert limits.seconds(text) == (pytest.approx(expected) if expected is not None else None)
+
+
+def pace(limit: limits.Limit, amounts: list[float]) -> list[float]:
+    """The moments at which a limit lets amounts through that all wait for it, on a clock that starts at 0."""
+    now, moments = 0.0, []
+    for amount in amounts:
+        while (wait := limit.wait(amount, now)) > 0:
+            now += wait + 1e-9
+        limit.take(amount, now)
+        moments.append(now)
+    return moments
+
+
+@pytest.mark.parametrize("per_minute", [3, 60, 500, 10_000])
+def test_no_minute_holds_more_requests_than_the_limit(per_minute):
+    """A leaky bucket that starts full lets almost twice the limit through in the first minute."""
+    moments = pace(limits.Limit(per_minute), [1] * (3 * per_minute))
+    assert max(sum(start <= moment < start + 60.5 for moment in moments) for start in moments[:: per_minute // 3]) <= per_minute
+    assert moments[-1] <= 180 / 0.975
+
+
+def test_no_minute_holds_more_tokens_than_the_limit():
+    rng = random.Random(7)
+    amounts = [rng.choice([300, 900, 5000, 12_000]) for _ in range(200)]
+    moments = pace(limits.Limit(30_000), amounts)
+    for start in moments:
+        assert sum(amount for amount, moment in zip(amounts, moments, strict=True) if start <= moment < start + 60.5) <= 30_000
+    assert sum(amounts) / moments[-1] * 60 > 0.75 * 30_000, "the rest is left empty because large requests do not fit"
+
+
+def test_the_lower_of_given_and_learned_limit_wins():
+    one = limits.Limits(requests_per_minute=100)
+    one.requests.learn("500", "499", "120ms", 0.0)
+    assert one.requests.per_minute == 100
+    one.requests.learn("50", "49", "1s", 0.0)
+    assert one.requests.per_minute == 50
+
+
+def test_what_others_use_of_the_same_key_is_waited_for():
+    limit = limits.Limit(None)
+    limit.learn("60", "0", "60s", 10.0)
+    assert limit.wait(1, 10.0) == pytest.approx(1.0)
+
+
+def test_a_learned_limit_is_kept_and_used():
+    """2,400 a minute, enforced in every three seconds: no 429, and at least 95 % of it."""
+    url = rehearsal.start(requests_per_minute=2400, window=3.0)
+    one, started = client(url, max_concurrency=16), time.time()
+    run(one, ask(250))
+    rate = 250 / (time.time() - started) * 60
+    assert served(url).get("rate_limited", 0) <= 2  # none on an idle machine
+    assert 0.9 * 2400 < rate < 2400  # on an idle machine 97 %; see benchmarks/client.py
+
+
+def test_a_429_holds_all_requests_back():
+    """Others have used up the limit: the first few requests learn it, and all the rest wait instead of running into it too."""
+    url = rehearsal.start(requests_per_minute=1200, window=1.0)
+
+    async def others():
+        await asyncio.gather(*(client(url).complete(ask(4, temperature=number / 10)) for number in range(5)))
+
+    asyncio.run(others())
+    replies = run(client(url, max_concurrency=32), ask(60))
+    assert all(reply.error is None for reply in replies) and 1 <= served(url)["rate_limited"] <= limits.COLD + 2
+
+
+# --- the second profile
+
+
+def test_luna_takes_a_temperature_only_without_reasoning():
+    url, request = rehearsal.start(serves=("gpt-6-luna",)), ask(temperature=0.7)
+    (reply,) = run(client(url, model="gpt-6-luna"), request)
+    assert reply.error is None
+    (reply,) = run(client(url, model="gpt-6-luna", parameters={"reasoning_effort": "low"}), request)
+    assert reply.error is None
+    with pytest.raises(utils.CourseError, match="'temperature' is not supported"):  # the server does mind
+        run(
+            client(url, model="gpt-6-luna", parameters={"reasoning_effort": "none"}),
+            ask(temperature=0.7, extra_body={"reasoning_effort": "low"}),
+        )
+
+
+def test_parameters_are_set_and_dropped_and_part_of_the_key():
+    request = {"messages": [], "temperature": 0.7, "max_completion_tokens": 10}
+    assert models.adjusted("gpt-4o", request) == request
+    assert models.adjusted("gpt-4o", request, {"temperature": None, "top_p": 0.5}) == {
+        "messages": [],
+        "max_completion_tokens": 10,
+        "top_p": 0.5,
+    }
+    assert models.adjusted("gpt-6-luna", request) == request | {"reasoning_effort": "none"}
+    assert models.adjusted("gpt-6-luna", request, {"reasoning_effort": None}) == {"messages": [], "max_completion_tokens": 10}
+    plain, other = (llm.Client("gpt-6-luna", api_key="x", parameters=p) for p in (None, {"reasoning_effort": "low"}))
+    assert plain._key(request, None) != other._key(request, None)
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "gpt-6-luna"])
+def test_both_models_have_a_price(model):
+    one = llm.Client(model, api_key="x", budget_usd=2)
+    assert 0 < one.estimate(ask(100)) < 2 and one.estimate(ask(100), batch=True) == one.estimate(ask(100)) / 2
+
+
+@pytest.mark.parametrize(
+    ("day", "says"),
+    [
+        (date(2026, 10, 15), None),
+        (date(2026, 10, 16), "on 2027-01-14, in 90 days: set TEACHER or JUDGE to 'gpt-6-luna'"),
+        (date(2027, 1, 13), "tomorrow"),
+        (date(2027, 1, 14), "today"),
+        (date(2027, 3, 1), "which has passed"),
+    ],
+)
+def test_a_shutdown_is_announced_in_time(day, says):
+    sentence = llm.retirement("gpt-4o", day)
+    assert sentence is None if says is None else says in sentence
+    assert llm.retirement("gpt-6-luna", day) is None and llm.retirement("rehearsal", day) is None
+
+
 # --- journal
+
+
+def test_old_journals_stay_valid():
+    """The name of a request in the journal is what it always was: a hash of endpoint, model, request and schema."""
+    request = ask()[0]
+    for schema in (None, TaskBatch):
+        parts = ["api.openai.com/v1", "gpt-4o", request, schema and schema.model_json_schema()]
+        expected = hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+        assert llm.Client("gpt-4o", api_key="x")._key(request, schema) == expected
+
+
+def test_a_slow_disk_holds_up_neither_the_loop_nor_each_record(tmp_path, monkeypatch):
+    """200 records on a disk that takes 50 ms each would take ten seconds, with everything else standing still."""
+    syncs, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (time.sleep(0.05), real(handle), syncs.append(threading.current_thread())))
+    book, lags = journal.Journal(tmp_path / "j"), []
+
+    async def watch():
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            lags.append(time.monotonic() - before)
+
+    async def keep(number: int):
+        await asyncio.sleep(number * 0.001)
+        before = len(syncs)
+        book.write({"key": str(number), "reply": {}, "cost_usd": 0, "usage": {}})
+        await book.synced()
+        assert len(syncs) > before, "returned before a sync that began after the write"
+
+    async def main():
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*map(keep, range(200)))
+        watching.cancel()
+
+    started = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - started < 2 and len(syncs) < 20 and threading.main_thread() not in syncs
+    assert sorted(lags)[len(lags) // 2] < 0.02
+    assert len(journal.Journal(tmp_path / "j").entries) == 200
+
+
+def test_a_disk_that_fills_up_leaves_no_half_line(tmp_path):
+    """Else the next record would be glued to it, and the journal be damaged in its middle."""
+    book = journal.Journal(tmp_path / "j")
+    record = {"key": "가", "reply": {"content": "답" * 5000}, "cost_usd": 0, "usage": {}}
+    book.write(record)
+    whole = (tmp_path / "j").read_bytes()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does on its own
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, before[1]))
+        with pytest.raises(utils.CourseError, match="No space left on the disk"):
+            book.write(record | {"key": "나"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "j").read_bytes() == whole
 
 
 def test_torn_last_line_is_cut_off(endpoint, tmp_path):
@@ -212,36 +505,66 @@ def test_full_disk_while_journaling(endpoint, tmp_path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(llm.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(utils.CourseError, match=r"No space left on the disk while writing .*requests.jsonl"):
         run(client(endpoint, journal=tmp_path / "requests.jsonl"), ask())
 
 
-KILLED = """
-import asyncio, sys, llm
-requests = [{"messages": [{"role": "user", "content": "과제"}], "seed": i} for i in range(40)]
-client = llm.Client("rehearsal", sys.argv[1], "rehearsal", journal=sys.argv[2], max_concurrency=4)
-asyncio.run(client.complete(requests))
-"""
+def work(url: str, path: str, count: int) -> None:
+    """What is killed: a process of its own."""
+    asyncio.run(client(url, journal=path, max_concurrency=4).complete(asked(count)))
 
 
-def test_kill_9_loses_nothing_and_pays_nothing_twice(tmp_path):
-    """Killed at five moments, then finished: every request is in the journal once, whatever was torn."""
-    url, path = rehearsal.start(latency=0.02), tmp_path / "j"
-    for wait in (0.0, 0.05, 0.1, 0.15, 0.2):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, url, str(path)], cwd=utils.ROOT, stderr=subprocess.DEVNULL)
-        lines, deadline = path.read_bytes().count(b"\n") if path.exists() else 0, time.time() + 30
-        while process.poll() is None and time.time() < deadline and (path.read_bytes().count(b"\n") if path.exists() else 0) <= lines:
-            time.sleep(0.002)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    survived = path.read_bytes().count(b"\n")
-    requests = [{"messages": [{"role": "user", "content": "과제"}], "seed": i} for i in range(40)]
-    one = client(url, journal=path)
-    assert len(run(one, requests)) == 40
-    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 40 and one.usage.requests == 40 - survived and survived > 5
+def asked(count: int) -> list[dict]:
+    return [{"messages": [{"role": "user", "content": f"과제 {i}번을 만들어 주세요."}], "seed": i} for i in range(count)]
+
+
+def spawn(context, target, *arguments) -> multiprocessing.Process:
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Starts processes that have imported everything already, so that a kill meets work and not imports."""
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("PYTHONPATH", f"{utils.ROOT}{os.pathsep}{utils.ROOT / 'tests'}")  # the server ignores sys.path
+    context.set_forkserver_preload(["openai.resources.chat", "openai.types.chat", "tenacity", "tqdm", "test_llm", "test_batch"])
+    spawn(context, print).join()
+    monkeypatch.undo()
+    return context
+
+
+def test_kill_9_loses_nothing_and_pays_nothing_twice(tmp_path, fresh):
+    """Killed at 20 random moments and more: the same replies as without, and nothing asked again but what was under way."""
+    rng, count, kills, rounds = random.Random(20270114), 40, 0, 0
+    with rehearsal.separate(latency=0.01) as url:
+        plain = client(url, journal=tmp_path / "plain", max_concurrency=4)
+        expected = [reply.text for reply in run(plain, asked(count))]
+        started = time.monotonic()
+        spawn(fresh, work, url, str(tmp_path / "timed"), count).join()
+        duration, before = time.monotonic() - started, served(url)["served"]
+        while kills < 20:
+            path, killed, done = tmp_path / f"journal {rounds}", 0, False
+            while not done:
+                process = spawn(fresh, work, url, str(path), count)
+                process.join(rng.uniform(0, duration))
+                if done := process.exitcode is not None:
+                    assert process.exitcode == 0
+                else:
+                    process.kill()  # SIGKILL
+                    process.join()
+                    killed += 1
+            after = client(url, journal=path)
+            assert [reply.text for reply in run(after, asked(count))] == expected and after.usage.requests == 0
+            keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+            assert len(keys) == len(set(keys)) == count
+            time.sleep(0.05)  # for what was under way at the last kill
+            now = served(url)["served"]
+            assert count <= now - before <= count + killed * 4
+            before, kills, rounds = now, kills + killed, rounds + 1
 
 
 # --- other servers

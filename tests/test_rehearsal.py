@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 
 import judge
+import limits
 import llm
 import prompts
 import rehearsal
+import rehearsal_server
 import self_instruct
 import utils
 
@@ -57,6 +60,37 @@ def test_models_are_listed(endpoint):
     request = urllib.request.Request(f"{endpoint}/models", headers={"authorization": f"Bearer {rehearsal.KEY}"})
     with urllib.request.urlopen(request) as response:
         assert json.load(response)["data"][0]["id"] == rehearsal.MODEL
+
+
+def test_limits_are_enforced_and_announced():
+    url = rehearsal.start(requests_per_minute=120, tokens_per_minute=10**7, window=1.0)  # two a second
+    answers = [post(url, hello()) for _ in range(3)]
+    assert [status for status, _, _ in answers] == [200, 200, 429] and answers[2][2]["error"]["code"] == "rate_limit_exceeded"
+    headers = answers[2][1]
+    assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("120", "0")
+    assert 0 < float(headers["retry-after-ms"]) <= 1001 and limits.seconds(headers["x-ratelimit-reset-tokens"]) <= 1
+    time.sleep(float(headers["retry-after-ms"]) / 1000)
+    assert post(url, hello())[0] == 200
+
+
+def test_faults_are_drawn_by_seed():
+    """Else a failure in a benchmark could not be met again."""
+    servers = [rehearsal_server.Server(rehearsal.respond, "", len, rehearsal.Knobs(fault_rate=0.05, seed=seed)) for seed in (1, 1, 2)]
+    first, again, other = ([server._fault(number) for number in range(2000)] for server in servers)
+    assert first == again != other and set(first) == {None, *rehearsal_server.RATED}
+    assert 60 < sum(fault is not None for fault in first) < 140
+
+
+def test_a_process_of_its_own_takes_all_knobs_and_ends_with_its_reader():
+    knobs = {"latency": 0.1, "faults": (None, "500"), "seed": 3, "serves": ("rehearsal", "gpt-6-luna")}
+    with rehearsal.separate(**knobs) as url:
+        started = time.monotonic()
+        assert post(url, hello())[0] == 200 and time.monotonic() - started > 0.1
+        assert post(url, hello())[0] == 500 and post(url, hello(model="gpt-6-luna"))[0] == 200
+        with urllib.request.urlopen(f"{url}/served") as response:
+            assert json.load(response) == {"asked": 3, "served": 2, "fault 500": 1, "batches": 0}
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{url}/served")
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])

@@ -1,0 +1,205 @@
+"""How fast are the two near-duplicate filters, and do they decide as the slow references do?
+
+Run: .venv/bin/python benchmarks/duplicates.py  (about 4 minutes on two cores)
+Prints one table, writes assets/duplicates.png, and fails if an answer differs or a target is missed. The texts are real: sentences
+from the docstrings of the installed packages (English), and the course's own rows (Korean).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+import similarity
+import utils
+
+SIZES = (13_000, 26_000, 52_000, 104_000, 208_000)
+CORPUS = utils.CACHE / "docstrings.txt"
+
+
+def corpus() -> list[str]:
+    """Different sentences of 4 to 40 words from docstrings, shuffled; kept in .cache/ because reading them takes a minute."""
+    if not CORPUS.exists():
+        found: dict[str, None] = {}
+        for file in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
+            for docstring in re.findall(r'"""(.*?)"""', file.read_text(encoding="utf-8", errors="ignore"), re.DOTALL):
+                for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", docstring):
+                    if 4 <= len(sentence.split()) <= 40:
+                        found[" ".join(sentence.split())] = None
+        sentences = list(found)
+        random.Random(0).shuffle(sentences)
+        with utils.atomic(CORPUS) as file:
+            file.write("\n".join(sentences))
+    return CORPUS.read_text(encoding="utf-8").split("\n")
+
+
+def measure(size: int) -> None:
+    """In a process of its own, so that its peak memory is its own."""
+    texts = corpus()[:size]
+    started = time.perf_counter()
+    result = similarity.rouge_l_duplicates(texts)
+    seconds = time.perf_counter() - started
+    print(json.dumps({"texts": len(texts), "kept": len(result.kept), "seconds": seconds, "gib": peak_gib()}))
+
+
+def peak_gib() -> float:
+    """Peak memory of this process alone (`ru_maxrss` would begin with the parent's). Linux."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+
+
+def brute_force(texts: list[str], score) -> list[int]:
+    """The greedy filter, one pair after another."""
+    kept: list[int] = []
+    for i, text in enumerate(texts):
+        if not any(score(texts[j], text) > 0.7 for j in kept):
+            kept.append(i)
+    return kept
+
+
+def plain_rouge_l(a: str, b: str) -> float:
+    """The textbook's table over Unicode words, in plain Python."""
+    x, y = similarity.tokenize(a), similarity.tokenize(b)
+    row = [0] * (len(y) + 1)
+    for token in x:
+        diagonal = 0
+        for j, other in enumerate(y, 1):
+            diagonal, row[j] = row[j], diagonal + 1 if token == other else max(row[j], row[j - 1])
+    return 2 * row[-1] / (len(x) + len(y)) if x and y else 0.0
+
+
+def decisions() -> None:
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    sample = corpus()[:450]
+    english = [text for text in sample + [" ".join(text.split()[1:]) for text in sample[::3]] if text.isascii()]
+    started = time.perf_counter()
+    expected = brute_force(english, lambda a, b: scorer.score(a, b)["rougeL"].fmeasure)
+    slow = time.perf_counter() - started
+    result = similarity.rouge_l_duplicates(english, tokenizer="rouge_score")
+    assert result.kept == expected and result.removed, "decisions differ from rouge-score"
+    report("decisions equal to a loop over rouge-score", f"{len(english)} English texts, {len(result.removed)} removed", f"({slow:.0f} s)")
+    korean = [row["instruction"] for row in utils.read_jsonl(utils.DATA / "instruction.jsonl") if row["language"] == "ko"]
+    korean += [text.replace("주세요", "줘") for text in korean]
+    result = similarity.rouge_l_duplicates(korean)
+    assert result.kept == brute_force(korean, plain_rouge_l) and result.removed, "decisions differ from the textbook's LCS"
+    report("decisions equal to a plain LCS", f"{len(korean)} Korean texts, {len(result.removed)} removed", "")
+
+
+def throughput() -> None:
+    """Pairs a second at each size, against Alpaca's own: `rouge_scorer._score_lcs` on text that it tokenised before."""
+    from rouge_score import rouge_scorer
+
+    tokens = [similarity.tokenize(text, "rouge_score") for text in corpus()[:200]]
+    started = time.perf_counter()
+    for a in tokens:
+        for b in tokens:
+            rouge_scorer._score_lcs(a, b)
+    reference = len(tokens) ** 2 / (time.perf_counter() - started)
+    report("Alpaca's pre-tokenised loop", f"{reference:,.0f} pairs/s", "")
+    rows = []
+    for size in SIZES:
+        child = subprocess.run([sys.executable, __file__, "--size", str(size)], capture_output=True, text=True, check=True)
+        rows.append(row := json.loads(child.stdout))
+        pairs = row["texts"] * (row["texts"] - 1) / 2 / row["seconds"]
+        report(
+            f"ours, {row['texts']:,} texts", f"{row['seconds']:.1f} s, {row['gib']:.2f} GiB", f"{pairs / reference:,.0f} times the pairs/s"
+        )
+        row["ratio"] = pairs / reference
+    by_size = {row["texts"]: row for row in rows}
+    assert by_size[52_000]["seconds"] <= 6 and by_size[52_000]["ratio"] >= 5000, "52,000 texts: target missed"
+    assert by_size[208_000]["seconds"] <= 40 and by_size[208_000]["gib"] <= 2, "208,000 texts: target missed"
+    figure(rows, reference)
+
+
+def figure(rows: list[dict], reference: float) -> None:
+    import matplotlib.pyplot as plt
+
+    utils.figure_style()
+    drawing, axes = plt.subplots(figsize=(6, 3.2))
+    sizes = np.array([row["texts"] for row in rows])
+    axes.loglog(sizes, sizes**2 / 2 / reference, "--", color="#9aa5b1", label="Alpaca's loop, extrapolated")
+    axes.loglog(sizes, [row["seconds"] for row in rows], "o-", color="#3b7dd8", label="ours, measured")
+    for row in rows:
+        axes.annotate(
+            f"{row['seconds']:.1f} s", (row["texts"], row["seconds"]), (0, 8), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.set_xticks(sizes, [f"{size // 1000}k" for size in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="texts", ylabel="seconds", title="Exact ROUGE-L near-duplicates on two cores")
+    axes.legend(frameon=False, fontsize=8)
+    drawing.tight_layout()
+    drawing.savefig(utils.ROOT / "assets" / "duplicates.png")
+
+
+def increment() -> None:
+    texts = corpus()
+    index = similarity.RougeLIndex()
+    index.add(texts[:58_000])
+    pool, times = len(index), []
+    for start in range(60_000, 60_400, 20):
+        started = time.perf_counter()
+        index.add(texts[start : start + 20])
+        times.append(time.perf_counter() - started)
+    report(
+        f"a batch of 20 to a pool of {pool:,}", f"{1000 * statistics.median(times):.1f} ms", f"(worst of 20: {1000 * max(times):.0f} ms)"
+    )
+    assert pool >= 52_000 and median <= 50, "incremental target missed"
+
+
+def embeddings() -> None:
+    """52,000 vectors of 384 in groups of about four, against paraphrase_mining of sentence-transformers on the same vectors."""
+    from sentence_transformers.util import paraphrase_mining_embeddings
+
+    rng = np.random.default_rng(0)
+    count, threshold = 52_000, 0.8
+    centres = rng.normal(size=(13_000, 384))
+    noise = rng.choice([0.2, 1.0], size=(count, 1)) * rng.normal(size=(count, 384))  # close copies, or far from the threshold
+    vectors = (centres[rng.integers(0, 13_000, count)] + noise).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    started = time.perf_counter()
+    result = similarity.embedding_duplicates(vectors, threshold)
+    ours = time.perf_counter() - started
+    peak = peak_gib()
+    import torch
+
+    started = time.perf_counter()
+    mined = paraphrase_mining_embeddings(torch.from_numpy(vectors), max_pairs=1_000_000)
+    theirs = time.perf_counter() - started
+    neighbours: dict[int, list[int]] = {}
+    for score, i, j in mined:
+        if score > threshold:
+            neighbours.setdefault(max(i, j), []).append(min(i, j))
+    kept: set[int] = set()
+    for i in range(count):
+        if not kept.intersection(neighbours.get(i, ())):
+            kept.add(i)
+    assert result.kept == sorted(kept), "survivors differ from those of the mined pairs"
+    report("paraphrase_mining_embeddings, 52,000 x 384", f"{theirs:.1f} s", "")
+    report("embedding_duplicates, the same survivors", f"{ours:.1f} s, {peak:.2f} GiB", f"{theirs / ours:.1f} times as fast")
+    assert ours <= 20 and peak <= 2 and ours < theirs, "embedding target missed"
+
+
+def report(what: str, value: str, note: str) -> None:
+    print(f"| {what} | {value} | {note} |", flush=True)
+
+
+if __name__ == "__main__":
+    if "--size" in sys.argv:
+        measure(int(sys.argv[-1]))
+    else:
+        print("| what | measured | |\n|---|---|---|")
+        for part in (decisions, throughput, increment, embeddings):
+            part()
+        print("\nAll answers equal, all targets met.")
