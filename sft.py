@@ -1,74 +1,55 @@
 """Supervised fine-tuning with LoRA: what `train.ipynb` calls, and the generation that `evaluation.ipynb` reuses.
 
-In here: choosing precision and attention, loading the student, the chat format and its label mask, the stop token, the loss
-over trained positions, held-out loss, generation. Not in here: the LoRA and training settings, which stay visible in the
-notebook's cells. torch, transformers, trl and peft are imported inside the functions that need them.
+In here: loading the student, its training rows, the trainer and what training leaves behind. Each idea below has a module of its own: the
+machine (preflight.py), chat template, stop token and label mask (chat.py), the loss (losses.py), answers (generation.py). Not in here: the
+LoRA and training settings, which stay visible in the notebook's cells. torch, transformers, trl and peft are imported inside the
+functions that need them.
 
 Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (huggingface/trl).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
-import prompts
 import utils
+from chat import IGNORED, Stop, chat_prompt, choose_stop, encode, encode_all, mask_figure
+from generation import Answer, generate
+from losses import answer_loss, held_out_loss
+from preflight import Device, choose_device
 from utils import CourseError
 
-IGNORED = -100  # the label that PyTorch's cross entropy skips
-TURN_PROBE = [
-    {"role": "user", "content": "What is the capital of France?"},
-    {"role": "assistant", "content": "The capital of France is Paris."},
+__all__ = [
+    "Answer",
+    "Device",
+    "IGNORED",
+    "Stop",
+    "answer_loss",
+    "chat_prompt",
+    "choose_device",
+    "choose_stop",
+    "encode",
+    "encode_all",
+    "finished",
+    "generate",
+    "held_out_loss",
+    "load_adapter",
+    "load_base",
+    "mask_figure",
+    "model_card",
+    "packaged_student",
+    "progress_callback",
+    "save_adapter",
+    "split",
+    "trainer_class",
+    "training_rows",
 ]
 
 
-# --- the device ----------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Device:
-    """Where and how the model computes, with the reason, to be printed."""
-
-    name: str  # "cuda" or "cpu"
-    dtype: str  # "bfloat16", "float16" or "float32"
-    attention: str  # transformers' attn_implementation
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.dtype}, {self.attention} attention: {self.reason}"
-
-
-def choose_device() -> Device:
-    """Precision and attention from what the hardware computes natively.
-
-    On CUDA bf16 needs compute capability 8 (`torch.cuda.is_bf16_supported()` also counts a T4's slow emulation), and so does
-    FlashAttention-2. On a CPU bf16 pays only where AMX or AVX512-BF16 multiplies it; elsewhere it is emulated in fp32.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        if major < 8:
-            return Device("cuda", "float16", "sdpa", f"{name} (capability {major}.{minor}) has neither bf16 nor FlashAttention-2")
-        if utils.installed("flash_attn"):
-            return Device("cuda", "bfloat16", "flash_attention_2", f"{name} (capability {major}.{minor}) and flash-attn is installed")
-        if utils.installed("kernels"):  # a prebuilt FlashAttention-2 from the hub, so that nothing is compiled
-            return Device(
-                "cuda", "bfloat16", "kernels-community/flash-attn2", f"{name} (capability {major}.{minor}), prebuilt by `kernels`"
-            )
-        return Device("cuda", "bfloat16", "sdpa", f"{name} has bf16; neither flash-attn nor kernels is installed")
-    if torch.cpu._is_amx_tile_supported():
-        return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU multiplies bf16 in AMX tiles")
-    if torch.cpu._is_avx512_bf16_supported():
-        return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU has AVX512-BF16 instructions")
-    return Device("cpu", "float32", "sdpa", "no GPU, and this CPU would only emulate bf16")
-
-
-# --- the student ---------------------------------------------------------------------------------------------------
+# --- the student ------------------------------------------------------------------------------------------------------
 
 
 def packaged_student() -> Path:
@@ -181,130 +162,7 @@ def _why_not_loaded(name: str, error: Exception) -> str:
     return f"{name} could not be loaded ({str(error).splitlines()[0][:200]}): check BASE_MODEL."
 
 
-# --- chat format, stop token and label mask ------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Stop:
-    """The token that ends an answer, and why it was chosen."""
-
-    token: str
-    id: int
-    turn_end: int  # the token with which the chat template closes a turn
-    rank: int  # of turn_end where a finished answer should stop: 1 is the model's first choice
-    vocabulary: int
-
-    @property
-    def tuned(self) -> bool:
-        """True if the model already knows how to end a turn, that is, it is instruction-tuned."""
-        return self.rank <= 100
-
-    @property
-    def ids(self) -> list[int]:
-        """All tokens at which generation stops."""
-        return sorted({self.id, self.turn_end})
-
-    def __str__(self) -> str:
-        kind = "instruction-tuned" if self.tuned else "a base model"
-        return (
-            f"after a finished answer the template's end of turn has rank {self.rank:,} of {self.vocabulary:,}: {kind}, so "
-            f"answers end in {self.token}"
-        )
-
-
-def choose_stop(model, tokenizer) -> Stop:
-    """Find out whether the model can end a turn, and choose the token that ends one.
-
-    In a *pretrained* Gemma the embedding of `<end_of_turn>` was never trained, and LoRA leaves the tied output head frozen, so
-    the token can hardly be learnt (the same fault: QwenLM/Qwen3#1064, axolotl and LLaMA-Factory reports). `<eos>` can: the model
-    has seen it at the end of every document. So: the template's token for tuned models, `<eos>` for base models.
-    """
-    import torch
-
-    rendered = tokenizer.apply_chat_template(TURN_PROBE, tokenize=False)
-    answer = TURN_PROBE[-1]["content"]
-    before, after = rendered[: rendered.rindex(answer) + len(answer)], rendered[rendered.rindex(answer) + len(answer) :]
-    turn_end = tokenizer(after, add_special_tokens=False).input_ids[0]
-    ids = tokenizer(before, add_special_tokens=False, return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        logits = model(**ids).logits[0, -1].float()
-    rank = int((logits > logits[turn_end]).sum()) + 1
-    stop = turn_end if rank <= 100 else tokenizer.eos_token_id
-    return Stop(tokenizer.convert_ids_to_tokens(stop), stop, turn_end, rank, logits.numel())
-
-
-def chat_prompt(text: str, tokenizer) -> str:
-    """The user's message in the model's own chat template, up to where the answer begins. `<bos>` is already in it."""
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-
-
-def encode(row: dict, tokenizer, stop: Stop) -> dict:
-    """One training row as token ids and labels.
-
-    Returns:
-        `{"input_ids": [...], "labels": [...]}` of equal length. The prompt is labelled `IGNORED`; the answer and the stop token
-        that ends it are what the model learns.
-    """
-    # The template writes <bos> itself, so no special tokens are added: two <bos> is a classic mistake.
-    prompt = tokenizer(chat_prompt(prompts.user_message(row), tokenizer), add_special_tokens=False).input_ids
-    answer = tokenizer(row["output"], add_special_tokens=False).input_ids + [stop.id]
-    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
-
-
-def encode_all(rows: list[dict], tokenizer, stop: Stop, max_length: int) -> tuple[list[dict], list[str]]:
-    """Encode rows and check every one of them.
-
-    Returns:
-        `(encoded, too_long)`: rows longer than `max_length` tokens are left out and their ids returned, never cut: a cut row has
-        lost its stop token and teaches the model not to stop (open-instruct#1876).
-
-    Raises:
-        CourseError: no row is left.
-    """
-    encoded, too_long = [], []
-    for row in rows:
-        example = encode(row, tokenizer, stop)
-        if len(example["input_ids"]) > max_length:
-            too_long.append(row["id"])
-            continue
-        if example["labels"][-1] != stop.id or example["input_ids"].count(tokenizer.bos_token_id) > 1:
-            raise CourseError(f"Row {row['id']} has two <bos> or no stop token: its chat template is not one this course knows.")
-        encoded.append(example)
-    if not encoded:
-        raise CourseError(f"No row is left of {len(rows)}: the data set is empty or every row exceeds {max_length} tokens.")
-    return encoded, too_long
-
-
-def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
-    """One encoded row as coloured tokens, from its ids and labels: grey is context, blue is what the model learns to say.
-
-    Args:
-        example: from `encode`.
-        width: characters a line.
-    """
-    import matplotlib.pyplot as plt
-
-    pieces = [tokenizer.decode([i]).replace("\n", "⏎") for i in example["input_ids"]]
-    # An East Asian character is about as wide as two Latin ones
-    widths = [sum(1.9 if ord(character) > 0x1100 else 1 for character in piece) + 0.7 for piece in pieces]
-    placed, x, y = [], 0.0, 0
-    for piece, size, label in zip(pieces, widths, example["labels"], strict=True):
-        if x + size > width:
-            x, y = 0.0, y + 1
-        placed.append((x, y, piece, size, label != IGNORED))
-        x += size
-    figure, axes = plt.subplots(figsize=(8.5, 0.3 * (y + 1) + 0.45))
-    for x, line, piece, size, trained in placed:
-        box = plt.Rectangle((x, line + 0.08), size - 0.15, 0.84, color="#3b7dd8" if trained else "#e3e6ea", lw=0)
-        axes.add_patch(box)
-        axes.text(x + size / 2, line + 0.52, piece, ha="center", va="center", fontsize=8, color="white" if trained else "#444444")
-    axes.set(xlim=(0, width), ylim=(y + 1, 0), title=title)
-    axes.axis("off")
-    figure.tight_layout()
-    return figure
-
-
-# --- data ----------------------------------------------------------------------------------------------------------
+# --- data -------------------------------------------------------------------------------------------------------------
 
 ROW_FIELDS = ("id", "language", "category", "instruction", "input", "output")
 
@@ -343,56 +201,7 @@ def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[
     return tuple(train_test_split(rows, test_size=held_out, random_state=seed, stratify=None if few else groups))
 
 
-# --- loss ----------------------------------------------------------------------------------------------------------
-
-
-def answer_loss(model, input_ids, labels, attention_mask=None, **kwargs):
-    """Cross entropy summed over the trained positions only, in nats, and their number.
-
-    The logits of Gemma's 262,144-word vocabulary are most of the work; here they are computed only for the positions whose
-    next token is trained, usually less than half. The value is that of the full computation (see tests/test_sft.py).
-
-    Args:
-        model: a causal language model, with or without a LoRA adapter.
-        input_ids, labels: (batch, length) int64; `labels` is `IGNORED` where nothing is trained.
-    """
-    from torch.nn import functional as F
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs).last_hidden_state
-    targets = labels[:, 1:]
-    trained = targets != IGNORED
-    logits = base.get_output_embeddings()(hidden[:, :-1][trained]).float()
-    if cap := getattr(base.config.get_text_config(), "final_logit_softcapping", None):  # Gemma 2
-        logits = cap * (logits / cap).tanh()
-    return F.cross_entropy(logits, targets[trained], reduction="sum"), trained.sum()
-
-
-def held_out_loss(model, encoded: list[dict], pad: int, batch_size: int = 8) -> float:
-    """Mean cross entropy of the held-out answers, in nats per trained token."""
-    import torch
-
-    total, tokens = 0.0, 0
-    with torch.inference_mode():
-        for batch in _batches(encoded, batch_size):
-            loss, count = answer_loss(model.eval(), **_pad(batch, pad, model.device))
-            total, tokens = total + loss.item(), tokens + count.item()
-    return total / tokens
-
-
-def _batches(encoded: list[dict], size: int):
-    ordered = sorted(encoded, key=lambda example: len(example["input_ids"]))
-    yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
-
-
-def _pad(batch: list[dict], pad: int, device) -> dict:
-    import torch
-
-    longest = max(len(example["input_ids"]) for example in batch)
-    fill = lambda key, value: torch.tensor([e[key] + [value] * (longest - len(e[key])) for e in batch], device=device)  # noqa: E731
-    ones = [{"mask": [1] * len(example["input_ids"])} for example in batch]
-    mask = torch.tensor([o["mask"] + [0] * (longest - len(o["mask"])) for o in ones], device=device)
-    return {"input_ids": fill("input_ids", pad), "labels": fill("labels", IGNORED), "attention_mask": mask}
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def trainer_class():
@@ -442,7 +251,7 @@ def progress_callback(total: int):
     return Progress()
 
 
-# --- what training leaves behind -----------------------------------------------------------------------------------
+# --- what training leaves behind --------------------------------------------------------------------------------------
 
 
 def finished(folder: Path, job: str) -> dict | None:
@@ -508,41 +317,3 @@ Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, 
 
 The weights derive from {base} and stay under {terms}.
 """
-
-
-# --- generation ----------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Answer:
-    text: str
-    stopped: bool  # ended with a stop token, not cut at max_new_tokens
-    tokens: int
-
-
-def generate(model, tokenizer, texts: list[str], stop: Stop, max_new_tokens: int = 128, batch_size: int = 12) -> list[Answer]:
-    """Greedy answers to user messages, batched by length, in the order asked.
-
-    The prompt is rendered as in training, and generation stops at the same token that training taught (or at the template's).
-    """
-    import torch
-
-    rendered = [chat_prompt(text, tokenizer) for text in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(rendered[i]))
-    answers: list[Answer | None] = [None] * len(texts)
-    with torch.inference_mode(), utils.progress(len(texts), "answers") as bar:
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            inputs = tokenizer(
-                [rendered[i] for i in chunk], return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-            ).to(model.device)
-            output = model.eval().generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop.ids, pad_token_id=tokenizer.pad_token_id
-            )
-            for i, ids in zip(chunk, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                ends = [position for position, token in enumerate(ids) if token in stop.ids]
-                length = ends[0] if ends else len(ids)
-                text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-                answers[i] = Answer(text, bool(ends), length)
-            bar.update(len(chunk))
-    return answers

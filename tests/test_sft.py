@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+import losses
 import prompts
 import sft
 import utils
@@ -253,7 +254,7 @@ def test_answer_loss_equals_the_full_logits(tiny, tiny_stop, softcap):
 
     model, tokenizer = tiny
     model = copy.deepcopy(model)
-    batch = sft._pad(sft.encode_all(ROWS, tokenizer, tiny_stop, 512)[0], tokenizer.pad_token_id, "cpu")
+    batch = losses._pad(sft.encode_all(ROWS, tokenizer, tiny_stop, 512)[0], tokenizer.pad_token_id, "cpu")
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     if softcap:
         model.config.final_logit_softcapping = softcap
