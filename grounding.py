@@ -239,6 +239,11 @@ def rank(passages: list[Passage], query: str, keep: int = 5, minimum: float = 0.
     return [(passages[order[i]], float(scores[order[i]])) for i in kept[:keep]]
 
 
+def find(query: str) -> list[Passage]:
+    """Search and keep what fits best: the passages for a teacher (`prompt_block`) and for provenance."""
+    return [passage for passage, _ in rank(search(query), query)]
+
+
 def prompt_block(passages: list[Passage], language: str, limit: int = 300) -> str:
     """The passages as a numbered block to append to the teacher's finished prompt (it may hold braces); "" if there are none.
 

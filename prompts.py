@@ -60,19 +60,49 @@ DEMONSTRATION = {
     "ko": "{number}. category: {category}\ninstruction: {instruction}\ninput: {input}\noutput: {output}",
 }
 
-# For endpoints that cannot be held to a JSON schema: the same tasks as plain text, which self_instruct.parse_tasks reads.
+# For endpoints that cannot be held to a JSON schema: the same replies as plain text, by the name of the schema. `parsing.py` reads them.
 TEXT_FORMAT = {
-    "en": """Reply in plain text only. Write every task as four fields, each label at the start of a line, and nothing between tasks
-but an empty line:
+    "en": {
+        "TaskBatch": """Reply in plain text only. Write every task as four fields, each label at the start of a line, and only an empty line
+between tasks:
 category: ...
 instruction: ...
 input: ... (<noinput> where there is none)
 output: ...""",
-    "ko": """일반 텍스트로만 답하세요. 과제마다 네 항목을 쓰고, 항목 이름은 줄 맨 앞에 두며, 과제 사이에는 빈 줄만 둡니다:
+        "Instructions": "Reply in plain text only: a numbered list, one instruction a line.",
+        "Kind": """Reply in plain text only, in these two lines:
+is_classification: yes or no
+category: ...""",
+        "InputFirstInstances": """Reply in plain text only. Write every example as two fields, and only an empty line between examples:
+input: ... (<noinput> where there is none)
+output: ...""",
+        "OutputFirstInstances": """Reply in plain text only. Write every example as two fields, and only an empty line between examples:
+output: ...
+input: ... (<noinput> where there is none)""",
+        "Critique": """Reply in plain text only, in these two lines:
+reason: ...
+score: a whole number from 1 to 5""",
+    },
+    "ko": {
+        "TaskBatch": """일반 텍스트로만 답하세요. 과제마다 네 항목을 쓰고, 항목 이름은 줄 맨 앞에 두며, 과제 사이에는 빈 줄만 둡니다:
 category: ...
 instruction: ...
 input: ... (없으면 <noinput>)
 output: ...""",
+        "Instructions": "일반 텍스트로만 답하세요. 번호를 붙인 목록으로, 한 줄에 지시 하나씩 씁니다.",
+        "Kind": """일반 텍스트로만, 다음 두 줄로 답하세요:
+is_classification: yes 또는 no
+category: ...""",
+        "InputFirstInstances": """일반 텍스트로만 답하세요. 예마다 두 항목을 쓰고, 예 사이에는 빈 줄만 둡니다:
+input: ... (없으면 <noinput>)
+output: ...""",
+        "OutputFirstInstances": """일반 텍스트로만 답하세요. 예마다 두 항목을 쓰고, 예 사이에는 빈 줄만 둡니다:
+output: ...
+input: ... (없으면 <noinput>)""",
+        "Critique": """일반 텍스트로만, 다음 두 줄로 답하세요:
+reason: ...
+score: 1에서 5까지의 정수""",
+    },
 }
 
 DOMAIN = {

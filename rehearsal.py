@@ -63,8 +63,11 @@ def teach(body: dict) -> tuple[str, str]:
     hangul = len(re.findall("[가-힣]", text))
     language = "ko" if hangul > len(re.findall("[A-Za-z]", text)) / 2 else "en"
     wanted = body.get("response_format", {}).get("json_schema", {}).get("name")
+    plain = next((name for forms in prompts.TEXT_FORMAT.values() for name, form in forms.items() if form in text), None)
+    write = _as_text if plain and not wanted else functools.partial(json.dumps, ensure_ascii=False)
+    wanted = wanted or plain
     if wanted in ("Kind", "InputFirstInstances", "OutputFirstInstances", "Critique"):
-        return json.dumps(_about(text, wanted), ensure_ascii=False), "stop"
+        return write(_about(text, wanted)), "stop"
     batches = recorded(language, _domain(text))
     seed = body.get("seed")
     number = seed if isinstance(seed, int) else int(hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest(), 16)
@@ -72,12 +75,18 @@ def teach(body: dict) -> tuple[str, str]:
     if "content" in batch:
         return batch["content"], batch["finish_reason"]
     tasks = [{key: task[key] for key in ("category", "instruction", "input", "output")} for task in batch["tasks"]]
-    if wanted == "Instructions":
-        return json.dumps({"instructions": [task["instruction"] for task in tasks]}, ensure_ascii=False), "stop"
-    if any(asked in text for asked in prompts.TEXT_FORMAT.values()):
-        lines = [f"{key}: {task[key] or '<noinput>'}" if key == "input" else f"{key}: {task[key]}" for task in tasks for key in task]
-        return "\n".join("\n" + line if line.startswith("category: ") else line for line in lines), "stop"
-    return json.dumps({"tasks": tasks}, ensure_ascii=False), "stop"
+    return write({"instructions": [task["instruction"] for task in tasks]} if wanted == "Instructions" else {"tasks": tasks}), "stop"
+
+
+def _as_text(value: dict) -> str:
+    """What a server without schemas would write: labelled fields, or a numbered list."""
+    entries = next(iter(value.values()))
+    if not isinstance(entries, list):
+        entries = [value]
+    elif isinstance(entries[0], str):
+        return "\n".join(f"{number}. {entry}" for number, entry in enumerate(entries, 1))
+    said = lambda content: ("no", "yes")[content] if isinstance(content, bool) else "<noinput>" if content == "" else content  # noqa: E731
+    return "\n\n".join("\n".join(f"{name}: {said(content)}" for name, content in entry.items()) for entry in entries)
 
 
 def _domain(text: str) -> str | None:

@@ -7,12 +7,11 @@ for instructions, whether each is a classification, and for its instances, outpu
 
 from __future__ import annotations
 
-import json
 import random
-import re
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+import parsing
 import prompts
 import utils
 from llm import Client, Reply
@@ -96,17 +95,47 @@ def mixed_demonstrations(seeds: list[dict], made: list[dict], language: str, rng
     return shown
 
 
+# --- asking ---------------------------------------------------------------------------------------------------------
+
+
+async def ask(teacher: Client, requests: list[dict], schema: type[BaseModel], text: bool = False, batch: bool = False) -> list[Reply]:
+    """Ask a teacher with a strict JSON schema, or, with `text`, read plain text (the requests must ask for it); `batch`: half the price."""
+    send = teacher.complete_batch if batch else teacher.complete
+    replies = await send(requests, None if text else schema)
+    return [parsing.filled(reply, schema) for reply in replies] if text else replies
+
+
+def request(
+    content: str, language: str, seed: int, tokens: int, schema: type[BaseModel], text: bool, material: str = "", temperature: float = 1.0
+) -> dict:
+    """The chat request for `content`; `seed` makes sampling repeatable where a server supports it, and tells two requests apart.
+
+    `material` comes from `grounding.prompt_block` and stands last, below every rule.
+    """
+    form = prompts.TEXT_FORMAT[language][schema.__name__] if text else ""
+    return {
+        "messages": [
+            {"role": "system", "content": prompts.TEACHER_SYSTEM[language]},
+            {"role": "user", "content": "\n\n".join(part for part in (content, form, material) if part)},
+        ],
+        "temperature": temperature,
+        "seed": seed,
+        "max_completion_tokens": tokens,
+    }
+
+
+def _within(content: str, language: str, domain: str) -> str:
+    """The request limited to a domain, where there is one."""
+    return f"{content}\n\n{prompts.DOMAIN[language].format(domain=domain)}" if domain else content
+
+
 # --- Alpaca: one request, twenty tasks -----------------------------------------------------------------------------
 
 
 def batch_request(
     demonstrations: list[dict], language: str, count: int, seed: int, domain: str = "", text: bool = False, material: str = ""
 ) -> dict:
-    """One chat request for `count` new tasks in `language`, showing `demonstrations`.
-
-    `seed` makes sampling at temperature 1 repeatable where the server supports it, and tells two requests apart in the journal.
-    With `text` the reply is to be plain text (`parse_tasks`) instead of JSON. `material` comes from `grounding.prompt_block`.
-    """
+    """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the reply is a `TaskBatch`."""
     shown = [
         prompts.DEMONSTRATION[language].format(number=i, **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'})
         for i, task in enumerate(demonstrations, 1)
@@ -114,114 +143,65 @@ def batch_request(
     content = prompts.TEACHER_BATCH[language].format(
         count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
     )
-    return _request(_extended(content, language, domain, text, material), language, seed, 400 * count)
-
-
-def _extended(content: str, language: str, domain: str, text: bool, material: str) -> str:
-    extras = [prompts.DOMAIN[language].format(domain=domain)] if domain else []
-    return "\n\n".join([content, *extras, *([prompts.TEXT_FORMAT[language]] if text else []), *([material] if material else [])])
-
-
-def _request(content: str, language: str, seed: int, tokens: int, temperature: float = 1.0) -> dict:
-    return {
-        "messages": [{"role": "system", "content": prompts.TEACHER_SYSTEM[language]}, {"role": "user", "content": content}],
-        "temperature": temperature,
-        "seed": seed,
-        "max_completion_tokens": tokens,
-    }
-
-
-LABEL = re.compile(
-    r"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*(category|instruction|input|output|범주|지시|입력|출력)\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
-)
-NAMES = {"범주": "category", "지시": "instruction", "입력": "input", "출력": "output"}
-BETWEEN = re.compile(r"\n[\s\-=#*]*(?:(?:task|과제)\s*)?\d*[.):]?[\s\-=#*]*$", re.I)  # "### 2." and the like, which belongs to no task
-NOTHING = re.compile(r"^\W*(noinput|none|n/a|없음|)\W*$", re.I)
-
-
-def parse_tasks(text: str, cut: bool = False) -> list[dict]:
-    """Tasks from a reply in plain text, or from JSON in or around prose: for endpoints without strict schemas.
-
-    A label counts only at the start of a line, so that "16." or "###" inside an answer stay where they are. A task without an
-    instruction or an output field is dropped, and with `cut` (the reply ended at its length limit) the last task too.
-    """
-    if found := _from_json(text):
-        return found
-    tasks: list[dict] = []
-    field = None
-    for line in text.splitlines():
-        if label := LABEL.match(line):
-            field = NAMES.get(label[1].lower(), label[1].lower())
-            if not tasks or field in tasks[-1] or (field == "category" and tasks[-1]):
-                tasks.append({})
-            tasks[-1][field] = label[2]
-        elif field:
-            tasks[-1][field] += "\n" + line
-    read = []
-    for task in tasks[: -1 if cut else None]:
-        values = {key: BETWEEN.sub("", task.get(key, "")).strip() for key in Task.model_fields}
-        if "instruction" in task and "output" in task:
-            read.append(values | {"input": "" if NOTHING.match(values["input"]) else values["input"]})
-    return read
-
-
-def _from_json(text: str) -> list[dict]:
-    start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
-    if start < 0:
-        return []
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text[start:])
-        return [Task.model_validate(task).model_dump() for task in (value["tasks"] if isinstance(value, dict) else value)]
-    except (ValueError, KeyError, TypeError, ValidationError):
-        return []
+    return request(_within(content, language, domain), language, seed, 400 * count, TaskBatch, text, material)
 
 
 def tasks_of(reply: Reply) -> list[dict]:
-    """The tasks in a reply to `batch_request`, with a schema or as text; empty where it has none that can be read."""
-    if reply.parsed is not None:
-        return [task.model_dump() for task in reply.parsed.tasks]
-    return [] if reply.error and reply.finish_reason != "length" else parse_tasks(reply.text, reply.finish_reason == "length")
+    """The tasks in a reply, empty where it has none that can be read; of a reply of instructions only, tasks still `pending`."""
+    if isinstance(reply.parsed, Instructions):
+        empty = dict.fromkeys(Task.model_fields, "")
+        return [empty | {"instruction": one.strip(), "pending": True} for one in reply.parsed.instructions]
+    return [task.model_dump() for task in reply.parsed.tasks] if reply.parsed else []
 
 
 # --- Self-Instruct: instructions, then what kind each is, then its instances ---------------------------------------
 
 
-def instructions_request(demonstrations: list[dict], language: str, count: int, seed: int, domain: str = "", material: str = "") -> dict:
-    """Step 1: new instructions; of the demonstrations only the instructions are shown."""
+def instructions_request(
+    demonstrations: list[dict], language: str, count: int, seed: int, domain: str = "", text: bool = False, material: str = ""
+) -> dict:
+    """Step 1: new instructions; of the demonstrations only the instructions are shown. The reply is `Instructions`."""
     shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
     content = prompts.INSTRUCTIONS[language].format(count=count, demonstrations=shown)
-    return _request(_extended(content, language, domain, False, material), language, seed, 120 * count)
+    return request(_within(content, language, domain), language, seed, 120 * count, Instructions, text, material)
 
 
-def recognise_request(instruction: str, language: str, seeds: list[dict]) -> dict:
-    """Step 2: is it a classification? Shows 12 seeds that are and 19 that are not, as the paper does."""
+def recognise_request(instruction: str, language: str, seeds: list[dict], text: bool = False) -> dict:
+    """Step 2: is it a classification? Shows 12 seeds that are and 19 that are not, as the paper does. The reply is a `Kind`."""
     own = [seed for seed in seeds if seed["language"] == language]
     shown = [seed for seed in own if seed["is_classification"]][:12] + [seed for seed in own if not seed["is_classification"]][:19]
     lines = "\n".join(f"{seed['instruction']} -> {str(seed['is_classification']).lower()}, {seed['category']}" for seed in shown)
     content = prompts.RECOGNISE[language].format(categories=", ".join(prompts.CATEGORIES), demonstrations=lines, instruction=instruction)
-    return _request(content, language, 0, 60, temperature=0.0)
+    return request(content, language, 0, 60, Kind, text, temperature=0.0)
 
 
-def instances_request(instruction: str, language: str, is_classification: bool) -> dict:
-    """Step 3: inputs and outputs; for a classification the output comes first."""
-    template = prompts.OUTPUT_FIRST if is_classification else prompts.INPUT_FIRST
-    return _request(template[language].format(count=INSTANCES, instruction=instruction), language, 0, 400 * INSTANCES)
+def instances_request(instruction: str, language: str, is_classification: bool, text: bool = False) -> dict:
+    """Step 3: inputs and outputs; for a classification the output comes first, else the inputs all lean to one label."""
+    template, schema = (prompts.OUTPUT_FIRST, OutputFirstInstances) if is_classification else (prompts.INPUT_FIRST, InputFirstInstances)
+    content = template[language].format(count=INSTANCES, instruction=instruction)
+    return request(content, language, 0, 400 * INSTANCES, schema, text)
 
 
-async def complete_instructions(teacher: Client, rows: list[dict], seeds: list[dict], ask=None) -> tuple[list[Reply], list[Reply]]:
-    """Steps 2 and 3 for every row (with `instruction` and `language`): `(kinds, instances)`, one reply a row each.
+async def complete_instructions(
+    ask, rows: list[dict], seeds: list[dict], text: bool = False
+) -> list[tuple[str, list[tuple[str, str]], str | None, float]]:
+    """Steps 2 and 3 for every row (with `instruction` and `language`).
 
-    A row whose kind could not be read counts as no classification. `ask` defaults to `teacher.complete`.
+    Args:
+        ask: takes requests and a schema, such as `functools.partial(self_instruct.ask, teacher)`.
+
+    Returns:
+        For each row `(category, [(input, output), ...], reason, dollars)`; without instances and with a reason where there are none.
     """
-    ask = ask or teacher.complete
-    kinds = await ask([recognise_request(row["instruction"], row["language"], seeds) for row in rows], Kind)
-    labels = [bool(kind.parsed and kind.parsed.is_classification) for kind in kinds]
-    replies: dict[int, Reply] = {}
+    kinds = await ask([recognise_request(row["instruction"], row["language"], seeds, text) for row in rows], Kind)
+    known = [i for i, kind in enumerate(kinds) if kind.parsed]
+    found = [("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds]
     for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
-        places = [i for i, label in enumerate(labels) if label == wanted]
-        asked = [instances_request(rows[i]["instruction"], rows[i]["language"], wanted) for i in places]
-        replies |= dict(zip(places, await ask(asked, schema), strict=True))
-    return kinds, [replies[i] for i in range(len(rows))]
+        places = [i for i in known if kinds[i].parsed.is_classification == wanted]
+        asked = [instances_request(rows[i]["instruction"], rows[i]["language"], wanted, text) for i in places]
+        for i, reply in zip(places, await ask(asked, schema), strict=True):
+            found[i] = (kinds[i].parsed.category, *usable_instances(reply), kinds[i].cost_usd + reply.cost_usd)
+    return found
 
 
 def usable_instances(reply: Reply) -> tuple[list[tuple[str, str]], str | None]:

@@ -23,9 +23,9 @@ from preflight import Device, choose_device
 from utils import CourseError
 
 __all__ = [
+    "IGNORED",
     "Answer",
     "Device",
-    "IGNORED",
     "Stop",
     "answer_loss",
     "chat_prompt",

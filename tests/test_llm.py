@@ -66,7 +66,7 @@ def test_replies_come_in_the_order_asked_and_parsed(endpoint):
 
 def test_a_malformed_reply_is_an_error_with_its_usage(endpoint):
     one = client(endpoint)
-    (reply,) = run(one, ask(10)[9:], TaskBatch)
+    (reply,) = run(one, ask(11)[10:], TaskBatch)
     assert reply.parsed is None and "does not match the schema" in reply.error
     assert reply.usage["completion_tokens"] > 0 and one.usage.completion_tokens > 0
 

@@ -19,6 +19,9 @@ def test_languages_are_parallel(name):
     assert set(texts) == {"en", "ko"}
     if isinstance(texts["en"], str):
         assert placeholders(texts["en"]) == placeholders(texts["ko"])
+    elif isinstance(texts["en"], dict):
+        assert texts["en"].keys() == texts["ko"].keys()
+        assert not any(placeholders(text) for language in texts.values() for text in language.values())
     else:
         assert len(texts["en"]) == len(texts["ko"])
 
