@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint bench outputs owner clean help
+.PHONY: run test lint bench gate outputs owner clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -18,8 +18,12 @@ lint: $(VENV)/.ready ## check style of modules and notebooks
 	$(BIN)/ruff format --check --exclude "*.ipynb" .
 	$(BIN)/ruff format --check --line-length 100 *.ipynb
 
-bench: $(VENV)/.ready ## measure learning rates and ranks on the packaged student (20 minutes)
-	$(BIN)/python benchmarks/sweep.py $(ARGS)
+bench: $(VENV)/.ready ## measure near-duplicates and chat client beside their references; the answers must be the same (10 minutes)
+	$(BIN)/python benchmarks/duplicates.py
+	$(BIN)/python benchmarks/client.py
+
+gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge pairs and seeds again (data/contamination.json)
+	$(BIN)/python contamination.py data/instruction.jsonl
 
 outputs: ## copy notebooks and figures of runs/default/ over the committed ones
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .

@@ -1,8 +1,8 @@
 """What becomes of the tasks that a teacher wrote: what `preprocess.ipynb` calls after asking.
 
-In here: the rules that reject a task, the threshold of the embedding filter, the critique and the contamination gate. Not in here: the
-near-duplicate filters (`similarity.py`), the ledger that remembers every fate (`ledger.py`), and the order of the steps, which is the
-notebook's story.
+In here: the rules that reject a task, the threshold of the embedding filter and the critique. Not in here: the near-duplicate filters
+(`similarity.py`), the contamination gate (`contamination.py`), the ledger that remembers every fate (`ledger.py`), and the order of
+the steps, which is the notebook's story.
 
 Sources: Self-Instruct (arXiv 2212.10560), AlpaGasus (arXiv 2307.08701) for the critique.
 """
@@ -10,7 +10,6 @@ Sources: Self-Instruct (arXiv 2212.10560), AlpaGasus (arXiv 2307.08701) for the 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,8 +19,7 @@ import prompts
 import similarity
 import utils
 
-PROMPT_FIELDS = ("id", "language", "category", "prompt", "reference")
-
+PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six are duplicates
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
@@ -93,7 +91,7 @@ def labelled_pairs(lexical: float) -> tuple[list[dict], np.ndarray, dict[str, np
     return pairs, np.array([pair["duplicate"] for pair in pairs]), {"E5": (first * second).sum(axis=1), "ROUGE-L": words}
 
 
-def calibrate(scores: np.ndarray, duplicate: np.ndarray, precision: float = 0.9) -> float:
+def calibrate(scores: np.ndarray, duplicate: np.ndarray, precision: float) -> float:
     """The lowest threshold at which at least `precision` of the labelled pairs scoring above it are duplicates.
 
     A false alarm costs a good row, a miss only some repetition: so precision first, then as much recall as it leaves.
@@ -150,53 +148,3 @@ def critique_request(row: dict, text: bool = False) -> dict:
         "temperature": 0.0,
         "max_completion_tokens": 200,
     }
-
-
-# --- contamination ----------------------------------------------------------------------------------------------------
-
-
-def contamination(rows: list[dict], lexical: float, semantic: float) -> list[tuple[dict, str, similarity.Match, str]]:
-    """Rows too close to an evaluation prompt, a judge pair or a seed: `[(row, its id, match, "ROUGE-L" or "embedding")]`.
-
-    Args:
-        lexical: ROUGE-L above which a row counts as copied; its instruction is compared alone and with its input.
-        semantic: cosine of E5 embeddings above which it counts as a paraphrase.
-    """
-    held = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", PROMPT_FIELDS)
-    held += utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt"))
-    seeds = utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", ("id", "instruction"))
-    names = [entry["id"] for entry in held + seeds]
-    asked = [entry["prompt"] for entry in held] + [prompts.user_message(seed) for seed in seeds]
-    # A seed's instruction counts alone too: with another input it is still the same task
-    worded = [entry["prompt"] for entry in held] + [seed["instruction"] for seed in seeds]
-    texts, found = [prompts.user_message(row) for row in rows], []
-    copied = zip(
-        similarity.rouge_l_nearest(texts, asked),
-        similarity.rouge_l_nearest([row["instruction"] for row in rows], worded),
-        similarity.nearest(similarity.embed(texts), similarity.embed(asked)),
-        strict=True,
-    )
-    for row, (whole, alone, meant) in zip(rows, copied, strict=True):
-        nearest = max(whole, alone, key=lambda match: match.score)
-        if nearest.score > lexical:
-            found.append((row, names[nearest.index], nearest, "ROUGE-L"))
-        elif meant.score > semantic:
-            found.append((row, names[meant.index], meant, "embedding"))
-    return found
-
-
-def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
-    """Check a written data set once more and record the result beside it; `train.ipynb` refuses data without this record.
-
-    Returns:
-        `{"data": hash of the file, "rows": n, "left": contaminated rows still in it, ...}`, saved as `contamination.json`.
-    """
-    rows = utils.read_jsonl(data, ("instruction", "input"))
-    left = contamination(rows, lexical, semantic)
-    report = {"data": utils.file_hash(data), "rows": len(rows), "left": len(left), "lexical": lexical, "semantic": semantic}
-    utils.write_json(data.parent / "contamination.json", report)
-    if left:
-        raise utils.CourseError(
-            f"{len(left)} rows of {data.name} resemble evaluation prompts, judge pairs or seeds, {left[0][0]['id']} among them: drop them."
-        )
-    return report

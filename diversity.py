@@ -26,7 +26,6 @@ KOREAN_END = re.compile(
 )
 KOREAN_QUESTION = re.compile(r"(무엇|뭐|왜|어떻게|어떤|언제|어디|누가|누구|얼마|몇|인가요|나요|까요|습니까|ㄴ가요)")
 KOREAN_STEM = {
-    "하": "하다",
     "써": "쓰다",
     "쓰": "쓰다",
     "적어": "적다",
@@ -35,6 +34,24 @@ KOREAN_STEM = {
     "고르": "고르다",
     "찾아": "찾다",
     "찾으": "찾다",
+    "알려": "알리다",
+    "가르쳐": "가르치다",
+    "만들어": "만들다",
+    "지어": "짓다",
+    "고쳐": "고치다",
+    "바꿔": "바꾸다",
+    "옮겨": "옮기다",
+    "뽑아": "뽑다",
+    "구해": "구하다",
+    "세어": "세다",
+    "들어": "들다",
+    "줄여": "줄이다",
+    "나눠": "나누다",
+    "짜": "짜다",
+    "꼽아": "꼽다",
+    "다듬어": "다듬다",
+    "답하": "답하다",
+    "말하": "말하다",
 }
 
 
@@ -60,7 +77,7 @@ def _korean(instruction: str) -> tuple[str, str]:
     last = re.split(r"(?<=[.!?])\s+", instruction.strip())[-1]
     thing = re.findall(r"([가-힣A-Za-z]+)(?:을|를)(?=\s)", last)
     if found := list(KOREAN_END.finditer(last)):
-        stem = found[-1][1] + "하다" if found[-1][1] else KOREAN_STEM.get(found[-1][2], found[-1][2])
+        stem = found[-1][1] + "하다" if found[-1][1] else KOREAN_STEM[found[-1][2]]
         return stem, thing[-1] if thing else ""
     if question := KOREAN_QUESTION.search(last):
         return "질문", question[1]
@@ -87,7 +104,7 @@ def verb_figure(rows: list[dict], top: int = 12):
                 left += count
         axes.set_yticks(range(len(verbs.most_common(top))), [name for name, _ in verbs.most_common(top)])
         axes.invert_yaxis()
-        axes.set(xlabel="rows", title=f"{len(verbs)} kinds of request, {len(pairs)} with their object ({language})")
+        axes.set(xlabel="rows", title=f"What is asked for ({language}): {len(verbs)} verbs, {len(pairs)} with their object")
     figure.tight_layout()
     return figure
 
@@ -104,7 +121,8 @@ def map_figure(rows: list[dict], vectors: np.ndarray, clusters: int = 8):
     figure, axes = plt.subplots(figsize=(6.5, 4))
     for language, marker in (("en", "o"), ("ko", "^")):
         own = np.array([row["language"] == language for row in rows])
-        axes.scatter(*points[own].T, c=labels[own], cmap="tab10", vmin=0, vmax=9, s=14, marker=marker, label=language)
+        axes.scatter(*points[own].T, c=labels[own], cmap="tab10", vmin=0, vmax=9, s=14, marker=marker)
+        axes.scatter([], [], color="#777777", s=14, marker=marker, label=language)  # in the legend a colour would mean a cluster
     for cluster in range(clusters):
         inside = labels == cluster
         name = Counter(row["category"] for row, belongs in zip(rows, inside, strict=True) if belongs).most_common(1)[0][0]

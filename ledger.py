@@ -64,15 +64,16 @@ class Ledger:
             return self.drop(row, "instances", reason)
         kept = {key: row[key] for key in ("source", "teacher", "request", "demonstrations", "urls", "similar") if key in row}
         share = cost_usd / len(instances)
-        for i, (given, answer) in enumerate(instances):
-            task = {"category": category, "instruction": row["instruction"], "input": given, "output": answer}
-            if i == 0:
-                row |= task | {"cost_usd": row["cost_usd"] + share}
-                one = row
+        tasks = [{"category": category, "instruction": row["instruction"], "input": given, "output": answer} for given, answer in instances]
+        reasons = [problem(row | task) for task in tasks]
+        for i in sorted(range(len(tasks)), key=lambda i: reasons[i] is not None):  # a good one first: the others hang on its row
+            if row["output"]:
+                one = self.add(row["language"], tasks[i], kept | {"cost_usd": share, "sibling": row["id"]})
             else:
-                one = self.add(row["language"], task, kept | {"cost_usd": share, "sibling": row["id"]})
-            if why := problem(one):
-                self.drop(one, "instances", why)
+                one = row
+                row |= tasks[i] | {"cost_usd": row["cost_usd"] + share}
+            if reasons[i]:
+                self.drop(one, "instances", reasons[i])
 
     def criticise(self, row: dict, reply: Reply, least: int) -> None:
         """Book the teacher's critique of a row, and drop the row where it scores below `least` or where no score can be read."""
@@ -90,10 +91,18 @@ class Ledger:
         return self.kept
 
     def drop(self, row: dict, stage: str, reason: str, neighbour: str | None = None, score: float | None = None) -> None:
-        """Reject a row, with the filter, the reason and, for a duplicate, the kept neighbour and its score."""
-        row |= {"fate": stage, "reason": reason}
+        """Reject a row, with the filter, the reason and, for a duplicate, the kept neighbour and its score.
+
+        A duplicate's instruction is one task too many, so the other instances of that instruction go with it.
+        """
+        fate = {"fate": stage, "reason": reason}
         if neighbour is not None:
-            row |= {"neighbour": neighbour, "score": round(score, 4)}
+            fate |= {"neighbour": neighbour, "score": round(score, 4)}
+        row |= fate
+        if neighbour is not None:
+            for sibling in self.kept:
+                if sibling.get("sibling") == row["id"]:
+                    sibling |= fate
 
     @property
     def kept(self) -> list[dict]:

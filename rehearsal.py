@@ -85,8 +85,13 @@ def _as_text(value: dict) -> str:
         entries = [value]
     elif isinstance(entries[0], str):
         return "\n".join(f"{number}. {entry}" for number, entry in enumerate(entries, 1))
-    said = lambda content: ("no", "yes")[content] if isinstance(content, bool) else "<noinput>" if content == "" else content  # noqa: E731
-    return "\n\n".join("\n".join(f"{name}: {said(content)}" for name, content in entry.items()) for entry in entries)
+    lines = []
+    for entry in entries:
+        for name, content in entry.items():
+            said = ("no", "yes")[content] if isinstance(content, bool) else "<noinput>" if (name, content) == ("input", "") else content
+            lines.append(f"{name}: {said}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _domain(text: str) -> str | None:

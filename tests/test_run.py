@@ -30,7 +30,7 @@ def smoke():
 @pytest.mark.slow
 def test_smoke_run_leaves_everything(smoke):
     folder, done = smoke
-    expected = "adapter answers.jsonl contamination.json funnel.png instruction.jsonl ledger.jsonl loss.png outcomes.png requests.jsonl"
+    expected = "adapter answers.jsonl contamination.json data_card.md yield.png threshold.png verbs.png map.png lengths.png funnel.png instruction.jsonl ledger.jsonl loss.png outcomes.png requests.jsonl"
     expected += " results.json verdicts.jsonl " + " ".join(f"{name}.ipynb {name}.html" for name in run.NOTEBOOKS)
     assert set(expected.split()) <= {path.name for path in folder.iterdir()}
     assert "Win rate of tuned over base" in done.stdout and "stand-in" in done.stdout and "runs/smoke/" in done.stdout
@@ -59,6 +59,28 @@ def test_rows_say_who_made_them(smoke):
     rows = utils.read_jsonl(smoke[0] / "instruction.jsonl", ("teacher", "request", "demonstrations", "cost_usd"))
     assert all("stand-in" in row["teacher"] for row in rows)
     assert all("stand-in" in record["judge"] for record in utils.read_jsonl(smoke[0] / "verdicts.jsonl", ("judge", "outcome", "orders")))
+
+
+@pytest.mark.slow
+def test_self_instruct_as_text_in_one_domain_and_language():
+    """The other branch of every setting of preprocess.ipynb: three steps instead of one, plain text, Korean housing only."""
+    import shutil
+
+    name = f"test-housing-{os.getpid()}"
+    settings = {"METHOD": "self-instruct", "REPLY_FORMAT": "text", "DOMAIN": "한국의 주거", "SEED_CATEGORIES": "housing"}
+    environment = {f"COURSE_{key}": value for key, value in settings.items()}
+    done = course_run("--profile", "smoke", "--run", name, "--language", "ko", "--only", "preprocess", **environment)
+    folder = utils.ROOT / "runs" / name
+    try:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        rows = utils.read_jsonl(folder / "instruction.jsonl", ("category", "instruction", "output", "critique", "similar"))
+        kept = {row["id"] for row in rows}
+        siblings = [row for row in rows if "sibling" in row]
+        assert len(rows) > 30 and siblings and {row["language"] for row in rows} == {"ko"}
+        assert all(row["sibling"] in kept for row in siblings)
+        assert "by the method 'self-instruct'" in done.stdout and "All checks passed." in done.stdout
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
