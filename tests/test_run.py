@@ -30,7 +30,8 @@ def smoke():
 @pytest.mark.slow
 def test_smoke_run_leaves_everything(smoke):
     folder, done = smoke
-    expected = "adapter answers.jsonl contamination.json data_card.md yield.png threshold.png verbs.png map.png lengths.png funnel.png instruction.jsonl ledger.jsonl loss.png outcomes.png requests.jsonl"
+    expected = "adapter answers.jsonl contamination.json data_card.md funnel.png instruction.jsonl ledger.jsonl lengths.png loss.png"
+    expected += " map.png outcomes.png requests.jsonl threshold.png verbs.png yield.png"
     expected += " results.json verdicts.jsonl " + " ".join(f"{name}.ipynb {name}.html" for name in run.NOTEBOOKS)
     assert set(expected.split()) <= {path.name for path in folder.iterdir()}
     assert "Win rate of tuned over base" in done.stdout and "stand-in" in done.stdout and "runs/smoke/" in done.stdout
