@@ -15,7 +15,7 @@ FIELDS = {
     "eval_prompts": ("id", "language", "category", "prompt", "reference"),
     "judge_calibration": ("id", "language", "kind", "prompt", "answer_good", "answer_bad", "reference"),
 }
-SIZES = {"seed_tasks": 100, "instruction": 320, "eval_prompts": 40, "judge_calibration": 60}
+SIZES = {"seed_tasks": 100, "instruction": 320, "eval_prompts": 40, "judge_calibration": 128}
 EVERYTHING = {name: utils.read_jsonl(utils.DATA / f"{name}.jsonl", fields) for name, fields in FIELDS.items()}
 
 
@@ -80,9 +80,9 @@ def test_json_answers_are_json_and_python_answers_compile():
 
 def test_calibration_pairs_cover_the_kinds_in_both_languages():
     counts = Counter((row["language"], row["kind"]) for row in EVERYTHING["judge_calibration"])
-    assert len(counts) == 16 and set(counts.values()) == {4}
+    assert len(counts) == 16 and set(counts.values()) == {8}
     longer = sum(len(row["answer_good"]) > len(row["answer_bad"]) for row in EVERYTHING["judge_calibration"])
-    assert 0.25 < longer / len(EVERYTHING["judge_calibration"]) < 0.75, "length alone must not find the better answer"
+    assert 0.4 <= longer / len(EVERYTHING["judge_calibration"]) <= 0.6, "length alone must not find the better answer"
 
 
 def test_recorded_teacher_is_enough():
