@@ -15,7 +15,8 @@ FIELDS = {
     "eval_prompts": ("id", "language", "category", "prompt", "reference"),
     "judge_calibration": ("id", "language", "kind", "prompt", "answer_good", "answer_bad", "reference"),
 }
-SIZES = {"seed_tasks": 100, "instruction": 320, "eval_prompts": 40, "judge_calibration": 60}
+SECOND_TURN = {"follow_up", "follow_up_reference"}  # optional fields of eval_prompts: what the user says next
+SIZES = {"seed_tasks": 175, "instruction": 320, "eval_prompts": 120, "judge_calibration": 128}
 EVERYTHING = {name: utils.read_jsonl(utils.DATA / f"{name}.jsonl", fields) for name, fields in FIELDS.items()}
 
 
@@ -23,13 +24,23 @@ EVERYTHING = {name: utils.read_jsonl(utils.DATA / f"{name}.jsonl", fields) for n
 def test_form(name):
     rows = EVERYTHING[name]
     assert len(rows) >= SIZES[name] and len({row["id"] for row in rows}) == len(rows)
-    assert all(set(row) == set(FIELDS[name]) for row in rows)
+    second = SECOND_TURN if name == "eval_prompts" else set()
+    assert all(set(row) - second == set(FIELDS[name]) for row in rows)
     languages = Counter(row["language"] for row in rows)
     assert set(languages) == {"en", "ko"} and languages["en"] == languages["ko"], "half and half"
     for row in rows:
         for key, value in row.items():
             assert not isinstance(value, str) or value == value.strip(), (row["id"], key)
             assert value != "" or key == "input", (row["id"], key)
+
+
+def test_ten_evaluation_prompts_have_a_second_turn():
+    """Both fields come together or not at all, half and half, in at least five categories; `test_form` sees that none is empty."""
+    rows = EVERYTHING["eval_prompts"]
+    assert {frozenset(SECOND_TURN & set(row)) for row in rows} == {frozenset(), frozenset(SECOND_TURN)}
+    two_turn = [row for row in rows if "follow_up" in row]
+    assert Counter(row["language"] for row in two_turn) == {"en": 5, "ko": 5}
+    assert len({row["category"] for row in two_turn}) >= 5
 
 
 @pytest.mark.parametrize("name", ["seed_tasks", "instruction", "eval_prompts"])
@@ -80,9 +91,9 @@ def test_json_answers_are_json_and_python_answers_compile():
 
 def test_calibration_pairs_cover_the_kinds_in_both_languages():
     counts = Counter((row["language"], row["kind"]) for row in EVERYTHING["judge_calibration"])
-    assert len(counts) == 16 and set(counts.values()) == {4}
+    assert len(counts) == 16 and set(counts.values()) == {8}
     longer = sum(len(row["answer_good"]) > len(row["answer_bad"]) for row in EVERYTHING["judge_calibration"])
-    assert 0.25 < longer / len(EVERYTHING["judge_calibration"]) < 0.75, "length alone must not find the better answer"
+    assert 0.4 <= longer / len(EVERYTHING["judge_calibration"]) <= 0.6, "length alone must not find the better answer"
 
 
 def test_recorded_teacher_is_enough():
