@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint bench gate outputs owner clean help
+.PHONY: run test lint bench gate card outputs owner clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -24,6 +24,9 @@ bench: $(VENV)/.ready ## measure near-duplicates and chat client beside their re
 
 gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge pairs and seeds again (data/contamination.json)
 	$(BIN)/python contamination.py data/instruction.jsonl
+
+card: $(VENV)/.ready ## write data/README.md, the statistics of the shipped data
+	$(BIN)/python data_card.py
 
 outputs: ## copy notebooks and figures of runs/default/ over the committed ones
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .

@@ -1,7 +1,7 @@
 """The card of a data set, every figure of it from the run that made it, and the upload of both to the Hugging Face hub.
 
-What it does: write down counts, teacher, cost, thresholds, licences and the teacher's terms. What it does not do: choose a licence for
-the reader. Importing it needs the standard library only.
+What it does: write down counts, teacher, cost, thresholds, licences and the teacher's terms; for the shipped data too
+(`python data_card.py` writes data/README.md). What it does not do: choose a licence for the reader.
 """
 
 from __future__ import annotations
@@ -97,3 +97,67 @@ def push(folder: Path, repository: str) -> str:
             f"The data set could not be pushed to {repository} ({reason}): check PUSH_TO and that HF_TOKEN may write."
         ) from None
     return f"https://huggingface.co/datasets/{repository}"
+
+
+# --- the shipped data ----------------------------------------------------------------------------------------------
+
+FILES = {
+    "seed_tasks.jsonl": "seed tasks, shown to the teacher as demonstrations",
+    "instruction.jsonl": "rows to train on",
+    "eval_prompts.jsonl": "prompts with a reference answer; ten go on with a second turn",
+    "judge_calibration.jsonl": "pairs of answers of which one is better, by kind of fault",
+    "duplicate_pairs.jsonl": "pairs of instructions, labelled: do both ask for the same?",
+    "rehearsal/teacher_en.jsonl": "recorded replies of the stand-in teacher, flawed ones included",
+    "rehearsal/teacher_ko.jsonl": "the same in Korean",
+}
+
+
+def shipped() -> str:
+    """The page about the data in this repository, with its statistics."""
+    import statistics
+
+    import similarity
+
+    listed = "\n".join(f"| `{name}` | {len(utils.read_jsonl(utils.DATA / name))} | {what} |" for name, what in FILES.items())
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
+    table = []
+    for language, name in utils.LANGUAGES.items():
+        own = [row for row in rows if row["language"] == language]
+        words = [len(row["output"].split()) for row in own]
+        openings = {" ".join(row["instruction"].split()[:3]) for row in own}
+        table.append(
+            f"| {name} | {len(own)} | {sum(row['category'] == 'housing' for row in own)} | "
+            f"{sum(bool(row['input']) for row in own) / len(own):.0%} | "
+            f"{min(words)} / {statistics.median(words):.0f} / {max(words)} | {len(openings) / len(own):.0%} |"
+        )
+    categories = Counter(row["category"] for row in rows)
+    repeated = len(similarity.rouge_l_duplicates([row["instruction"] for row in rows]).removed)
+    gate = utils.read_json(utils.DATA / "contamination.json")
+    return f"""# The data of this course
+
+Written for this course by its authors, an AI system: language models wrote it record by record, without templates and without copying
+from any data set; scripts checked what can be checked (arithmetic, code, JSON, rules, duplicates, contamination), and a part was read
+again. No native speaker has reviewed the Korean yet, and facts, housing law among them, are general rules from memory. Licence: MIT
+(see ../LICENSE). JSON Lines, UTF-8, one record a line; half English, half Korean.
+
+| file | records | what it is |
+|---|---|---|
+{listed}
+
+## Rows to train on
+
+| language | rows | housing in Korea | with an input | words of an output: least / median / most | distinct first three words |
+|---|---|---|---|---|---|
+{chr(10).join(table)}
+
+Categories: {", ".join(f"{name} {count}" for name, count in sorted(categories.items()))}.
+
+Near-duplicates by our own filter (ROUGE-L above 0.7): {repeated}. Rows too close to an evaluation prompt, a judge pair or a seed
+(ROUGE-L above {gate["lexical"]}, E5 cosine above {gate["semantic"]:.3f}): {gate["left"]} of {gate["rows"]}. `make gate` checks again,
+`make card` writes this page.
+"""
+
+
+if __name__ == "__main__":
+    with utils.atomic(utils.DATA / "README.md") as page:
+        page.write(shipped())

@@ -16,7 +16,7 @@ FIELDS = {
     "judge_calibration": ("id", "language", "kind", "prompt", "answer_good", "answer_bad", "reference"),
 }
 SECOND_TURN = {"follow_up", "follow_up_reference"}  # optional fields of eval_prompts: what the user says next
-SIZES = {"seed_tasks": 175, "instruction": 320, "eval_prompts": 120, "judge_calibration": 128}
+SIZES = {"seed_tasks": 175, "instruction": 1000, "eval_prompts": 120, "judge_calibration": 128}
 EVERYTHING = {name: utils.read_jsonl(utils.DATA / f"{name}.jsonl", fields) for name, fields in FIELDS.items()}
 
 
@@ -66,12 +66,23 @@ def test_language_is_what_it_says(name):
         assert (hangul > 0.3) == (row["language"] == "ko"), row["id"]
 
 
+def test_page_has_the_figures_of_the_files():
+    """`make card` was run after the last change of the data."""
+    import data_card
+
+    assert (utils.DATA / "README.md").read_text(encoding="utf-8") == data_card.shipped()
+
+
+def test_housing_is_the_worked_domain():
+    assert sum(row["category"] == "housing" for row in EVERYTHING["instruction"]) >= 100
+
+
 def test_forms_vary():
     """No templates: few instructions share their first three words, and outputs range from a word to a paragraph."""
     for language in ("en", "ko"):
         rows = [row for row in EVERYTHING["instruction"] if row["language"] == language]
         openings = Counter(" ".join(row["instruction"].split()[:3]) for row in rows)
-        assert openings.most_common(1)[0][1] <= 3
+        assert openings.most_common(1)[0][1] <= 3 and len(openings) >= 0.85 * len(rows)
         lengths = sorted(len(row["output"].split()) for row in rows)
         assert lengths[0] <= 2 and lengths[-1] >= 30 and 0.35 <= sum(bool(row["input"]) for row in rows) / len(rows) <= 0.6
 

@@ -342,8 +342,20 @@ def test_gate_is_recorded_and_a_contaminated_file_is_refused(tmp_path):
 
 
 def test_shipped_data_is_clean():
-    """No shipped row is in the evaluation, by words or by meaning (threshold: the closest two seeds, see preprocess.ipynb)."""
-    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
-    assert contamination.contaminated(rows, 0.7, 0.93) == []
-    rows += utils.read_jsonl(utils.DATA / "seed_tasks.jsonl")
+    """Its record is of these very files (`make gate` was run after the last change), and no instruction repeats another or a seed."""
+    contamination.require_gate(utils.DATA / "instruction.jsonl", "run make gate")
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl") + utils.read_jsonl(utils.DATA / "seed_tasks.jsonl")
     assert not similarity.rouge_l_duplicates([row["instruction"] for row in rows]).removed
+
+
+def test_a_gate_passed_against_another_evaluation_does_not_count(tmp_path, monkeypatch):
+    data = utils.write_jsonl(tmp_path / "instruction.jsonl", [task(id="a")])
+    with pytest.raises(utils.CourseError, match=r"instruction.jsonl has not passed the contamination gate as it is now: run preprocess"):
+        contamination.require_gate(data, "run preprocess.ipynb")
+    utils.write_json(tmp_path / "contamination.json", contamination._state(data) | {"left": 0})
+    contamination.require_gate(data, "run preprocess.ipynb")
+    for name in contamination.HELD:
+        (tmp_path / name).write_bytes((utils.DATA / name).read_bytes() + (b'{"id": "new"}\n' if name.startswith("eval") else b""))
+    monkeypatch.setattr(utils, "DATA", tmp_path)
+    with pytest.raises(utils.CourseError, match="has not passed"):
+        contamination.require_gate(data, "run preprocess.ipynb")
