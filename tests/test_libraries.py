@@ -125,3 +125,13 @@ def test_installed_versions_satisfy_the_ranges():
             line = line.split("#")[0].strip()
             if line and (requirement := Requirement(line)) and (not requirement.marker or requirement.marker.evaluate()):
                 assert requirement.specifier.contains(version(requirement.name), prereleases=True), line
+
+
+def test_huggingface_hub():
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    accepts(HfApi.__init__, "token")
+    accepts(HfApi.create_repo, "repo_id", "repo_type", "private", "exist_ok")
+    accepts(HfApi.upload_file, "path_or_fileobj", "path_in_repo", "repo_id", "repo_type")
+    assert issubclass(HfHubHTTPError, Exception)

@@ -299,6 +299,30 @@ def test_push_without_a_token_or_a_hub_is_one_sentence(tmp_path, monkeypatch):
     assert "hf_secret" not in str(caught.value) and (tmp_path / "data_card.md").read_text() == "# card"
 
 
+def test_push_uploads_rows_and_card_privately(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Hub:
+        def __init__(self, token):
+            calls.append(token)
+
+        def create_repo(self, repository, **options):
+            calls.append((repository, options))
+
+        def upload_file(self, path_or_fileobj, path_in_repo, repo_id, repo_type):
+            calls.append((path_or_fileobj.read_text(encoding="utf-8"), path_in_repo, repo_id, repo_type))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    utils.write_jsonl(tmp_path / "instruction.jsonl", [{"instruction": "전세를 설명해 주세요."}])
+    assert data_card.publish("# 카드", tmp_path, "me/data") == "https://huggingface.co/datasets/me/data"
+    assert calls[:2] == ["hf_secret", ("me/data", {"repo_type": "dataset", "private": True, "exist_ok": True})]
+    assert calls[2] == ('{"instruction": "전세를 설명해 주세요."}\n', "instruction.jsonl", "me/data", "dataset")
+    assert calls[3] == ("# 카드", "README.md", "me/data", "dataset")
+
+
 def test_figures_come_out():
     import matplotlib.pyplot as plt
     import numpy as np

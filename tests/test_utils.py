@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from datetime import date
 
 import pytest
 
@@ -224,3 +225,16 @@ def test_fingerprint_of_a_set_is_the_same_in_every_process():
 def test_course_error_is_shown_as_one_sentence():
     """IPython asks the exception for its traceback."""
     assert utils.CourseError("No key: set one.")._render_traceback_() == ["Stopped: No key: set one."]
+
+
+def test_settings_say_when_a_model_is_about_to_be_shut_down(monkeypatch):
+    """gpt-4o is the default of the course and announced to end on 2027-01-14: a notebook must say so before it fails."""
+    import models
+
+    real = models.retirement
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
+    for day, said in ((date(2026, 8, 1), False), (date(2026, 12, 1), True), (date(2027, 2, 1), True)):
+        monkeypatch.setattr(models, "retirement", lambda model, day=day: real(model, day))
+        shown = str(utils.settings({"TEACHER": "gpt-4o", "JUDGE": "gpt-6-luna"}))
+        assert ("OpenAI announced to shut gpt-4o down on 2027-01-14" in shown) is said
+        assert ("'gpt-6-luna'" in shown) is said
