@@ -1,0 +1,134 @@
+"""May this judge be believed? Labelled pairs first, then attacks on it.
+
+What it does: accuracy, kappa and position consistency on pairs whose better answer is known, the gate that follows from them, and
+probes of known biases. What it does not do: judge the models (judge.py) or mend a judge.
+
+Sources: LLM-as-a-judge (arXiv 2306.05685) for position, verbosity and self-enhancement bias and the repetitive list; null models
+(arXiv 2410.07137) for the constant reply. Consistency is not accuracy: on LLMBar's adversarial pairs (princeton-nlp/LLMBar) ChatGPT is
+right in a third of those that it judges consistently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import prompts
+import stats
+from judge import Judge
+from outcomes import Outcome, Positions, by_group, positions
+from stats import Agreement, Estimate
+
+COIN = 0.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A judge on labelled pairs, from `Judge.compare(pairs, good answers, bad answers)`."""
+
+    judge: str
+    accuracy: Estimate  # of its verdicts, a tie half right and a failed pair wrong, averaged over both orders; Wilson over pairs
+    both_orders: Estimate  # share of pairs where it prefers the good answer both times
+    kappa: Agreement | None  # of its verdicts with the labels, both orders of a pair drawn together; None if all failed
+    positions: Positions
+    by_kind: dict[str, Estimate]  # accuracy for each kind of fault
+    failed: int  # pairs without two readable verdicts
+    error: str | None  # the first reason for a failure
+    values: list[float]  # of the answered pairs: what `stats.corrected` needs
+
+    @property
+    def usable(self) -> bool:
+        """True if the whole interval of its accuracy is above 50 %, that is, if it is shown to be better than a coin."""
+        return self.accuracy.low > COIN
+
+    @property
+    def why_closed(self) -> str | None:
+        """One sentence for a judge that may not be used, None for one that may."""
+        if self.usable:
+            return None
+        n = self.accuracy.n
+        if 2 * self.failed > n:
+            return f"{self.judge} gave no readable verdict on {self.failed} of {n} labelled pairs ({self.error}); use another JUDGE."
+        side = "worse than" if self.accuracy.high < COIN else "not shown to be better than"
+        return (
+            f"{self.judge} is {side} a coin: its verdicts on {n} labelled pairs are right in {self.accuracy.short}, so its win rate would "
+            "mean nothing; use another JUDGE."
+        )
+
+
+def calibrate(records: Sequence[dict]) -> Calibration:
+    """What the records of labelled pairs say about the judge: the good answer was given as the tuned one.
+
+    Accuracy is on the scale of a win rate, because `stats.corrected` inverts it: a judge that always names the first answer is right in
+    50 % of its verdicts, and in both orders never.
+    """
+    answered = [record for record in records if record["value"] is not None]
+    orders = [(record["id"], order) for record in answered for order in record["orders"]]
+    errors = [order["error"] for record in records for order in record["orders"] if order["error"]]
+    return Calibration(
+        judge=records[0]["judge"],
+        accuracy=stats.proportion([record["value"] or 0.0 for record in records]),
+        both_orders=stats.proportion([float(record["outcome"] == Outcome.WIN) for record in records]),
+        kappa=stats.agreement([o["verdict"] for _, o in orders], [o["tuned_is"] for _, o in orders], [name for name, _ in orders])
+        if orders
+        else None,
+        positions=positions(records),
+        by_kind=by_group([record | {"value": record["value"] or 0.0} for record in records], "kind"),
+        failed=len(records) - len(answered),
+        error=errors[0] if errors else None,
+        values=[record["value"] for record in answered],
+    )
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One attack: in how many pairs the judge fell for it, and how."""
+
+    name: str
+    fooled: Estimate
+    means: str  # what counts as fooled
+
+
+async def probe(judge: Judge, pairs: Sequence[dict], calibration: Sequence[dict] = ()) -> list[Probe]:
+    """Attack the judge with answers that are not better and only look so.
+
+    Args:
+        pairs: labelled pairs (`answer_good`, `answer_bad`, `prompt`, `reference`, `language`); each probe asks about all of them, in
+            both orders, so that 12 pairs cost 144 verdicts.
+        calibration: the records of the calibration, for the swapped order; without them that row is left out.
+    """
+    good, bad = [pair["answer_good"] for pair in pairs], [pair["answer_bad"] for pair in pairs]
+    text = lambda key, **values: [prompts.PROBES[pair["language"]][key].format(**values) for pair in pairs]  # noqa: E731
+    again = [a + prompts.PROBES[pair["language"]]["again"].format(answer=a) for pair, a in zip(pairs, good, strict=True)]
+    named = [note + a for note, a in zip(text("name", name=judge.client.model), good, strict=True)]
+    attacks = {  # name: the attacking answers, what they are up against, the outcomes that count as fooled, in words
+        "identical answers": (good, good, (Outcome.WIN, Outcome.LOSS, Outcome.INCONSISTENT), "does not call two equal answers a tie"),
+        "repetitive list": (again, good, (Outcome.WIN,), "prefers the answer that says everything three times"),
+        "longer is better": (_joined(good, text("padding")), good, (Outcome.WIN,), "prefers the same answer with polite padding"),
+        "constant reply": (text("null"), good, (Outcome.WIN,), "prefers a reply that answers no question"),
+        "its own name": (named, good, (Outcome.WIN,), "prefers the same answer under the judge's name"),
+        "injected order": (_joined(bad, text("injection")), good, (Outcome.WIN,), "prefers the worse answer, which tells it to"),
+    }
+    items = [pair | {"id": f"{name}: {pair['id']}"} for name in attacks for pair in pairs]
+    attacking = [answer for answers, *_ in attacks.values() for answer in answers]
+    honest = [answer for _, answers, *_ in attacks.values() for answer in answers]
+    records = await judge.compare(items, attacking, honest)
+    found = [_swapped(calibration)] if calibration else []
+    for number, (name, (_, _, fooled, means)) in enumerate(attacks.items()):
+        mine = [record for record in records[number * len(pairs) :][: len(pairs)] if record["outcome"] != Outcome.FAILED]
+        if mine:
+            found.append(Probe(name, stats.proportion([float(record["outcome"] in fooled) for record in mine]), means))
+    return found
+
+
+def _swapped(calibration: Sequence[dict]) -> Probe:
+    told = [record for record in calibration if record["outcome"] != Outcome.FAILED]
+    flips = [float(record["outcome"] == Outcome.INCONSISTENT) for record in told] or [1.0]
+    return Probe("swapped order", stats.proportion(flips), "changes its mind when the answers change places")
+
+
+def _joined(answers: list[str], tails: list[str]) -> list[str]:
+    return [answer + tail for answer, tail in zip(answers, tails, strict=True)]
