@@ -137,8 +137,8 @@ def headline(records: Sequence[dict], closed: str | None = None, corrected: Esti
     if len(records) < FEWEST:
         return f"No win rate: {len(records)} prompts are too few to compare two models; judge {FEWEST} or more."
     counts, known = count(records), values(records)
-    if not known:
-        return f"No win rate: the judge gave no readable verdict on any of the {len(records)} prompts."
+    if len(known) < FEWEST:
+        return f"No win rate: only {len(known)} of {len(records)} prompts have a readable verdict; {FEWEST} or more are needed."
     rate, p, needed = stats.win_rate(known), sign_test([record["outcome"] for record in records]), stats.prompts_needed(known)
     inconsistent = f"{100 * counts['inconsistent'] / len(records):.0f} % inconsistent"
     tests = f"sign test {stats.p_value(p)}, {inconsistent}, {counts['failed']} failed"
