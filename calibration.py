@@ -41,6 +41,19 @@ class Calibration:
         """True if the whole interval of its accuracy is above 50 %, that is, if it is shown to be better than a coin."""
         return self.accuracy.low > COIN
 
+    def __str__(self) -> str:
+        kappa = "no verdict" if self.kappa is None else "{:.2f} [{:.2f}, {:.2f}]".format(*self.kappa.kappa)
+        rows = {
+            "judge": self.judge,
+            "verdicts that are right": self.accuracy,
+            "right in both orders": self.both_orders,
+            "same verdict in both orders": self.positions.consistency or "no verdict",
+            "kappa with the labels": kappa,
+            "pairs without a verdict": f"{self.failed}" + (f" ({self.error})" if self.error else ""),
+            "the gate is": "OPEN" if self.usable else f"CLOSED: {self.why_closed}",
+        }
+        return "\n".join(f"{name:<28} {value}" for name, value in rows.items())
+
     @property
     def why_closed(self) -> str | None:
         """One sentence for a judge that may not be used, None for one that may."""

@@ -182,21 +182,15 @@ def converse(writer: Writer, items: Sequence[dict], adapter: bool) -> list[list[
 # --- the file of answers ---------------------------------------------------------------------------------------------
 
 
-def write_answers(path: Path, items: Sequence[dict], base: list[list[Answer]], tuned: list[list[Answer]], decoding: Decoding, job: str):
-    """`answers.jsonl`: `id, job, decoding, prompt, base, tuned` and, for two turns, `second` with `prompt, base, tuned` of its own."""
+def write_answers(
+    path: Path, items: Sequence[dict], base: list[list[Answer]], tuned: list[list[Answer]], decoding: Decoding, job: str = ""
+) -> Path:
+    """`answers.jsonl`: `id, job, decoding, prompt`, `follow_up` for two turns, `base` and `tuned`: one answer a turn."""
     records = []
-    for item, b, t in zip(items, base, tuned, strict=True):
-        record = {
-            "id": item["id"],
-            "job": job,
-            "decoding": vars(decoding),
-            "prompt": item["prompt"],
-            "base": vars(b[0]),
-            "tuned": vars(t[0]),
-        }
-        if len(b) > 1:
-            record["second"] = {"prompt": item["follow_up"], "base": vars(b[1]), "tuned": vars(t[1])}
-        records.append(record)
+    for item, *answers in zip(items, base, tuned, strict=True):
+        asked = {key: item[key] for key in ("prompt", "follow_up") if item.get(key)}
+        said = {name: [vars(turn) for turn in turns] for name, turns in zip(("base", "tuned"), answers, strict=True)}
+        records.append({"id": item["id"], "job": job, "decoding": vars(decoding)} | asked | said)
     return utils.write_jsonl(path, records)
 
 
@@ -204,22 +198,19 @@ def read_answers(path: Path, items: Sequence[dict]) -> tuple[list[list[Answer]],
     """`(base, tuned)` in the order of `items`.
 
     Raises:
-        CourseError: the file answers other prompts than these, or one of them twice.
+        CourseError: the file answers other prompts than these, or one of them twice or not at all.
     """
     asked, found = {item["id"]: item for item in items}, {}
     for number, record in enumerate(utils.read_jsonl(path, ("id", "prompt", "base", "tuned")), 1):
         where, item = f"{utils.short(path)}, line {number}", asked.get(record["id"])
-        if item is None or item["prompt"] != record["prompt"] or bool(item.get("follow_up")) != ("second" in record):
+        if item is None or any(item.get(key) != record.get(key) for key in ("prompt", "follow_up")):
             raise CourseError(f"{where}: {record['id']!r} is not a prompt of this evaluation; delete the file to answer anew.")
         if record["id"] in found:
             raise CourseError(f"{where}: {record['id']!r} is answered twice; delete one of the two lines.")
         found[record["id"]] = record
     if missing := [name for name in asked if name not in found]:
         raise CourseError(f"{utils.short(path)} has no answer to {missing[0]!r}; delete the file to answer anew.")
-    rows = [found[name] for name in asked]
-    return tuple(
-        [[Answer(**turn[model]) for turn in (row, row.get("second")) if turn is not None] for row in rows] for model in ("base", "tuned")
-    )
+    return tuple([[Answer(**turn) for turn in found[name][model]] for name in asked] for model in ("base", "tuned"))
 
 
 def job_of(path: Path) -> str | None:

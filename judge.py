@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import prompts
+import utils
 from llm import Client
 from outcomes import Outcome, outcome, side, sign_test
 from replies import Reply
@@ -182,6 +183,13 @@ class Judge:
             orders[i].append({"turn": turn, "tuned_is": tuned_is, "verdict": verdict, "error": error, "explanation": explanation})
         return [self._record(item, said) for item, said in zip(items, orders, strict=True)]
 
+    async def score_both(
+        self, records: Sequence[dict], items: Sequence[dict], tuned: Sequence[Answer], base: Sequence[Answer]
+    ) -> list[dict]:
+        """The records of `compare` with the single scores of both models: `scores`, means over the turns, None if one failed."""
+        scored = {"base": await self.score(items, base), "tuned": await self.score(items, tuned)}
+        return [record | {"scores": {name: scored[name][i]["score"] for name in scored}} for i, record in enumerate(records)]
+
     async def score(self, items: Sequence[dict], answers: Sequence[Answer]) -> list[dict]:
         """Score every answer alone, from 1 to 10: records of `id`, `score` (mean over turns; None if one failed) and `turns`."""
         plan = self._singles(items, answers)
@@ -266,8 +274,20 @@ def sample(rows: Sequence[dict], n: int, seed: int = 0, by: str = "category") ->
     return [row for row in rows if row["id"] in chosen]
 
 
-def same_model(judge: str, teachers: Sequence[str]) -> str | None:
-    """One sentence where the judge also wrote the training data: it may prefer its own style (self-preference, arXiv 2306.05685)."""
-    if judge not in teachers:
+def connect(chosen: utils.Settings, role: str = "judge") -> Judge:
+    """The judge of the settings ("judge" or "second_judge"), with the run's journal and budget."""
+    connection = chosen.connection(getattr(chosen, role))
+    client = Client(journal=chosen.folder / "requests.jsonl", budget_usd=chosen.budget_usd, **connection)
+    return Judge(client, chosen.label(role), chosen.reply_format)
+
+
+def same_model(chosen: utils.Settings) -> str | None:
+    """One sentence where the judge also wrote the training data: it may prefer its own style (self-enhancement, arXiv 2306.05685).
+
+    The teacher is looked up in the run's rows, else taken from the settings.
+    """
+    made = chosen.folder / "instruction.jsonl"
+    teachers = {row.get("teacher") for row in utils.read_jsonl(made)} if made.exists() else {chosen.label("teacher")}
+    if (name := chosen.label("judge")) not in teachers:
         return None
-    return f"{judge} judges answers learnt from its own: judge and teacher are one model, which may prefer its own style."
+    return f"Judge and teacher are one model, {name}: it judges answers that were learnt from its own, and may prefer its own style."

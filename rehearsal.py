@@ -169,12 +169,9 @@ def sections(prompt: str) -> dict[str, str]:
 
 def score(answer: str, reference: str, request: str = "") -> float:
     """The rule of this module's docstring, at most 1."""
-    import similarity
-
     if not answer.strip():
         return 0.0
-    a, b = similarity.embed([answer, reference or request])
-    value = float(a @ b) - 0.3 * repetition(answer)
+    value = float(embedded(answer) @ embedded(reference or request)) - 0.3 * repetition(answer)
     if not reference:
         value -= 0.3 * copied(answer, request)
     if ends(reference or ".") and not ends(answer):
@@ -182,6 +179,14 @@ def score(answer: str, reference: str, request: str = "") -> float:
     if abs(hangul_share(answer) - hangul_share(reference or request)) > 0.5:
         value -= 0.1
     return value
+
+
+@functools.lru_cache(maxsize=10_000)
+def embedded(text: str):
+    """The text's vector, computed once: the same answer is judged in two orders, alone, and in probes."""
+    import similarity
+
+    return similarity.embed([text])[0]
 
 
 def copied(answer: str, request: str, n: int = 2) -> float:
