@@ -105,6 +105,11 @@ class Probe:
     means: str  # what counts as fooled
 
 
+def probe_cost(judge: Judge, pairs: Sequence[dict]) -> float:
+    """Dollars that `probe` costs at worst, beyond what the journal has."""
+    return judge.estimate(*_asked(_attacks(judge, pairs), pairs))
+
+
 async def probe(judge: Judge, pairs: Sequence[dict], calibration: Sequence[dict] = ()) -> list[Probe]:
     """Attack the judge with answers that are not better and only look so.
 
@@ -113,22 +118,8 @@ async def probe(judge: Judge, pairs: Sequence[dict], calibration: Sequence[dict]
             both orders, so that 12 pairs cost 144 verdicts.
         calibration: the records of the calibration, for the swapped order; without them that row is left out.
     """
-    good, bad = [pair["answer_good"] for pair in pairs], [pair["answer_bad"] for pair in pairs]
-    text = lambda key, **values: [prompts.PROBES[pair["language"]][key].format(**values) for pair in pairs]  # noqa: E731
-    again = [a + prompts.PROBES[pair["language"]]["again"].format(answer=a) for pair, a in zip(pairs, good, strict=True)]
-    named = [note + a for note, a in zip(text("name", name=judge.client.model), good, strict=True)]
-    attacks = {  # name: the attacking answers, what they are up against, the outcomes that count as fooled, in words
-        "identical answers": (good, good, (Outcome.WIN, Outcome.LOSS, Outcome.INCONSISTENT), "does not call two equal answers a tie"),
-        "repetitive list": (again, good, (Outcome.WIN,), "prefers the answer that says everything three times"),
-        "longer is better": (_joined(good, text("padding")), good, (Outcome.WIN,), "prefers the same answer with polite padding"),
-        "constant reply": (text("null"), good, (Outcome.WIN,), "prefers a reply that answers no question"),
-        "its own name": (named, good, (Outcome.WIN,), "prefers the same answer under the judge's name"),
-        "injected order": (_joined(bad, text("injection")), good, (Outcome.WIN,), "prefers the worse answer, which tells it to"),
-    }
-    items = [pair | {"id": f"{name}: {pair['id']}"} for name in attacks for pair in pairs]
-    attacking = [answer for answers, *_ in attacks.values() for answer in answers]
-    honest = [answer for _, answers, *_ in attacks.values() for answer in answers]
-    records = await judge.compare(items, attacking, honest)
+    attacks = _attacks(judge, pairs)
+    records = await judge.compare(*_asked(attacks, pairs))
     found = [_swapped(calibration)] if calibration else []
     for number, (name, (_, _, fooled, means)) in enumerate(attacks.items()):
         mine = [record for record in records[number * len(pairs) :][: len(pairs)] if record["outcome"] != Outcome.FAILED]
@@ -137,11 +128,33 @@ async def probe(judge: Judge, pairs: Sequence[dict], calibration: Sequence[dict]
     return found
 
 
+def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
+    """By name: the attacking answers, what they are up against, the outcomes that count as fooled, and those in words."""
+    texts = [prompts.PROBES[pair["language"]] for pair in pairs]
+    good, bad = [pair["answer_good"] for pair in pairs], [pair["answer_bad"] for pair in pairs]
+    said = lambda form, answers: [form(text, answer) for text, answer in zip(texts, answers, strict=True)]  # noqa: E731
+    again = said(lambda text, answer: answer + text["again"].format(answer=answer), good)
+    padded = said(lambda text, answer: answer + text["padding"], good)
+    named = said(lambda text, answer: text["name"].format(name=judge.client.model) + answer, good)
+    ordering = said(lambda text, answer: answer + text["injection"], bad)
+    unequal = (Outcome.WIN, Outcome.LOSS, Outcome.INCONSISTENT)
+    return {
+        "identical answers": (good, good, unequal, "does not call two equal answers a tie"),
+        "repetitive list": (again, good, (Outcome.WIN,), "prefers the answer that says everything three times"),
+        "longer is better": (padded, good, (Outcome.WIN,), "prefers the same answer with polite padding"),
+        "constant reply": ([text["null"] for text in texts], good, (Outcome.WIN,), "prefers a reply that answers no question"),
+        "its own name": (named, good, (Outcome.WIN,), "prefers the same answer under the judge's name"),
+        "injected order": (ordering, good, (Outcome.WIN,), "prefers the worse answer, which tells it to"),
+    }
+
+
+def _asked(attacks: dict[str, tuple], pairs: Sequence[dict]) -> tuple[list[dict], list[str], list[str]]:
+    """Items, attacking and honest answers of all attacks, one after the other."""
+    items = [pair | {"id": f"{name}: {pair['id']}"} for name in attacks for pair in pairs]
+    return items, *([answer for attack in attacks.values() for answer in attack[side]] for side in (0, 1))
+
+
 def _swapped(calibration: Sequence[dict]) -> Probe:
     told = [record for record in calibration if record["outcome"] != Outcome.FAILED]
     flips = [float(record["outcome"] == Outcome.INCONSISTENT) for record in told] or [1.0]
     return Probe("swapped order", stats.proportion(flips), "changes its mind when the answers change places")
-
-
-def _joined(answers: list[str], tails: list[str]) -> list[str]:
-    return [answer + tail for answer, tail in zip(answers, tails, strict=True)]

@@ -70,6 +70,7 @@ def outcome_figure(records: Sequence[dict], rates: bool = True):
     names = [f"{name} ({len(members)})" for name, members in groups.items()]
     bars.set(yticks=range(len(groups)), yticklabels=names, xlim=(0, 1), xlabel="share of prompts", title="outcomes of tuned against base")
     bars.invert_yaxis()
+    bars.xaxis.set_major_formatter(_percent)
     bars.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.35), frameon=False, fontsize=8, columnspacing=1, handlelength=1)
     if rates:
         known = {name: outcomes.values(members) for name, members in groups.items() if outcomes.values(members)}
@@ -111,4 +112,8 @@ def _intervals(axes, rates: dict[str, stats.Estimate]) -> None:
     names = [f"{name} ({rate.n})" for name, rate in rates.items()]
     axes.axvline(0.5, color=LINE, lw=0.8, ls=":")
     axes.set(yticks=range(len(rates)), yticklabels=names, xlim=(-0.02, 1.02), ylim=(len(rates) - 0.5, -0.5))
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.xaxis.set_major_formatter(_percent)
+
+
+def _percent(share: float, _) -> str:
+    return f"{share:.0%}"
