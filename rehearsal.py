@@ -11,8 +11,11 @@ The judge's rule, for an answer and the reference answer that the judge prompt s
             - 0.05 if the answer ends without a final mark, where the reference has one     a cut-off
             - 0.1 if the answer is written in another script than the reference
 
+Where the prompt shows no reference, the request takes its place, and the share of the answer's word pairs that are copied from the
+request costs 0.3 too: else an echo would be the best answer. In the second turn the follow-up and its reference count.
+
 The higher score wins; less than 0.01 apart is a tie. A single answer gets 1 + 9 * (score - 0.75) / 0.25, rounded, from 1 to 10:
-unrelated E5 vectors score about 0.75 already. It has never read the request, so it must pass calibration like any judge.
+unrelated E5 vectors score about 0.75 already. It has understood nothing, so it must pass calibration like any judge.
 """
 
 from __future__ import annotations
@@ -144,47 +147,67 @@ def _all_tasks() -> list[dict]:
 
 
 def judge(body: dict) -> str:
-    """The JSON verdict of the stated rule: pairwise if the prompt shows two answers, else a score."""
-    parts = sections(body["messages"][-1]["content"])
-    reference, *answers = parts[1:]
-    scores = [score(answer, reference) for answer in answers]
-    rule = "Stand-in judge, a rule and not a language model: similarity to the reference less penalties is "
+    """The verdict of the stated rule, pairwise if the prompt shows two answers, else a score: as JSON, or as text if that was asked for."""
+    text = body["messages"][-1]["content"]
+    parts = sections(text)
+    turn = "second" if "follow_up" in parts else "answer"
+    request = parts["follow_up"] if turn == "second" else parts["prompt"]
+    reference = parts.get("follow_up_reference" if turn == "second" else "reference", "")
+    scores = [score(parts[name], reference, request) for name in (turn, f"{turn}_a", f"{turn}_b") if name in parts]
+    said = "Stand-in judge, a rule and not a language model: similarity to the "
+    said += f"{'reference' if reference else 'request (there is no reference)'} less penalties is "
     if len(scores) == 1:
-        grade = max(1, min(10, round(1 + 9 * (scores[0] - 0.75) / 0.25)))
-        return json.dumps({"explanation": f"{rule}{scores[0]:.3f}.", "score": grade})
-    a, b = scores
-    verdict = "tie" if abs(a - b) < TIE else "A" if a > b else "B"
-    return json.dumps({"explanation": f"{rule}{a:.3f} for A and {b:.3f} for B.", "verdict": verdict})
+        said, key, value = f"{said}{scores[0]:.3f}.", "score", max(1, min(10, round(1 + 9 * (scores[0] - 0.75) / 0.25)))
+    else:
+        a, b = scores
+        said, key, value = f"{said}{a:.3f} for A and {b:.3f} for B.", "verdict", "tie" if abs(a - b) < TIE else "A" if a > b else "B"
+    if asks_for_text(text):
+        return f"{said}\n{key.capitalize()}: {value}"
+    return json.dumps({"explanation": said, key: value})
 
 
-JUDGE_PROMPT = re.compile(
-    r"^\[(?:Request|요청)\]\n(.*)\n\n\[(?:Reference answer|참고 답안)\]\n(.*)\n\n\[(?:Answer|Answer A|답변|답변 A)\]\n(.*?)"
-    r"(?:\n\n\[(?:Answer B|답변 B)\]\n(.*))?\n\n\[(?:End|끝)\]$",
-    re.DOTALL | re.MULTILINE,
-)
+def asks_for_text(prompt: str) -> bool:
+    """True for a judge prompt that asks for plain text instead of JSON."""
+    return any(task[form] in prompt for task in prompts.JUDGE_TASK.values() for form in ("pair_text", "single_text"))
 
 
-def sections(prompt: str) -> list[str]:
-    """Request, reference and one or two answers of a judge prompt (see prompts.JUDGE_PAIR)."""
-    found = JUDGE_PROMPT.search(prompt)
-    if found is None:
-        raise ValueError("the prompt has no [Request], [Reference answer] and [Answer] sections")
-    return [part.strip() for part in found.groups() if part is not None]
+def sections(prompt: str) -> dict[str, str]:
+    """The sections of a judge prompt by their names in prompts.JUDGE_HEADINGS (judge.py quotes headings within an answer)."""
+    names = {heading: name for headings in prompts.JUDGE_HEADINGS.values() for name, heading in headings.items()}
+    pieces = re.split(rf"^\[({'|'.join(map(re.escape, names))})\]$", prompt, flags=re.MULTILINE)
+    parts = {names[heading]: text.strip() for heading, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+    if not {"prompt", "end"} <= parts.keys() or not {"answer", "answer_a"} & parts.keys():
+        raise ValueError("the prompt has no [Request], [Answer] and [End] sections")
+    return parts
 
 
-def score(answer: str, reference: str) -> float:
+def score(answer: str, reference: str, request: str = "") -> float:
     """The rule of this module's docstring, at most 1."""
-    import similarity
-
     if not answer.strip():
         return 0.0
-    a, b = similarity.embed([answer, reference])
-    value = float(a @ b) - 0.3 * repetition(answer)
-    if ends(reference) and not ends(answer):
+    value = float(embedded(answer) @ embedded(reference or request)) - 0.3 * repetition(answer)
+    if not reference:
+        value -= 0.3 * copied(answer, request)
+    if ends(reference or ".") and not ends(answer):
         value -= 0.05
-    if abs(hangul_share(answer) - hangul_share(reference)) > 0.5:
+    if abs(hangul_share(answer) - hangul_share(reference or request)) > 0.5:
         value -= 0.1
     return value
+
+
+@functools.lru_cache(maxsize=10_000)
+def embedded(text: str):
+    """The text's vector, computed once: the same answer is judged in two orders, alone, and in probes."""
+    import similarity
+
+    return similarity.embed([text])[0]
+
+
+def copied(answer: str, request: str, n: int = 2) -> float:
+    """Share of an answer's word n-grams that stand in the request, in [0, 1]."""
+    grams = lambda text: [tuple(text.split()[i : i + n]) for i in range(len(text.split()) - n + 1)]  # noqa: E731
+    own, theirs = grams(answer), set(grams(request))
+    return sum(gram in theirs for gram in own) / len(own) if own else 0.0
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -216,6 +239,7 @@ def respond(body: dict, number: int, serves: tuple[str, ...] = (MODEL,)) -> tupl
         return rehearsal_server.error(400, "'temperature' is not supported while the model reasons.", code="unsupported_parameter")
     wants = body.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties", {})
     judging = {"explanation", "verdict"} <= wants.keys() or {"explanation", "score"} <= wants.keys()
+    judging = judging or (not wants and asks_for_text(body["messages"][-1]["content"]))
     matters = {key: body.get(key) for key in ("messages", "seed", "response_format")} | {"judge": judging}
     try:
         content, reason = _content(json.dumps(matters, ensure_ascii=False))

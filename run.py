@@ -253,15 +253,15 @@ def report(folder, seconds: float, peak: float) -> None:
             "held-out loss, nats per token", f"{before['loss']:.3f}", f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})"
         )
         for measure in results["measures"]["base"]:
-            values = [results["measures"][side][measure] for side in ("base", "tuned")]
-            table.add_row(measure, *(f"{value:.3f}" if "loss" in measure or "ROUGE" in measure else f"{value:.0%}" for value in values))
-        table.add_row("judge's score, 1 to 10", *(f"{results['single_scores'][side]:.2f}" for side in ("base", "tuned")))
-        rate, counts = results["win_rate"], results["outcomes"]
+            form = ".3f" if "loss" in measure or "ROUGE" in measure or "similarity" in measure else ".1f" if "tokens" in measure else ".0%"
+            table.add_row(measure, *(format(results["measures"][side][measure], form) for side in ("base", "tuned")))
+        if results["single_scores"]:
+            table.add_row("judge's score, 1 to 10", *(f"{results['single_scores'][side]:.2f}" for side in ("base", "tuned")))
         console.print(table)
+        console.print(f"{results['headline'][0].upper()}{results['headline'][1:]}", highlight=False)
+        right, counts = results["calibration"], ", ".join(f"{count} {kind}" for kind, count in results["outcomes"].items())
         console.print(
-            f"Win rate of tuned over base {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}] on {rate['n']} prompts: "
-            + ", ".join(f"{count} {kind}" for kind, count in counts.items())
-            + f". Judge right on {results['calibration']['right']} of {results['calibration']['n']} labelled pairs."
+            f"Outcomes: {counts}. Judge right in both orders on {right['right']} of {right['n']} labelled pairs.", highlight=False
         )
     console.print(f"\n{seconds / 60:.1f} minutes, peak memory {peak:.1f} GB. Everything lies in {utils.short(folder)}/:")
     console.print(", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))), highlight=False)

@@ -108,6 +108,7 @@ class Settings:
     batch: bool = False  # OpenAI's Batch API: half the price, up to a day
     grounding: bool = False  # show the teacher search results about the domain (Naver)
     push_to: str = ""  # "account/name" of a data set on the hub
+    second_judge: str = ""  # a model that judges the same answers, to see how far two judges agree; none: ""
     seed: int = 42
 
     @property
@@ -120,7 +121,7 @@ class Settings:
     @property
     def rehearsal(self) -> bool:
         """True if a stand-in speaks as teacher or judge."""
-        return REHEARSAL in (self.teacher, self.judge)
+        return REHEARSAL in (self.teacher, self.judge, self.second_judge)
 
     @property
     def packaged(self) -> bool:
@@ -141,15 +142,16 @@ class Settings:
         """How the teacher or the judge is named in rows, tables and figures: a stand-in says that it is one."""
         model = getattr(self, role)
         stand_in = {"teacher": "stand-in, recorded replies", "judge": "stand-in, a rule and not an LLM"}
+        stand_in["second_judge"] = stand_in["judge"]
         return f"{model} ({stand_in[role]})" if model == REHEARSAL else model
 
     def __str__(self) -> str:
-        speakers = {self.teacher, self.judge}
+        speakers = {self.teacher, self.judge} | ({self.second_judge} - {""})
         rows = {
             "run": f"{self.folder.relative_to(ROOT)}/ ({self.profile} profile, {where()})",
             "languages": ", ".join(LANGUAGES[code] for code in self.languages),
             "teacher": self.label("teacher"),
-            "judge": self.label("judge"),
+            "judge": self.label("judge") + (f" and {self.label('second_judge')}" if self.second_judge else ""),
             "endpoint": " and ".join(sorted({_host(self.connection(model)["base_url"]) for model in speakers})),
             "base model": self.base_model + (" (pretrained, from PyPI)" if self.packaged else ""),
             "budget": f"${self.budget_usd:.2f} for this run, hard" if speakers != {REHEARSAL} else "$0, nothing is paid for",
@@ -212,13 +214,16 @@ def settings(form: dict) -> Settings:
         batch=_switch("BATCH", pick("BATCH", "off")),
         grounding=_switch("GROUNDING", pick("GROUNDING", "off")),
         push_to=str(pick("PUSH_TO", "")),
+        second_judge=str(pick("SECOND_JUDGE", "")),
     )
     if resolved.grounding and not resolved.domain:
         raise CourseError("GROUNDING is on, but there is nothing to search for: set DOMAIN too.")
     if not resolved.run or resolved.run != Path(resolved.run).name or resolved.run.startswith("."):
         raise CourseError(f"RUN is {resolved.run!r}, but it names one folder under runs/: use letters, digits, '-' and '_'.")
-    for role, model in (("TEACHER", resolved.teacher), ("JUDGE", resolved.judge)):
-        if model != REHEARSAL and not endpoint and not secret("OPENAI_API_KEY"):
+    if resolved.second_judge == resolved.judge:
+        raise CourseError(f"SECOND_JUDGE is {resolved.judge}, as JUDGE is: a judge always agrees with itself; choose another or none.")
+    for role, model in (("TEACHER", resolved.teacher), ("JUDGE", resolved.judge), ("SECOND_JUDGE", resolved.second_judge)):
+        if model and model != REHEARSAL and not endpoint and not secret("OPENAI_API_KEY"):
             raise CourseError(
                 f"{role} is {model}, a paid model, but there is no OPENAI_API_KEY: set it in the environment, in Colab's key "
                 f"panel or in .env, or set {role} to 'rehearsal' to run for free."

@@ -68,3 +68,46 @@ def tiny(student):
         pad_token_id=tokenizer.pad_token_id,
     )
     return GemmaForCausalLM(config).eval(), tokenizer
+
+
+@pytest.fixture
+def judged_by():
+    """`start(answer)`: a judge of our own on the wire, whose reply to a body is `answer(body)`, a content or a whole message."""
+    import socket
+    import threading
+    import time
+
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    import judge
+    import llm
+    import rehearsal
+    import rehearsal_server
+
+    servers = []
+
+    def start(answer, reply_format: str = "schema", **options) -> judge.Judge:
+        def respond(body: dict, number: int) -> tuple[int, dict]:
+            said = answer(body)
+            completion = rehearsal.completion(body, said if isinstance(said, str) else "", "stop", number)
+            if not isinstance(said, str):
+                completion["choices"][0]["message"] |= said
+            return 200, completion
+
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        wire = rehearsal_server.Server(respond, "key", lambda body: 100, rehearsal_server.Knobs())
+        app = Starlette(routes=[Mount("/v1", routes=wire.routes())])
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
+        threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
+        servers.append(server)
+        while not server.started:
+            time.sleep(0.01)
+        client = llm.Client("x", f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "key", attempts=1, **options)
+        return judge.Judge(client, "judge X", reply_format)
+
+    yield start
+    for server in servers:
+        server.should_exit = True

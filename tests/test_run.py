@@ -32,9 +32,10 @@ def test_smoke_run_leaves_everything(smoke):
     folder, done = smoke
     expected = "adapter answers.jsonl contamination.json data_card.md funnel.png instruction.jsonl ledger.jsonl lengths.png loss.png"
     expected += " map.png outcomes.png requests.jsonl threshold.png verbs.png yield.png"
-    expected += " results.json verdicts.jsonl " + " ".join(f"{name}.ipynb {name}.html" for name in run.NOTEBOOKS)
+    expected += " results.json verdicts.jsonl calibration.png spread.png report.html "
+    expected += " ".join(f"{name}.ipynb {name}.html" for name in run.NOTEBOOKS)
     assert set(expected.split()) <= {path.name for path in folder.iterdir()}
-    assert "Win rate of tuned over base" in done.stdout and "stand-in" in done.stdout and "runs/smoke/" in done.stdout
+    assert "uned wins" in done.stdout and "Outcomes: " in done.stdout and "stand-in" in done.stdout and "runs/smoke/" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -44,7 +45,7 @@ def test_smoke_run_teaches_the_model_to_stop(smoke):
     assert results["held_out"]["after"]["loss"] < results["held_out"]["before"]["loss"]
     end = "answers that end by themselves"
     assert results["measures"]["tuned"][end] > results["measures"]["base"][end]
-    assert sum(results["outcomes"].values()) == 8 and results["spent_usd"] == 0
+    assert sum(results["outcomes"].values()) == 12 and results["spent_usd"] == 0
 
 
 @pytest.mark.slow
