@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 import losses
-import prompts
 import sft
 import utils
 from sft import IGNORED
@@ -147,69 +146,6 @@ def test_device_is_chosen_with_a_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr(utils, "installed", lambda module: module == "flash_attn")
     assert (sft.choose_device().dtype, sft.choose_device().attention) == ("bfloat16", "flash_attention_2")
-
-
-# --- template and mask
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_mask_covers_the_prompt_and_nothing_else(student, row):
-    _, tokenizer, stop = student
-    example = sft.encode(row, tokenizer, stop)
-    trained = [label for label in example["labels"] if label != IGNORED]
-    assert trained[-1] == stop.id and tokenizer.decode(trained[:-1]) == row["output"]
-    assert example["input_ids"].count(tokenizer.bos_token_id) == 1
-    prompt = example["input_ids"][: -len(trained)]
-    assert tokenizer.decode(prompt) == sft.chat_prompt(prompts.user_message(row), tokenizer)
-    assert example["labels"][: len(prompt)] == [IGNORED] * len(prompt)
-
-
-def test_training_and_generation_render_the_same_prompt(student):
-    """A preamble in training that generation omits is a fault of a well-known notebook."""
-    _, tokenizer, stop = student
-    rendered = sft.chat_prompt("안녕하세요?", tokenizer)
-    assert rendered == "<bos><start_of_turn>user\n안녕하세요?<end_of_turn>\n<start_of_turn>model\n"
-    batch = tokenizer([rendered], add_special_tokens=False).input_ids[0]
-    row = {"id": "x", "instruction": "안녕하세요?", "input": "", "output": "네."}
-    assert sft.encode(row, tokenizer, stop)["input_ids"][: len(batch)] == batch
-
-
-def test_long_rows_are_left_out_not_cut(student):
-    _, tokenizer, stop = student
-    encoded, too_long = sft.encode_all(ROWS, tokenizer, stop, max_length=20)
-    assert too_long == ["b", "c"] and len(encoded) == 1
-    assert all(example["labels"][-1] == stop.id for example in encoded)
-    with pytest.raises(utils.CourseError, match="No row is left of 3"):
-        sft.encode_all(ROWS, tokenizer, stop, max_length=3)
-
-
-def test_tuned_models_end_in_the_templates_token(tiny, monkeypatch):
-    """A model that predicts <end_of_turn> after an answer is instruction-tuned, and keeps its own token."""
-    import torch
-
-    model, tokenizer = tiny
-    turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    logits = torch.zeros(1, 1, len(tokenizer))
-    logits[..., turn_end] = 9
-    monkeypatch.setattr(type(model), "__call__", lambda self, **inputs: type("Output", (), {"logits": logits}))
-    stop = sft.choose_stop(model, tokenizer)
-    assert stop.tuned and stop.rank == 1 and stop.id == turn_end and "instruction-tuned" in str(stop)
-
-
-def test_mask_figure_shows_hangul(student, tmp_path):
-    import matplotlib
-
-    matplotlib.use("agg")
-    utils.figure_style()
-    _, tokenizer, stop = student
-    figure = sft.mask_figure(sft.encode(ROWS[1], tokenizer, stop), tokenizer, "한국어 제목")
-    shown = "".join(text.get_text() for text in figure.axes[0].texts)
-    assert "좋은" in shown and "<eos>" in shown
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a missing glyph is a warning
-        figure.savefig(tmp_path / "mask.png")
 
 
 # --- data
