@@ -137,14 +137,19 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
     Returns:
         Rows of name, loss (nats per trained token), tokens_per_second (all tokens) and peak_gb (this process's highest memory, GB).
     """
+    import torch
+
     tokens = batch["input_ids"].numel() if batch.get("attention_mask") is None else int(batch["attention_mask"].sum())
     seconds, peaks, values = {way: [] for way in WAYS}, {}, {}
+    mixed = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)  # as the trainer computes
+    model.train()
     for _ in range(repeats):
         for way, loss_of in WAYS.items():
             model.zero_grad(set_to_none=True)
             with peak_memory() as peak:
                 started = time.perf_counter()
-                loss, count = loss_of(model, **batch)
+                with mixed:
+                    loss, count = loss_of(model, **batch)
                 (loss / count).backward()
                 values[way] = (loss / count).item()  # on a GPU this waits for the work
                 seconds[way].append(time.perf_counter() - started)
