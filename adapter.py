@@ -66,8 +66,12 @@ def save_adapter(model, tokenizer, folder: Path, record: dict, card: str) -> Non
         tokenizer.save_pretrained(work)
         (work / "README.md").write_text(card, encoding="utf-8")
         (work / "training.json").write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
-        if (folder.parent / "data_card.md").exists():
-            shutil.copy(folder.parent / "data_card.md", work)
+        _copy_data_card(folder.parent, work)
+
+
+def _copy_data_card(run: Path, work: Path) -> None:
+    if (run / "data_card.md").exists():  # the model card links to it
+        shutil.copy(run / "data_card.md", work)
 
 
 def save_merged(model, tokenizer, stop, folder: Path, card: str) -> None:
@@ -90,6 +94,7 @@ def save_merged(model, tokenizer, stop, folder: Path, card: str) -> None:
         merged.save_pretrained(work)
         tokenizer.save_pretrained(work)
         (work / "README.md").write_text(card, encoding="utf-8")
+        _copy_data_card(folder.parent, work)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -140,10 +145,10 @@ def load_adapter(model, folder: Path):
 
 # --- the model card ---------------------------------------------------------------------------------------------------
 
-USAGE = """from peft import AutoPeftModelForCausalLM
+USAGE = """{loader}
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
+model = AutoModel.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 asked = [{{"role": "user", "content": "전세와 월세는 어떻게 다른가요?"}}]
 inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -151,11 +156,16 @@ output = model.generate(**inputs, max_new_tokens=128, do_sample=False, eos_token
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
 
 
-def model_card(base: str, record: dict, chosen: utils.Settings) -> str:
-    """A model card written from the run: base, data, settings, results, use and licences."""
+def model_card(base: str, record: dict, chosen: utils.Settings, merged: bool = False) -> str:
+    """A model card written from the run: base, data, settings, results, use and licences; `merged` for the folder of `save_merged`."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in record["settings"].items())
     hub_id = utils.PACKAGED_HUB_ID if base == utils.PACKAGED_STUDENT else base
     linked = hub_id if Path(hub_id).exists() else f"[{hub_id}](https://huggingface.co/{hub_id})"
+    library, title = ("transformers", "Merged model") if merged else ("peft", "LoRA adapter")
+    loader = (
+        "from transformers import AutoModelForCausalLM as AutoModel" if merged else "from peft import AutoPeftModelForCausalLM as AutoModel"
+    )
+    usage = USAGE.format(loader=loader, folder="." if merged else chosen.push_adapter_to or ".", stops=record["stop_ids"])
     gemma = "gemma" in base.lower()
     terms = "[Gemma Terms of Use](https://ai.google.dev/gemma/terms)" if gemma else f"the licence of {hub_id}"
     before, after = record["before"], record["after"]
@@ -171,14 +181,14 @@ def model_card(base: str, record: dict, chosen: utils.Settings) -> str:
     )
     return f"""---
 base_model: {hub_id}
-library_name: peft
+library_name: {library}
 pipeline_tag: text-generation
 license: {"gemma" if gemma else "other"}
 language: [{", ".join(chosen.languages)}]
 tags: [lora, sft, instruction-tuning]
 ---
 
-# LoRA adapter: {base}, instruction-tuned
+# {title}: {base}, instruction-tuned
 
 Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, {chosen.profile} profile).
 
@@ -196,7 +206,7 @@ Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, 
 Prompts are rendered by the tokenizer's chat template, and answers end in `{record["stop"]}`.{inside}
 
 ```python
-{USAGE.format(folder=chosen.push_adapter_to or ".", stops=record["stop_ids"])}
+{usage}
 ```
 
 ## Settings

@@ -18,6 +18,15 @@ TURN_PROBE = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "The capital of France is Paris."},
 ]
+TWO_TURNS = {
+    "id": "a row with `messages`",
+    "messages": [
+        {"role": "user", "content": "전세가 뭐예요?"},
+        {"role": "assistant", "content": "큰 보증금을 맡기고 월세 없이 사는 계약이에요."},
+        {"role": "user", "content": "And monthly rent?"},
+        {"role": "assistant", "content": "A smaller deposit, and rent every month."},
+    ],
+}
 
 
 @dataclasses.dataclass

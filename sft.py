@@ -11,12 +11,14 @@ Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (hu
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import utils
 from adapter import adapter_folder, disk_errors, finished, load_adapter, model_card, push_adapter, save_adapter, save_merged
-from chat import IGNORED, Stop, chat_prompt, choose_stop, encode, encode_all, mask_figure, question
+from chat import IGNORED, TWO_TURNS, Stop, chat_prompt, choose_stop, conversation, encode, encode_all, mask_figure, question
 from generation import Answer, generate
+from losses import _pad as pad
 from losses import answer_loss, held_out_loss
 from preflight import Device, choose_device
 from student import load_base, packaged_student
@@ -24,6 +26,7 @@ from utils import CourseError
 
 __all__ = [
     "IGNORED",
+    "TWO_TURNS",
     "Answer",
     "Device",
     "Stop",
@@ -32,6 +35,7 @@ __all__ = [
     "chat_prompt",
     "choose_device",
     "choose_stop",
+    "conversation",
     "encode",
     "encode_all",
     "finished",
@@ -41,8 +45,11 @@ __all__ = [
     "load_adapter",
     "load_base",
     "mask_figure",
+    "matrix_figure",
     "model_card",
     "packaged_student",
+    "pad",
+    "plumbing",
     "progress_callback",
     "push_adapter",
     "question",
@@ -111,6 +118,7 @@ def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[
 def trainer_class():
     """TRL's SFTTrainer as this course needs it.
 
+    - Rows are lists from `encode_all`, or datasets of such rows.
     - On a CPU the loss is `answer_loss`: TRL's fused head skips masked positions on a GPU, but on a CPU it scores them all.
     - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate": ..., "samples": [...]}`. Numbers are
       logged as `eval_loss` and `eval_stop_rate` (and go to wandb), samples stay in `state.log_history`.
@@ -118,13 +126,16 @@ def trainer_class():
       stays.
     """
     import torch
+    from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
     class CourseTrainer(SFTTrainer):
-        def __init__(self, *args, watch=None, **kwargs):
-            super().__init__(*args, **kwargs)
+        def __init__(self, *args, train_dataset, eval_dataset=None, watch=None, **kwargs):
+            rows = [Dataset.from_list(part) if isinstance(part, list) else part for part in (train_dataset, eval_dataset)]
+            super().__init__(*args, train_dataset=rows[0], eval_dataset=rows[1], **kwargs)
             self.watch = watch
+            self.tokens, self.seconds = 0, 0.0  # of training steps alone, without evaluation and saving
             self.remove_callback(PrinterCallback)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -135,8 +146,10 @@ def trainer_class():
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
             return (loss, {"loss": loss}) if return_outputs else loss
 
-        def training_step(self, *args, **kwargs):
-            loss = super().training_step(*args, **kwargs)
+        def training_step(self, model, inputs, *args, **kwargs):
+            started, tokens = time.perf_counter(), inputs["input_ids"].numel()
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            self.tokens, self.seconds = self.tokens + tokens, self.seconds + time.perf_counter() - started
             if not torch.isfinite(loss):
                 raise CourseError(
                     f"The loss is {float(loss)} at step {self.state.global_step + 1}: lower learning_rate, or with fp16 use a GPU that has "
@@ -175,6 +188,27 @@ def trainer_class():
     return CourseTrainer
 
 
+def plumbing(output: Path, steps: int, report_to: str) -> dict:
+    """The arguments of SFTConfig that say nothing about learning: log twelve times, evaluate and save three times, keep the best."""
+    import torch
+
+    every = max(1, steps // 3)
+    return {
+        "output_dir": str(output),
+        "logging_steps": max(1, steps // 12),
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_steps": every,
+        "save_total_limit": 1,  # beside the best one
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+        "report_to": report_to,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The newest *whole* checkpoint in `folder`, for `trainer.train(resume_from_checkpoint=...)`; None where there is none.
 
@@ -190,8 +224,6 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def progress_callback(total: int):
     """Prints one line for every logged step: loss, held-out loss, stop rate, seconds. No widgets, so that it is readable anywhere."""
-    import time
-
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -206,11 +238,11 @@ def progress_callback(total: int):
     return Progress()
 
 
-def track(chosen: utils.Settings) -> str:
+def track(chosen: utils.Settings, timeout: float = 20) -> str:
     """Start wandb as the settings say; returns what TRL's `report_to` takes: "wandb" or "none".
 
     Offline and disabled runs need no account. Where the server cannot be reached training is not held up: the run is logged offline, and a
-    printed sentence says so and how to upload it.
+    printed sentence says so and how to upload it. `timeout` is in seconds.
 
     Raises:
         CourseError: TRACKING is online and there is no key.
@@ -225,7 +257,7 @@ def track(chosen: utils.Settings) -> str:
 
         os.environ["WANDB_API_KEY"] = key
     options = {"project": "instruction-tuning-from-scratch", "name": chosen.run, "dir": str(chosen.folder), "reinit": "finish_previous"}
-    settings = wandb.Settings(init_timeout=20, login_timeout=20, silent=True)
+    settings = wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True)
     try:
         wandb.init(mode=chosen.tracking, settings=settings, **options)
     except wandb.errors.UsageError as error:
@@ -239,6 +271,20 @@ def track(chosen: utils.Settings) -> str:
         )
         wandb.init(mode="offline", settings=settings, **options)
     return "wandb"
+
+
+def matrix_figure(matrices: dict):
+    """Small matrices side by side as colours, each with its name and number of entries, drawn to one scale of squares."""
+    import matplotlib.pyplot as plt
+
+    widths = [matrix.shape[1] for matrix in matrices.values()]
+    figure, axes = plt.subplots(1, len(matrices), figsize=(0.15 * sum(widths) + 1, 2), width_ratios=widths)
+    for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
+        ax.imshow(matrix, cmap="RdBu")
+        ax.set_title(f"{name}\n{matrix.numel()}", fontsize=9)
+        ax.axis("off")
+    figure.tight_layout()
+    return figure
 
 
 def training_figure(history: list[dict], before: dict, title: str):

@@ -15,6 +15,17 @@ from chat import IGNORED
 CPU = sft.Device("cpu", "float32", "sdpa", "")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny layers are too small to share: on a busy machine two threads wait for one another a hundred times longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", params=list(FAMILIES))
 def family(request, tmp_path_factory):
     """`(name, folder, model, tokenizer, stop)` of a tiny model, loaded from its folder as any BASE_MODEL is."""

@@ -106,19 +106,23 @@ TURNS = {
 }
 
 
-def trainer(model_folder: Path, output: Path, watch=None, callbacks=(), **changes):
-    """`(trainer, tokenizer, stop, encoded)`: the course's trainer on a tiny model in fp32, with small numbers; changes go to SFTConfig."""
+def trainer(model_folder: Path, output: Path, watch=None, callbacks=(), lora=None, stock=False, **changes):
+    """`(trainer, tokenizer, stop, encoded)`: the course's trainer on a tiny model in fp32, with small numbers.
+
+    `lora` changes LoraConfig, other keywords change SFTConfig; `stock` takes TRL's own trainer.
+    """
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from trl import SFTConfig
+    from trl import SFTConfig, SFTTrainer
 
     import sft
 
     model, tokenizer = sft.load_base(str(model_folder), sft.Device("cpu", "float32", "sdpa", ""))
     stop = sft.choose_stop(model, tokenizer)
     torch.manual_seed(0)
-    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    chosen = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | (lora or {})
+    model = get_peft_model(model, LoraConfig(**chosen))
     encoded, _ = sft.encode_all([*ROWS, TURNS] * 6, tokenizer, stop, 512)
     options = {
         "output_dir": str(output),
@@ -137,14 +141,14 @@ def trainer(model_folder: Path, output: Path, watch=None, callbacks=(), **change
         "optim": "adamw_torch_fused",
         "seed": 1,
     } | changes
-    made = sft.trainer_class()(
+    made = (SFTTrainer if stock else sft.trainer_class())(
         model=model,
         args=SFTConfig(**options),
-        train_dataset=Dataset.from_list(encoded),
+        train_dataset=Dataset.from_list(encoded) if stock else encoded,
         eval_dataset=Dataset.from_list(encoded[:4]),
         processing_class=tokenizer,
-        watch=watch,
         callbacks=list(callbacks),
+        **({} if stock else {"watch": watch}),
     )
     return made, tokenizer, stop, encoded
 
