@@ -24,16 +24,16 @@ import utils
 
 RESULTS = Path(__file__).parent / "results" / "overfitting.json"
 RATES = ("1e-4", "5e-4", "2e-3")
-STEPS, EVERY, BATCH, RANK = 64, 16, 4, 4  # four passes, a point after each
+STEPS, EVERY, SAVE, BATCH, RANK = 64, 16, 4, 4, 4  # four passes, a point after each, a checkpoint every four steps
 ROWS, HELD_OUT, ASKED, NEW_TOKENS = 88, 24, 12, 40  # the shortest shipped rows, and how many of them are held out and asked
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rates", nargs="+", default=RATES)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after the first point beyond this; run again to go on")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; run again to go on")
     options = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}  # on a shared machine, give way
     deadline = time.time() + 60 * options.minutes
     for rate in options.rates:
         if last_step(rate) < STEPS and time.time() < deadline:
@@ -77,9 +77,11 @@ def run(rate: str, deadline: float) -> None:
     encoded, held = (sft.encode_all(part, tokenizer, stop, 512)[0] for part in (train, held_out))
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
 
-    def measure(step: int, losses: list[float]) -> None:
-        if last_step(rate) >= step:
+    def measure(state) -> None:
+        step = state.global_step
+        if step % EVERY or last_step(rate) >= step:
             return
+        losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry and entry["step"] > step - EVERY]
         trained = trainer.trained_model()
         answers = sft.generate(trained, tokenizer, [prompts.user_message(row) for row in held_out[:ASKED]], stop, NEW_TOKENS, ASKED)
         point = {
@@ -93,15 +95,11 @@ def run(rate: str, deadline: float) -> None:
 
     class Measure(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            measure(state.global_step, recent(state))  # step 0, or a checkpoint that was saved but not measured
+            measure(state)  # step 0, or a checkpoint that was saved but not measured
 
         def on_save(self, args, state, control, **kwargs):
-            measure(state.global_step, recent(state))
-            control.should_training_stop = time.time() > deadline
-
-    def recent(state) -> list[float]:
-        history = [entry for entry in state.log_history if "loss" in entry and entry["step"] > state.global_step - EVERY]
-        return [float(entry["loss"]) for entry in history]
+            measure(state)
+            control.should_training_stop |= time.time() > deadline
 
     folder = utils.CACHE / "sweep" / rate
     config = SFTConfig(
@@ -116,7 +114,7 @@ def run(rate: str, deadline: float) -> None:
         padding_free=True,
         max_length=None,
         use_cpu=True,
-        save_steps=EVERY,
+        save_steps=SAVE,
         save_total_limit=1,
         logging_steps=1,
         report_to="none",

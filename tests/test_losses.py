@@ -215,3 +215,28 @@ def test_wrapped_and_naive_packing_do(kind):
     naive = dict(batches("padding_free", rows)[0])
     loss, naive_count = total(model, [{"input_ids": naive["input_ids"], "labels": naive["labels"]}])
     assert naive_count == count and abs(loss - alone) / alone > 1e-3
+
+
+# --- the overfitting lesson's record
+
+
+def test_the_sweep_goes_on_where_it_stopped_and_is_drawn(tmp_path, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    from benchmarks import sweep
+
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results" / "overfitting.json")
+    assert sweep.last_step("1e-4") == -1
+    point = {"step": 0, "epoch": 0.0, "held_out_loss": 2.9, "train_loss": None, "stop_rate": 0.0}
+    for rate in ("1e-4", "2e-3"):
+        sweep.write(rate, point)
+        sweep.write(rate, point | {"step": sweep.STEPS, "epoch": 4.0, "train_loss": 1.5})
+    assert sweep.last_step("1e-4") == sweep.STEPS and len(sweep.points("2e-3")) == 2
+    monkeypatch.setattr(sweep, "run", lambda *arguments: pytest.fail("what is there is done again"))
+    monkeypatch.setattr("sys.argv", ["sweep.py", "--rates", "1e-4", "2e-3"])
+    sweep.main()
+    assert sweep.table().count("\n| 1e-4 | ") == 2 and "| 2e-3 | 64 | 4.0 | 1.50 | 2.900 | 0% |" in sweep.table()
+    axes = sweep.figure().axes
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["0.0001", "0.002"]
+    assert all(len(line.get_xdata()) == 2 for line in axes[1].get_lines())
