@@ -192,7 +192,7 @@ def plumbing(output: Path, steps: int, report_to: str) -> dict:
     """The arguments of SFTConfig that say nothing about learning: log twelve times, evaluate and save three times, keep the best."""
     import torch
 
-    every = max(1, steps // 3)
+    every = max(1, -(-steps // 3))
     return {
         "output_dir": str(output),
         "logging_steps": max(1, steps // 12),
@@ -305,5 +305,7 @@ def training_figure(history: list[dict], before: dict, title: str):
     right.plot(*zip((0, before["stop_rate"]), *points("eval_stop_rate"), strict=True), "o--", color="#3b7dd8")
     right.set(xlabel="step", ylim=(-0.05, 1.05), title="answers that stop")
     right.yaxis.set_major_formatter("{x:.0%}")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     return figure

@@ -382,7 +382,7 @@ def sft_callback():
     return TrainerCallback
 
 
-def test_tracking_offline_disabled_and_without_a_key(course, monkeypatch):
+def test_tracking_offline_disabled_and_without_a_key(course, folder, tmp_path, monkeypatch):
     import wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -390,6 +390,10 @@ def test_tracking_offline_disabled_and_without_a_key(course, monkeypatch):
     try:
         assert sft.track(utils.settings({"TRACKING": "offline"})) == "wandb"
         assert wandb.run.settings.mode == "offline" and list((course / "runs" / "default" / "wandb").glob("offline-run-*"))
+        seen = {"loss": 7.5, "stop_rate": 0.25, "samples": ["안녕"]}
+        options = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "report_to": "wandb"}
+        tiny_models.trainer(folder, tmp_path / "out", watch=lambda model: seen, **options)[0].train()
+        assert wandb.run.summary["eval/stop_rate"] == 0.25 and wandb.run.summary["train/loss"] > 7
     finally:
         wandb.finish()
     monkeypatch.setattr(wandb, "init", lambda **options: (_ for _ in ()).throw(wandb.errors.UsageError("No API key configured.")))
@@ -460,7 +464,7 @@ def test_trained_parameters_are_r_times_in_plus_out_of_every_linear_layer(folder
     assert len(linear) == 14 and model.get_nb_trainable_parameters()[0] == sum(4 * (m.in_features + m.out_features) for m in linear)
 
 
-def test_merging_into_four_bits_is_refused(tiny_quantised=True):
+def test_merging_into_four_bits_is_refused():
     class Quantised:
         is_quantized = True
 
