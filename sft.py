@@ -10,6 +10,7 @@ Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (hu
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -181,6 +182,10 @@ def trainer_class():
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
 
+        @property
+        def tokens_per_second(self) -> float:
+            return self.tokens / self.seconds if self.seconds else 0.0  # resumed after the last step: nothing was measured
+
         def trained_model(self):
             """The model as it will be when reloaded: without the autocast that accelerate wraps around `forward`."""
             return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -253,8 +258,6 @@ def track(chosen: utils.Settings, timeout: float = 20) -> str:
     import wandb
 
     if chosen.tracking == "online" and (key := utils.secret("WANDB_API_KEY")):
-        import os
-
         os.environ["WANDB_API_KEY"] = key
     options = {"project": "instruction-tuning-from-scratch", "name": chosen.run, "dir": str(chosen.folder), "reinit": "finish_previous"}
     settings = wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True)
