@@ -149,18 +149,20 @@ def figure(record: dict | None = None):
 
     record = record or utils.read_json(RESULTS)
     drawing, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-    for (rate, measured), colour in zip(record["runs"].items(), ("#9aa5b1", "#3b7dd8", "#d8573b", "#6a51a3"), strict=False):
+    for (rate, measured), colour in zip(
+        sorted(record["runs"].items(), key=lambda run: float(run[0])), ("#9aa5b1", "#3b7dd8", "#d8573b", "#6a51a3"), strict=False
+    ):
         steps = [point["step"] for point in measured]
         left.plot(steps, [point["held_out_loss"] for point in measured], "o-", color=colour, label=f"{float(rate):g}")
         known = [point for point in measured if point["train_loss"] is not None]
         left.plot([point["step"] for point in known], [point["train_loss"] for point in known], ":", color=colour)
         right.plot(steps, [point["stop_rate"] for point in measured], "o-", color=colour)
-    left.set(xlabel="step", ylabel="nats per token", title="held out (solid), training (dotted)")
-    right.set(xlabel="step", title="answers that stop by themselves", ylim=(-0.03, 1.03))
+    left.set(xlabel="step (passes over the rows)", ylabel="nats per token", title="held out (solid), training (dotted)")
+    right.set(xlabel="step (passes over the rows)", title="answers that stop by themselves", ylim=(-0.03, 1.03))
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    passes = record["train_rows"] / record["batch"]
+    longest = max(record["runs"].values(), key=len)
     for axes in (left, right):
-        axes.secondary_xaxis(-0.28, functions=(lambda step: step / passes, lambda epoch: epoch * passes)).set_xlabel("passes over the rows")
+        axes.set_xticks([point["step"] for point in longest], [f"{point['step']}\n({point['epoch']:g})" for point in longest])
     left.legend(frameon=False, title="learning rate", fontsize=8, title_fontsize=8)
     drawing.tight_layout()
     return drawing
