@@ -22,8 +22,8 @@ from utils import CourseError
 
 # Dense bf16 (T4, V100: fp16) matrix products, in TFLOP/s, from the makers' data sheets: for a GPU that is not at hand.
 GPU_TFLOPS = {"T4": 65, "V100": 125, "L4": 121, "A10G": 70, "A100": 312, "L40S": 362, "RTX 4090": 165, "H100": 989, "H200": 989}
-# What training reaches of the matrix-product ceiling. GPU: the middle of what is published for 2B models, 0.30 to 0.45. CPU: measured by
-# benchmarks/loss.py on two cores of an AMD EPYC.
+# What training reaches of the matrix-product ceiling. CPU: measured by benchmarks/loss.py on two cores of an AMD EPYC. GPU: the middle of
+# what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet (benchmarks/gpu_train.py does).
 EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
 BASELINE_GB = {"cuda": 0.8, "cpu": 0.9}  # the CUDA context; Python with torch, transformers, trl and a tokenizer
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
@@ -94,11 +94,21 @@ class Shape:
 
 
 def shape(config) -> Shape:
-    """Count by building the model without memory (PyTorch's "meta" device), so that it holds for any architecture in transformers."""
+    """Count by building the model without memory (PyTorch's "meta" device), so that it holds for any dense decoder in transformers.
+
+    Raises:
+        CourseError: the config is not that of a dense decoder like Gemma, Llama or Qwen.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     text = config.get_text_config()
+    for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
+        if not isinstance(getattr(text, name, None), int):
+            raise CourseError(
+                f"What training needs cannot be predicted for {config.model_type} models (no single {name} in the config): choose a dense "
+                "Gemma, Llama or Qwen as BASE_MODEL, or leave the prediction out."
+            )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(text)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight

@@ -185,6 +185,13 @@ def test_unknown_names_are_one_sentence():
         predict(tiny("llama"), L4, 1, 8, loss="dft", gpu="L4")
 
 
+def test_a_model_that_is_no_dense_decoder_is_one_sentence():
+    from transformers import GPT2Config
+
+    with pytest.raises(utils.CourseError, match="cannot be predicted for gpt2 models .no single intermediate_size"):
+        predict(GPT2Config(), CPU, 1, 8, gpu="L4")
+
+
 # --- does it fit?
 
 
