@@ -140,6 +140,7 @@ def four_bit(device: Device) -> dict:
 
 
 def why_not_loaded(name: str, error: Exception) -> str:
+    """One sentence for what transformers and the hub say in many: gated, offline, unknown, or something else."""
     text = f"{type(error).__name__} {error}".lower()
     if "gated" in text or "401" in text or "403" in text:
         return (
