@@ -18,6 +18,15 @@ TURN_PROBE = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "The capital of France is Paris."},
 ]
+TWO_TURNS = {
+    "id": "a row with `messages`",
+    "messages": [
+        {"role": "user", "content": "전세가 뭐예요?"},
+        {"role": "assistant", "content": "큰 보증금을 맡기고 월세 없이 사는 계약이에요."},
+        {"role": "user", "content": "And monthly rent?"},
+        {"role": "assistant", "content": "A smaller deposit, and rent every month."},
+    ],
+}
 
 
 @dataclasses.dataclass
@@ -57,11 +66,17 @@ def choose_stop(model, tokenizer) -> Stop:
     """
     import torch
 
-    rendered = tokenizer.apply_chat_template(TURN_PROBE, tokenize=False)
+    if tokenizer.eos_token_id is None:
+        raise CourseError(
+            "The tokenizer has no <eos>, so no answer can end: set tokenizer.eos_token, save it and use that folder as BASE_MODEL."
+        )
     answer = TURN_PROBE[-1]["content"]
-    before, after = rendered[: rendered.rindex(answer) + len(answer)], rendered[rendered.rindex(answer) + len(answer) :]
-    turn_end = tokenizer(after, add_special_tokens=False).input_ids[0]
-    ids = tokenizer(before, add_special_tokens=False, return_tensors="pt").to(model.device)
+    before, _, after = _render(TURN_PROBE, tokenizer).rpartition(answer)
+    closing = tokenizer(after, add_special_tokens=False).input_ids
+    # A template that closes turns with plain text, or not at all, leaves <eos>: a newline, say, would end every answer early
+    marked = bool(closing) and closing[0] in tokenizer.added_tokens_decoder
+    turn_end = closing[0] if marked else tokenizer.eos_token_id
+    ids = tokenizer(before + answer, add_special_tokens=False, return_tensors="pt").to(model.device)
     with torch.no_grad():
         logits = model(**ids).logits[0, -1].float()
     rank = int((logits > logits[turn_end]).sum()) + 1
@@ -69,22 +84,94 @@ def choose_stop(model, tokenizer) -> Stop:
     return Stop(tokenizer.convert_ids_to_tokens(stop), stop, turn_end, rank, logits.numel())
 
 
-def chat_prompt(text: str, tokenizer) -> str:
-    """The user's message in the model's own chat template, up to where the answer begins. `<bos>` is already in it."""
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+def conversation(row: dict) -> list[dict]:
+    """A row as messages: its own `messages` where it has them (several turns), else its instruction, input and output (one turn).
+
+    Raises:
+        CourseError: a field is missing, empty or not text, the row says both, or the last message is not the assistant's.
+    """
+    name = f"Row {row.get('id', '?')}"
+    if "messages" in row:
+        if "output" in row or "instruction" in row:
+            raise CourseError(f"{name} has `messages` and `instruction` or `output` too, so it says twice what to learn: keep one.")
+        messages = row["messages"]
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise CourseError(f"{name}: `messages` must be a list of objects with `role` and `content`.")
+    else:
+        for field in ("instruction", "output"):
+            _text(row.get(field), f"{name}: `{field}`")
+        if not isinstance(row.get("input") or "", str):
+            _text(row["input"], f"{name}: `input`")
+        messages = [{"role": "user", "content": prompts.user_message(row)}, {"role": "assistant", "content": row["output"]}]
+    for message in messages:
+        _text(message.get("content"), f"{name}: the content of a message")
+    if [message.get("role") for message in messages[-2:]] != ["user", "assistant"]:
+        raise CourseError(f"{name}: its last two messages must be the user's and the assistant's, because the last one is what is learnt.")
+    # Templates trim what the assistant said; an answer that was not trimmed would be learnt in a form that generation never renders
+    return [m | {"content": m["content"].strip()} if m["role"] == "assistant" else m for m in messages]
+
+
+def _text(value, what: str) -> None:
+    if not isinstance(value, str):
+        raise CourseError(f"{what} must be text, but it is {'missing' if value is None else type(value).__name__}: mend that row.")
+    if not value.strip():
+        raise CourseError(f"{what} is empty: mend or delete that row.")
+
+
+def question(row: dict) -> str | list[dict]:
+    """What is asked before a row's last answer, in a form that `chat_prompt` and `generate` take."""
+    *asked, _ = conversation(row)
+    return asked if len(asked) > 1 else asked[0]["content"]
+
+
+def _render(messages: list[dict], tokenizer, **options) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except TemplateError as error:
+        raise CourseError(
+            f"The chat template of this base model refuses a conversation ({error}): mend that row or set another BASE_MODEL."
+        ) from None
+
+
+def chat_prompt(asked: str | list[dict], tokenizer) -> str:
+    """The user's message, or the messages so far, in the model's own template, up to where the answer begins.
+
+    Training, generation, evaluation and the model card all render prompts with this. `<bos>` is already in it.
+    """
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    return _render(messages, tokenizer, add_generation_prompt=True)
 
 
 def encode(row: dict, tokenizer, stop: Stop) -> dict:
-    """One training row as token ids and labels.
+    """One training row as token ids and labels; every assistant turn is trained, and nothing else.
+
+    After each answer the model *reads* what the template writes there, as it will in generation, and *learns* to say the stop token.
+    For a base model these differ between turns: it reads `<end_of_turn>` and learns `<eos>`.
 
     Returns:
-        `{"input_ids": [...], "labels": [...]}` of equal length. The prompt is labelled `IGNORED`; the answer and the stop token
-        that ends it are what the model learns.
+        `{"input_ids": [...], "labels": [...]}` of equal length, `labels` with `IGNORED` wherever nothing is learnt.
     """
-    # The template writes <bos> itself, so no special tokens are added: two <bos> is a classic mistake.
-    prompt = tokenizer(chat_prompt(prompts.user_message(row), tokenizer), add_special_tokens=False).input_ids
-    answer = tokenizer(row["output"], add_special_tokens=False).input_ids + [stop.id]
-    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+    ids: list[int] = []
+    labels: list[int] = []
+    messages, seen = conversation(row), ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        context = chat_prompt(messages[:i], tokenizer)
+        if not context.startswith(seen):
+            raise CourseError(
+                f"Row {row.get('id', '?')}: the chat template rewrites earlier turns, so they cannot be trained in one row: split it."
+            )
+        # The template writes <bos> itself, so no special tokens are added: two <bos> is a classic mistake.
+        between = tokenizer(context[len(seen) :], add_special_tokens=False).input_ids
+        answer = tokenizer(message["content"], add_special_tokens=False).input_ids
+        ends_a_turn = [stop.id] if ids else []
+        labels += ends_a_turn + [IGNORED] * (len(between) - len(ends_a_turn)) + answer
+        ids += between + answer
+        seen = context + message["content"]
+    return {"input_ids": ids + [stop.id], "labels": labels + [stop.id]}
 
 
 def encode_all(rows: list[dict], tokenizer, stop: Stop, max_length: int) -> tuple[list[dict], list[str]]:
@@ -95,7 +182,7 @@ def encode_all(rows: list[dict], tokenizer, stop: Stop, max_length: int) -> tupl
         lost its stop token and teaches the model not to stop (open-instruct#1876).
 
     Raises:
-        CourseError: no row is left.
+        CourseError: no row, no row that is short enough, or a row that is not what `conversation` expects.
     """
     encoded, too_long = [], []
     for row in rows:
@@ -106,8 +193,10 @@ def encode_all(rows: list[dict], tokenizer, stop: Stop, max_length: int) -> tupl
         if example["labels"][-1] != stop.id or example["input_ids"].count(tokenizer.bos_token_id) > 1:
             raise CourseError(f"Row {row['id']} has two <bos> or no stop token: its chat template is not one this course knows.")
         encoded.append(example)
+    if not rows:
+        raise CourseError("The data set is empty, so there is nothing to encode: run preprocess.ipynb or set TRAIN_ON to 'shipped'.")
     if not encoded:
-        raise CourseError(f"No row is left of {len(rows)}: the data set is empty or every row exceeds {max_length} tokens.")
+        raise CourseError(f"No row is left of {len(rows)}: every one is longer than {max_length} tokens, so raise MAX_LENGTH.")
     return encoded, too_long
 
 
@@ -120,7 +209,8 @@ def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
     """
     import matplotlib.pyplot as plt
 
-    pieces = [tokenizer.decode([i]).replace("\n", "⏎") for i in example["input_ids"]]
+    shown = [i if label == IGNORED else label for i, label in zip(example["input_ids"], example["labels"], strict=True)]
+    pieces = [tokenizer.decode([i]).replace("\n", "⏎") for i in shown]
     # An East Asian character is about as wide as two Latin ones
     widths = [sum(1.9 if ord(character) > 0x1100 else 1 for character in piece) + 0.7 for piece in pieces]
     placed, x, y = [], 0.0, 0

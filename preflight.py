@@ -1,13 +1,35 @@
-"""What this machine can do: precision and attention from what the hardware computes natively.
+"""Before anything is loaded: what this machine can do, what a training will cost on it, and whether it fits.
 
-What it does: look at the hardware and say why it chooses. What it does not do: load a model. Importing it does not import torch.
+What it does: choose precision and attention, and predict parameters, memory, speed and time from a model's config and the batch alone.
+What it does not do: load weights. The prediction is arithmetic that can be followed by hand; tests/test_preflight.py holds its parts
+against what autograd really keeps, benchmarks/loss.py its sum against a measured training. Importing it does not import torch.
+
+Sources: LoRA (arXiv 2106.09685); FLOP accounting as in PaLM (arXiv 2204.02311, appendix B), with frozen weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import utils
+from utils import CourseError
+
+# Dense bf16 (T4, V100: fp16) matrix products, in TFLOP/s, from the makers' data sheets: for a GPU that is not at hand.
+GPU_TFLOPS = {"T4": 65, "V100": 125, "L4": 121, "A10G": 70, "A100": 312, "L40S": 362, "RTX 4090": 165, "H100": 989, "H200": 989}
+# What training reaches of the matrix-product ceiling. CPU: measured by benchmarks/loss.py on two cores of an AMD EPYC. GPU: the middle of
+# what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet (benchmarks/gpu_train.py does).
+EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
+BASELINE_GB = {"cuda": 0.8, "cpu": 0.9}  # the CUDA context; Python with torch, transformers, trl and a tokenizer
+ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
+NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
+HEAD_CHUNK = 128  # trained positions whose logits losses.answer_loss holds at once
+LOSSES = ("trained positions", "trl", "full")
 
 
 @dataclasses.dataclass
@@ -47,3 +69,343 @@ def choose_device() -> Device:
     if torch.cpu._is_avx512_bf16_supported():
         return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU has AVX512-BF16 instructions")
     return Device("cpu", "float32", "sdpa", "no GPU, and this CPU would only emulate bf16")
+
+
+# --- the model, from its config -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a config says about a decoder-only model; sizes in numbers of weights or features."""
+
+    parameters: int  # all, a tied head counted once
+    embedding: int  # the input embedding, and the head where it is not tied to it
+    tied: bool
+    linear: int  # weights of the linear layers that LoRA adapts (all but the head)
+    lora_per_rank: int  # weights of an adapter of rank 1 on all of them: the sum of inputs + outputs
+    layers: int
+    hidden: int
+    feed_forward: int
+    queries: int  # heads times their size
+    keys: int
+    vocabulary: int
+    norms: int  # RMSNorms of width `hidden` in a layer
+    head_norms: bool  # Gemma 3 and Qwen 3 also normalise queries and keys
+
+
+def shape(config) -> Shape:
+    """Count by building the model without memory (PyTorch's "meta" device), so that it holds for any dense decoder in transformers.
+
+    Raises:
+        CourseError: the config is not that of a dense decoder like Gemma, Llama or Qwen.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = config.get_text_config()
+    for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
+        if not isinstance(getattr(text, name, None), int):
+            raise CourseError(
+                f"What training needs cannot be predicted for {config.model_type} models (no single {name} in the config): choose a dense "
+                "Gemma, Llama or Qwen as BASE_MODEL, or leave the prediction out."
+            )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(text)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    tied = bool(getattr(text, "tie_word_embeddings", False))
+    parameters = sum(parameter.numel() for parameter in model.parameters()) - (
+        0 if head.weight is embedding or not tied else head.weight.numel()
+    )
+    per_layer = [name for name, _ in model.named_modules() if re.search(r"\.layers\.0\..*norm$", name)]
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        parameters=parameters,
+        embedding=embedding.numel() + (0 if tied else head.weight.numel()),
+        tied=tied,
+        linear=sum(module.weight.numel() for module in linear),
+        lora_per_rank=sum(module.in_features + module.out_features for module in linear),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        feed_forward=text.intermediate_size,
+        queries=text.num_attention_heads * head_size,
+        keys=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head_size,
+        vocabulary=embedding.shape[0],
+        norms=sum("self_attn" not in name for name in per_layer),
+        head_norms=any("self_attn" in name for name in per_layer),
+    )
+
+
+def kept_bytes(of: Shape, rank: int, dtype: str) -> int:
+    """Bytes that autograd keeps of one layer for one token, with LoRA on all linear layers and without checkpointing.
+
+    Four tensors of the feed-forward's width (gate, its activation, up, their product), what LoRA's A matrices multiply, queries, keys,
+    values and the attention's output, and the inputs of the norms, which compute in float32. In 16 bits PEFT makes a copy of an
+    input for each adapter that reads it; in float32 they share it.
+    """
+    size, inputs, outputs = (4, 2, 2) if dtype == "float32" else (2, 5, 3)
+    linear = size * (4 * of.feed_forward + inputs * of.hidden + outputs * of.queries + 4 * of.keys + 7 * rank)
+    return linear + 4 * of.norms * of.hidden + (4 * (of.queries + of.keys) if of.head_norms else 0)
+
+
+# --- the prediction -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a LoRA training will need. Print it, compare it, or ask `check` whether it fits."""
+
+    of: Shape
+    device: Device
+    batch: int  # rows in one forward pass
+    length: int  # tokens in a row, padding included; `batch * length` is what counts
+    rank: int
+    trained: float  # share of the tokens that are trained, in [0, 1]
+    loss: str  # one of LOSSES
+    checkpointing: bool  # keep only each layer's input and compute the rest again: less memory, more time
+    quantize: bool  # QLoRA: the linear layers in 4 bits
+    flops: float  # the machine's matrix-product ceiling, FLOP/s
+    ceiling: str  # where that number comes from
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def lora(self) -> int:
+        """Trainable parameters."""
+        return self.rank * self.of.lora_per_rank
+
+    @property
+    def flop_per_token(self) -> float:
+        """Forward, backward without gradients of frozen weights (the same again) and, with checkpointing, the forward once more.
+
+        The head's share: every position, or only trained ones. TRL's head on a GPU skips masked positions, on a CPU it does not;
+        it computes its logits twice.
+        """
+        passes = 3 if self.checkpointing else 2
+        attention = 2 * self.length * self.of.queries * self.of.layers  # scores and mixing, half of them masked as future
+        body = passes * (2 * self.of.linear + attention) + (2 + 2 * passes) * self.lora
+        skips = self.loss == "trained positions" or (self.loss == "trl" and self.device.name == "cuda")
+        head = (6 if self.loss == "trl" else 4) * self.of.vocabulary * self.of.hidden
+        return body + head * (self.trained if skips else 1)
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """GB (1e9 bytes) by part, at the peak. The head's logits and a layer's recomputation never meet: the larger counts."""
+        size = 4 if self.device.dtype == "float32" else 2
+        linear = self.of.linear * (NF4_BYTES if self.quantize else size)
+        layer = kept_bytes(self.of, self.rank, self.device.dtype)
+        if self.loss == "full":
+            head = self.tokens * self.of.vocabulary * 12  # logits, in float32 their softmax and its gradient, and that as 16 bits
+        elif self.loss == "trl":
+            head = min(self.tokens, 4096) * 32768 * (size if self.device.name == "cuda" else size + 16)  # Triton folds in place
+        else:
+            head = min(round(self.tokens * self.trained) + 1, HEAD_CHUNK) * self.of.vocabulary * (size + 8)
+        if self.device.name == "cpu" and size == 2:
+            head += 2 * self.of.vocabulary * self.of.hidden  # oneDNN lays the head out anew for each product in bf16
+        again = self.tokens * (layer + 3 * size * self.of.feed_forward)  # one layer, and the gradients of its widest tensors
+        kept = self.of.layers * self.tokens * (size * self.of.hidden if self.checkpointing else layer)
+        return {
+            "context" if self.device.name == "cuda" else "Python": BASELINE_GB[self.device.name],
+            "weights": (linear + (self.of.parameters - self.of.linear) * size) / 1e9,
+            "adapter": ADAPTER_BYTES * self.lora / 1e9,
+            "activations": kept / 1e9,
+            "logits or recomputation": max(head, again if self.checkpointing else 0) / 1e9,
+        }
+
+    @property
+    def gb(self) -> float:
+        """Peak memory, GB: VRAM on a GPU, RAM elsewhere."""
+        return sum(self.memory.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.flops * EFFICIENCY[self.device.name] / self.flop_per_token
+
+    def seconds(self, tokens: int) -> float:
+        """Time to train on so many tokens (those of all passes together)."""
+        return tokens / self.tokens_per_second
+
+    def __str__(self) -> str:
+        of, place = self.of, "VRAM" if self.device.name == "cuda" else "RAM"
+        parts = " + ".join(f"{name} {gb:.1f}" for name, gb in self.memory.items())
+        return "\n".join(
+            (
+                f"parameters   {of.parameters:,}: embedding {of.embedding:,} ({'tied' if of.tied else 'not tied'}), "
+                f"rest {of.parameters - of.embedding:,}",
+                f"LoRA r={self.rank:<4}  {self.lora:,} ({self.lora / of.parameters:.2%})",
+                f"compute      {self.flop_per_token / 1e9:.2f} GFLOP a token{', recomputing activations' if self.checkpointing else ''}",
+                f"{place:<11}  {self.gb:.1f} GB = {parts}",
+                f"speed        {self.tokens_per_second:,.0f} tokens/s = {EFFICIENCY[self.device.name]:.0%} of {self.flops / 1e12:.3g} "
+                f"TFLOP/s ({self.ceiling})",
+            )
+        )
+
+
+def predict(
+    config,
+    device: Device,
+    batch: int,
+    length: int,
+    rank: int = 4,
+    trained: float = 1.0,
+    loss: str | None = None,
+    checkpointing: bool = False,
+    quantize: bool = False,
+    gpu: str | None = None,
+) -> Prediction:
+    """What training will need, from the config and the batch.
+
+    Args:
+        config: a transformers config (`AutoConfig.from_pretrained(name)` or `model.config`).
+        batch, length: rows in a forward pass and tokens in the longest, padding included; for packed rows, 1 and their sum.
+        trained: share of trained tokens.
+        loss: one of `LOSSES`; None is what `sft.trainer_class` uses (a CPU: trained positions, a GPU: TRL's head).
+        gpu: a key of `GPU_TFLOPS`, to predict for a GPU that is not here; None measures this machine for a second.
+
+    Raises:
+        CourseError: an unknown loss or GPU.
+    """
+    if loss is None:
+        loss = "trl" if device.name == "cuda" else "trained positions"
+    if loss not in LOSSES:
+        raise CourseError(f"The loss {loss!r} is not known: choose one of {', '.join(LOSSES)}.")
+    if gpu is not None and gpu not in GPU_TFLOPS:
+        raise CourseError(f"The GPU {gpu!r} is not in the table: choose one of {', '.join(GPU_TFLOPS)}, or None to measure this machine.")
+    flops, ceiling = (GPU_TFLOPS[gpu] * 1e12, f"{gpu}, data sheet") if gpu else (matmul_flops(device), "measured here")
+    return Prediction(shape(config), device, batch, length, rank, trained, loss, checkpointing, quantize, flops, ceiling)
+
+
+def matmul_flops(device: Device, seconds: float = 1.0) -> float:
+    """This machine's matrix-product ceiling in FLOP/s, in the dtype of the training: the median of products within `seconds`."""
+    import statistics
+
+    import torch
+
+    size = 8192 if device.name == "cuda" else 1024
+    a, b = (torch.randn(size, size, dtype=getattr(torch, device.dtype), device=device.name) for _ in range(2))
+    wait = torch.cuda.synchronize if device.name == "cuda" else lambda: None
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 4 or time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b
+        wait()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(times[1:])  # the first one warms up
+
+
+# --- does it fit? -------------------------------------------------------------------------------------------------------
+
+
+def free_gb(device: Device) -> float:
+    """Memory that this process can still get or already has, GB: VRAM or RAM."""
+    if device.name == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return (free + torch.cuda.memory_reserved()) / 1e9 + BASELINE_GB["cuda"]  # the context is up, and is in the prediction too
+    import psutil
+
+    return (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / 1e9
+
+
+def check(prediction: Prediction, free: float | None = None) -> Prediction:
+    """Refuse what cannot fit, with the first change of a setting that makes it fit.
+
+    Args:
+        prediction: from `predict`.
+        free: GB; None asks the machine.
+
+    Returns:
+        `prediction`, so that a cell can print it.
+
+    Raises:
+        CourseError: more memory is predicted than is free.
+    """
+    free = free_gb(prediction.device) if free is None else free
+    if prediction.gb <= free:
+        return prediction
+    place = "VRAM" if prediction.device.name == "cuda" else "RAM"
+    wrong = f"Training needs about {prediction.gb:.1f} GB of {place} and {free:.1f} GB are free"
+    advice, changed = [], prediction
+    for setting, change in _changes(prediction):
+        advice.append(setting)
+        changed = dataclasses.replace(changed, **change)
+        if changed.gb <= free:
+            raise CourseError(f"{wrong}: set {', '.join(advice)} (then about {changed.gb:.1f} GB) or choose a smaller BASE_MODEL.")
+    raise CourseError(f"{wrong}, and no setting brings it down to that: choose a smaller BASE_MODEL or a machine with more memory.")
+
+
+def _changes(p: Prediction) -> list[tuple[str, dict]]:
+    """`(setting, change)`, the cheapest first."""
+    steps: list[tuple[str, dict]] = []
+    if p.loss == "full":
+        steps.append(("the loss over trained positions only", {"loss": "trained positions"}))
+    if not p.checkpointing:
+        steps.append(("gradient_checkpointing = True", {"checkpointing": True}))
+    if p.batch > 1:
+        steps.append((f"per_device_train_batch_size = 1 and {p.batch} times the gradient_accumulation_steps", {"batch": 1}))
+    if p.device.name == "cuda" and not p.quantize:
+        steps.append(("QUANTIZE = True", {"quantize": True}))
+    if p.length >= 256:
+        steps.append((f"MAX_LENGTH = {p.length // 2}", {"length": p.length // 2}))
+    return steps
+
+
+# --- what it really took ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Peak:
+    """Filled when the block of `peak_memory` ends."""
+
+    gb: float = 0.0
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """The highest memory of this process inside the block, in GB (1e9 bytes), everything that was loaded before it included.
+
+    On a GPU: PyTorch's highest allocation and what the driver holds beside it (the CUDA context). On Linux: the kernel's own record
+    (`VmHWM`), reset at the start. Elsewhere: resident memory, sampled a hundred times a second.
+    """
+    import torch
+
+    peak = Peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        free, total = torch.cuda.mem_get_info()
+        peak.gb = (torch.cuda.max_memory_allocated() + max(0, total - free - torch.cuda.memory_reserved())) / 1e9
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        with _sampled(peak):
+            yield peak
+        return
+    yield peak
+    peak.gb = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
+
+
+@contextlib.contextmanager
+def _sampled(peak: Peak) -> Iterator[None]:
+    """Keep `peak.gb` at the highest resident memory seen, for systems without /proc."""
+    import psutil
+
+    process, stop = psutil.Process(), threading.Event()
+
+    def sample() -> None:
+        while True:
+            peak.gb = max(peak.gb, process.memory_info().rss / 1e9)
+            if stop.wait(0.01):
+                return
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

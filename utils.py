@@ -109,6 +109,10 @@ class Settings:
     grounding: bool = False  # show the teacher search results about the domain (Naver)
     push_to: str = ""  # "account/name" of a data set on the hub
     second_judge: str = ""  # a model that judges the same answers, to see how far two judges agree; none: ""
+    adapter: str = "lora"  # "dora" or "rslora": LoRA's variants in PEFT
+    quantize: str = "none"  # "4bit": QLoRA, on an NVIDIA GPU
+    merge: bool = False  # also save the model with the adapter added into its weights
+    push_adapter_to: str = ""  # "account/name" of a model on the hub
     seed: int = 42
 
     @property
@@ -215,6 +219,10 @@ def settings(form: dict) -> Settings:
         grounding=_switch("GROUNDING", pick("GROUNDING", "off")),
         push_to=str(pick("PUSH_TO", "")),
         second_judge=str(pick("SECOND_JUDGE", "")),
+        adapter=_choice("ADAPTER", pick("ADAPTER", "lora"), ("lora", "dora", "rslora")),
+        quantize=_choice("QUANTIZE", pick("QUANTIZE", "none"), ("none", "4bit")),
+        merge=_switch("MERGE", pick("MERGE", "off")),
+        push_adapter_to=str(pick("PUSH_ADAPTER_TO", "")),
     )
     if resolved.grounding and not resolved.domain:
         raise CourseError("GROUNDING is on, but there is nothing to search for: set DOMAIN too.")
@@ -286,7 +294,7 @@ def install_command(chosen: Settings) -> list[str]:
     command = [sys.executable, "-m", "pip", "install", "--quiet"]
     for file in files:
         command += ["-r", str(ROOT / file)]
-    return command + [f"torch=={version('torch')}"]
+    return command + (["bitsandbytes>=0.46"] if chosen.quantize == "4bit" else []) + [f"torch=={version('torch')}"]
 
 
 def install(chosen: Settings) -> None:
@@ -341,7 +349,7 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_fields)
         except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
             raise CourseError(f"{short(path)}, line {number}: not valid JSON ({error}); mend or delete that line.") from None
         if not isinstance(record, dict):
@@ -350,6 +358,15 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
             raise CourseError(f"{short(path)}, line {number}: the field {missing[0]!r} is missing; add it.")
         records.append(record)
     return records
+
+
+def _fields(pairs: list[tuple]) -> dict:
+    """The object with these fields; json itself would silently keep the last of two fields of one name."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return record
 
 
 def read_json(path: str | Path) -> dict:

@@ -17,36 +17,69 @@ def accepts(function, *names: str) -> None:
 
 
 def test_trl():
+    from pathlib import Path
+
+    import trl
     from trl import SFTConfig, SFTTrainer
     from trl.chat_template_utils import gemma3_chat_template, gemma_chat_template
 
     accepts(SFTTrainer.__init__, "model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks")
     accepts(SFTTrainer.compute_loss, "model", "inputs", "return_outputs", "num_items_in_batch")
+    accepts(SFTTrainer.save_model, "output_dir", "_internal_call")
     accepts(
         SFTConfig.__init__,
         *("output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "bf16", "fp16", "gradient_checkpointing"),
         *("padding_free", "max_length", "seed", "logging_steps", "eval_strategy", "eval_steps", "save_steps"),
-        *("save_total_limit", "report_to", "disable_tqdm", "use_cpu"),
+        *("save_total_limit", "report_to", "disable_tqdm", "use_cpu", "load_best_model_at_end", "metric_for_best_model"),
+        *("greater_is_better", "save_strategy"),
     )
     assert "<start_of_turn>" in gemma3_chat_template and "<start_of_turn>" in gemma_chat_template
+    for family in ("gemma", "gemma3", "llama3", "qwen2_5", "qwen3"):  # the real templates that tests/tiny_models.py swaps in
+        assert (Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja").exists(), family
+
+
+def test_the_trainers_plumbing_is_accepted(tmp_path):
+    from trl import SFTConfig
+
+    import sft
+
+    config = SFTConfig(**sft.plumbing(tmp_path, steps=72, report_to="none"), bf16=False)
+    assert (config.logging_steps, config.eval_steps, config.save_steps) == (6, 24, 24) and config.load_best_model_at_end
 
 
 def test_peft():
-    from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
+    from peft import AutoPeftModelForCausalLM, LoraConfig, LoraModel, PeftModel, get_peft_model
 
-    accepts(LoraConfig.__init__, "r", "lora_alpha", "lora_dropout", "target_modules", "task_type")
+    accepts(LoraConfig.__init__, "r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "use_dora", "use_rslora")
     accepts(get_peft_model, "model", "peft_config")
     assert callable(PeftModel.disable_adapter) and callable(LoraModel.unload) and callable(PeftModel.get_base_model)
+    assert callable(LoraModel.merge_and_unload) and callable(AutoPeftModelForCausalLM.from_pretrained)
+    assert callable(PeftModel.get_nb_trainable_parameters)
     assert isinstance(LoraConfig(r=4).to_dict(), dict)
 
 
 def test_transformers():
-    from transformers import GgufConfig, PrinterCallback, TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers import BitsAndBytesConfig, EarlyStoppingCallback, GgufConfig, PrinterCallback, Trainer, TrainerCallback
 
     assert GgufConfig(dequantize=True).dequantize is True
-    assert issubclass(PrinterCallback, TrainerCallback) and callable(get_last_checkpoint)
+    assert issubclass(PrinterCallback, TrainerCallback) and EarlyStoppingCallback(early_stopping_patience=2)
+    names = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
+    assert set(names) <= set(inspect.signature(BitsAndBytesConfig.__init__).parameters)
+    accepts(Trainer._save_checkpoint, "model", "trial")
+    accepts(Trainer.training_step, "model", "inputs")
+    # sft.last_checkpoint relies on trainer_state.json being the last file of a checkpoint
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert source.index("save_model(") < source.index("_save_rng_state(") < source.index("state.save_to_json(")
+
+
+def test_wandb():
+    import wandb
+
+    names = {"project", "name", "dir", "mode", "settings", "reinit"}
+    assert names <= set(inspect.signature(wandb.init).parameters)
+    assert wandb.Settings(init_timeout=1, login_timeout=1, silent=True).init_timeout == 1
+    assert issubclass(wandb.errors.CommError, wandb.errors.Error) and issubclass(wandb.errors.UsageError, wandb.errors.Error)
 
 
 def test_torch():

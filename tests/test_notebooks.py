@@ -1,5 +1,6 @@
 """The notebooks as pages: frame, size, clean outputs. Each test is named after what goes wrong without it."""
 
+import contextlib
 import json
 import re
 
@@ -89,13 +90,29 @@ def test_links_between_notebooks_exist(name):
         assert (utils.ROOT / target).exists(), target
 
 
+def train_dictionary(name: str, device) -> dict:
+    """The dictionary that a cell of train.ipynb assigns to `name`, evaluated for a machine."""
+    import ast
+    import types
+
+    for cell in code("train"):
+        with contextlib.suppress(SyntaxError):  # the bootstrap cell has magics
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
+                    scope = {"device": device, "S": types.SimpleNamespace(seed=42)}
+                    return eval(compile(ast.Expression(node.value), "train.ipynb", "eval"), scope)
+    raise AssertionError(f"train.ipynb assigns no {name}")
+
+
 def test_the_course_settings_for_gemma_2b_it_are_the_specified_ones():
+    """r=4, alpha=32, bf16, 1e-4 with a cosine, fused AdamW, batches of 4 accumulated twice (FlashAttention-2: tests of choose_device)."""
+    from preflight import Device
+
+    course = train_dictionary("course", Device("cuda", "bfloat16", "flash_attention_2", "an L4"))
+    specified = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "optim": "adamw_torch_fused", "bf16": True, "fp16": False}
+    specified |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    assert {name: course[name] for name in specified} == specified
     text = re.sub(r"\s+", " ", " ".join(cell.source for cell in code("train")))
-    assert re.search(r"LoraConfig\( ?r=4, lora_alpha=32", text) and "5e-4 if small else 1e-4" in text
-    for setting in (
-        '"lr_scheduler_type": "cosine"',
-        '"per_device_train_batch_size": 4',
-        '"gradient_accumulation_steps": 2',
-        '"optim": "adamw_torch_fused"',
-    ):
-        assert setting in text
+    assert re.search(r"LoraConfig\( ?r=4, lora_alpha=32, target_modules=\"all-linear\"", text)
+    assert 'settings = course | (small if S.packaged else {}) | ({"max_steps": 4} if S.smoke else {})' in text
+    assert train_dictionary("small", None) == {"learning_rate": 5e-4, "num_train_epochs": 1}, "the student's own, from benchmarks/sweep.py"

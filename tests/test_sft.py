@@ -1,53 +1,45 @@
 """Fine-tuning: template, mask, stop token, loss, adapter; on the packaged student or a tiny random Gemma."""
 
-import json
-import shutil
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import tiny_models
+from tiny_models import ROWS, TURNS
 
-import losses
-import prompts
+import adapter
 import sft
+import student as student_module
 import utils
-from sft import IGNORED
 
-ROWS = [
-    {
-        "id": "a",
-        "language": "en",
-        "category": "code",
-        "instruction": "Say hello.",
-        "input": "",
-        "output": "Hello!",
-    },
-    {
-        "id": "b",
-        "language": "ko",
-        "category": "writing",
-        "instruction": "두 문장으로 인사해 주세요.",
-        "input": "아침, 회사",
-        "output": "좋은 아침입니다. 오늘도 잘 부탁드려요.",
-    },
-    {"id": "c", "language": "ko", "category": "code", "instruction": "숫자 셋을 쓰세요.", "input": "", "output": "1, 2, 3"},
-]
+CPU = sft.Device("cpu", "float32", "sdpa", "")
 
 
-@pytest.fixture
-def tiny_stop(tiny):
-    return sft.choose_stop(*tiny)
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny layers are too small to share: on a busy machine two threads wait for one another a hundred times longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def record() -> dict:
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tiny Llama 3, saved."""
+    return tiny_models.build(tmp_path_factory.mktemp("llama3"), "llama3")
+
+
+def record(**changes) -> dict:
     numbers = {"loss": 2.5, "stop_rate": 0.5}
-    return {
-        "job": "abc",
-        "stop": "<eos>",
-        "train_rows": 3,
-        "held_out_rows": 1,
-        "before": numbers,
-        "after": numbers,
-        "settings": {"learning_rate": 5e-4},
-    }
+    plain = {"job": "abc", "stop": "<eos>", "stop_ids": [1, 106], "train_rows": 3, "held_out_rows": 1}
+    return plain | {"before": numbers, "after": numbers, "settings": {"learning_rate": 5e-4}} | changes
 
 
 # --- student and stop token
@@ -117,7 +109,7 @@ def test_old_transformers_that_split_special_tokens_are_refused(tmp_path, monkey
     ],
 )
 def test_why_a_model_is_not_loaded(error, sentence):
-    assert sentence in sft._why_not_loaded("google/gemma-2b-it", OSError(error))
+    assert sentence in student_module.why_not_loaded("google/gemma-2b-it", OSError(error))
 
 
 def test_hub_model_without_a_hub_is_one_sentence():
@@ -125,13 +117,42 @@ def test_hub_model_without_a_hub_is_one_sentence():
         sft.load_base("google/gemma-2b-it", sft.Device("cpu", "float32", "sdpa", ""))
 
 
-def test_a_model_without_a_template_gets_advice(tiny, tmp_path):
-    model, tokenizer = tiny
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(utils.CourseError, match="has no chat template"):
-        sft.load_base(str(tmp_path), sft.Device("cpu", "float32", "sdpa", ""))
+def test_a_model_without_a_template_gets_advice(tmp_path):
+    tiny_models.build(tmp_path, "llama3", template=False)
+    with pytest.raises(utils.CourseError, match="has no chat template.* instruction-tuned sibling, or save a template into its tokenizer"):
+        sft.load_base(str(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("error", ["OutOfMemoryError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes"])
+def test_a_model_that_does_not_fit_is_one_sentence(folder, monkeypatch, error):
+    import torch
+    import transformers
+
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory") if error == "OutOfMemoryError" else RuntimeError(error)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(utils.CourseError, match="does not fit into the memory of this cpu: set a smaller BASE_MODEL"):
+        sft.load_base(str(folder), CPU)
+
+
+def test_four_bits_without_a_gpu_is_one_sentence(folder):
+    with pytest.raises(utils.CourseError, match="'4bit', which needs an NVIDIA GPU, and here is a CPU only: set QUANTIZE to 'none'"):
+        sft.load_base(str(folder), CPU, "4bit")
+
+
+def test_four_bits_without_bitsandbytes_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(utils, "installed", lambda module: False)
+    with pytest.raises(utils.CourseError, match="bitsandbytes is not installed: run `pip install bitsandbytes`"):
+        student_module.four_bit(sft.Device("cuda", "bfloat16", "sdpa", ""))
+
+
+def test_variants_are_one_setting_each(course):
+    assert (utils.settings({}).adapter, utils.settings({}).quantize, utils.settings({}).merge) == ("lora", "none", False)
+    chosen = utils.settings({"ADAPTER": "dora", "QUANTIZE": "4bit", "MERGE": "on"})
+    assert (chosen.adapter, chosen.quantize, chosen.merge) == ("dora", "4bit", True)
+    with pytest.raises(utils.CourseError, match="ADAPTER is 'qlora'; choose one of lora, dora, rslora"):
+        utils.settings({"ADAPTER": "qlora"})
 
 
 def test_device_is_chosen_with_a_reason(monkeypatch):
@@ -147,69 +168,6 @@ def test_device_is_chosen_with_a_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr(utils, "installed", lambda module: module == "flash_attn")
     assert (sft.choose_device().dtype, sft.choose_device().attention) == ("bfloat16", "flash_attention_2")
-
-
-# --- template and mask
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_mask_covers_the_prompt_and_nothing_else(student, row):
-    _, tokenizer, stop = student
-    example = sft.encode(row, tokenizer, stop)
-    trained = [label for label in example["labels"] if label != IGNORED]
-    assert trained[-1] == stop.id and tokenizer.decode(trained[:-1]) == row["output"]
-    assert example["input_ids"].count(tokenizer.bos_token_id) == 1
-    prompt = example["input_ids"][: -len(trained)]
-    assert tokenizer.decode(prompt) == sft.chat_prompt(prompts.user_message(row), tokenizer)
-    assert example["labels"][: len(prompt)] == [IGNORED] * len(prompt)
-
-
-def test_training_and_generation_render_the_same_prompt(student):
-    """A preamble in training that generation omits is a fault of a well-known notebook."""
-    _, tokenizer, stop = student
-    rendered = sft.chat_prompt("안녕하세요?", tokenizer)
-    assert rendered == "<bos><start_of_turn>user\n안녕하세요?<end_of_turn>\n<start_of_turn>model\n"
-    batch = tokenizer([rendered], add_special_tokens=False).input_ids[0]
-    row = {"id": "x", "instruction": "안녕하세요?", "input": "", "output": "네."}
-    assert sft.encode(row, tokenizer, stop)["input_ids"][: len(batch)] == batch
-
-
-def test_long_rows_are_left_out_not_cut(student):
-    _, tokenizer, stop = student
-    encoded, too_long = sft.encode_all(ROWS, tokenizer, stop, max_length=20)
-    assert too_long == ["b", "c"] and len(encoded) == 1
-    assert all(example["labels"][-1] == stop.id for example in encoded)
-    with pytest.raises(utils.CourseError, match="No row is left of 3"):
-        sft.encode_all(ROWS, tokenizer, stop, max_length=3)
-
-
-def test_tuned_models_end_in_the_templates_token(tiny, monkeypatch):
-    """A model that predicts <end_of_turn> after an answer is instruction-tuned, and keeps its own token."""
-    import torch
-
-    model, tokenizer = tiny
-    turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    logits = torch.zeros(1, 1, len(tokenizer))
-    logits[..., turn_end] = 9
-    monkeypatch.setattr(type(model), "__call__", lambda self, **inputs: type("Output", (), {"logits": logits}))
-    stop = sft.choose_stop(model, tokenizer)
-    assert stop.tuned and stop.rank == 1 and stop.id == turn_end and "instruction-tuned" in str(stop)
-
-
-def test_mask_figure_shows_hangul(student, tmp_path):
-    import matplotlib
-
-    matplotlib.use("agg")
-    utils.figure_style()
-    _, tokenizer, stop = student
-    figure = sft.mask_figure(sft.encode(ROWS[1], tokenizer, stop), tokenizer, "한국어 제목")
-    shown = "".join(text.get_text() for text in figure.axes[0].texts)
-    assert "좋은" in shown and "<eos>" in shown
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a missing glyph is a warning
-        figure.savefig(tmp_path / "mask.png")
 
 
 # --- data
@@ -243,150 +201,378 @@ def test_split_is_stratified_and_stable():
     assert len(sft.split(ROWS, 1, seed=0)[1]) == 1
 
 
-# --- loss
+def test_rows_of_several_turns_are_read_and_copies_refused(course, monkeypatch):
+    monkeypatch.setattr(utils, "DATA", course / "data")
+    utils.write_jsonl(course / "data" / "instruction.jsonl", [*ROWS, TURNS])
+    chosen = utils.settings({"TRAIN_ON": "shipped"})
+    assert sft.training_rows(chosen)[-1] == TURNS
+    utils.write_jsonl(course / "data" / "instruction.jsonl", [*ROWS, ROWS[0]])
+    with pytest.raises(utils.CourseError, match="The row id 'a' occurs twice"):
+        sft.training_rows(chosen)
+    (course / "data" / "instruction.jsonl").write_text('{"id": "a", "output": "x", "output": "y"}')
+    with pytest.raises(utils.CourseError, match="line 1: .*the field 'output' occurs twice"):
+        sft.training_rows(chosen)
 
 
-@pytest.mark.parametrize("softcap", [None, 30.0])
-def test_answer_loss_equals_the_full_logits(tiny, tiny_stop, softcap):
-    import copy
-
-    import torch
-
-    model, tokenizer = tiny
-    model = copy.deepcopy(model)
-    batch = losses._pad(sft.encode_all(ROWS, tokenizer, tiny_stop, 512)[0], tokenizer.pad_token_id, "cpu")
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    if softcap:
-        model.config.final_logit_softcapping = softcap
-        logits = softcap * (logits / softcap).tanh()
-    full = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
-    loss, count = sft.answer_loss(model, **batch)
-    assert loss.item() == pytest.approx(full.item(), rel=1e-5) and count == sum(
-        label != IGNORED for example in sft.encode_all(ROWS, tokenizer, tiny_stop, 512)[0] for label in example["labels"]
-    )
+def test_a_data_set_smaller_than_its_held_out_part_is_one_sentence():
+    with pytest.raises(utils.CourseError, match="3 rows cannot be trained on with 3 of them held out"):
+        sft.split(ROWS, 3, seed=0)
 
 
-def test_first_loss_of_a_random_model_is_the_log_of_its_vocabulary(tiny, tiny_stop):
+# --- training
+
+
+def test_first_loss_of_a_random_model_is_the_log_of_its_vocabulary(folder, tmp_path):
     import math
 
-    model, tokenizer = tiny
-    encoded, _ = sft.encode_all(ROWS, tokenizer, tiny_stop, 512)
-    assert sft.held_out_loss(model, encoded, tokenizer.pad_token_id) == pytest.approx(math.log(len(tokenizer)), abs=0.05)
+    made, tokenizer, _, encoded = tiny_models.trainer(folder, tmp_path)
+    loss = sft.held_out_loss(made.trained_model(), encoded, tokenizer.pad_token_id)
+    assert loss == pytest.approx(math.log(len(tokenizer)), abs=0.05)
 
 
-def train(tiny, tiny_stop, folder, **changes):
-    """One short training of the tiny model; returns (trainer, encoded rows)."""
-    import copy
-
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
-    from trl import SFTConfig
-
-    model, tokenizer = tiny
-    torch.manual_seed(0)
-    model = copy.deepcopy(model)
-    model.name_or_path = model.config.name_or_path = "tiny"
-    lora = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
-    encoded, _ = sft.encode_all(ROWS * 4, tokenizer, tiny_stop, 512)
-    options = {
-        "output_dir": str(folder),
-        "max_steps": 6,
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 4,
-        "gradient_checkpointing": False,
-        "max_length": None,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "warmup_steps": 0.05,
-        "lr_scheduler_type": "cosine",
-        "optim": "adamw_torch_fused",
-    } | changes
-    trainer = sft.trainer_class()(
-        model=lora, args=SFTConfig(**options), train_dataset=Dataset.from_list(encoded), processing_class=tokenizer
-    )
-    trainer.train()
-    return trainer, encoded
-
-
-def test_padding_free_training_equals_padded(tiny, tiny_stop, tmp_path):
+def test_padding_free_training_equals_padded(folder, tmp_path):
     """Rows laid end to end must not see one another (trl#3067): the losses of every step are those of padded batches."""
-    losses = []
-    for padding_free in (False, True):
-        trainer, _ = train(tiny, tiny_stop, tmp_path, padding_free=padding_free)
-        losses.append([float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry])
-    assert losses[0] == pytest.approx(losses[1], abs=2e-3) and losses[0][0] > losses[0][-1] + 0.05
+    padded, packed = (tiny_models.trainer(folder, tmp_path, padding_free=value)[0] for value in (False, True))
+    padded.train(), packed.train()
+    losses = tiny_models.losses(padded)
+    assert losses == pytest.approx(tiny_models.losses(packed), abs=2e-3) and losses[0] > losses[-1] + 0.05
+    assert packed.tokens < padded.tokens, "no padding is computed"
 
 
-def test_our_loss_equals_trls(tiny, tiny_stop, tmp_path):
-    """The trainer's first logged loss is TRL's own, computed by its stock SFTTrainer on the same rows."""
+def test_our_loss_equals_trls(folder, tmp_path):
+    """The trainer's first logged loss is TRL's own, computed by its stock SFTTrainer on the same rows, several turns among them."""
+    ours, theirs = (tiny_models.trainer(folder, tmp_path, stock=stock, max_steps=1)[0] for stock in (False, True))
+    ours.train(), theirs.train()
+    assert tiny_models.losses(ours) == pytest.approx(tiny_models.losses(theirs), abs=1e-3)
+
+
+def test_evaluation_while_training_logs_loss_stop_rate_and_samples(folder, tmp_path):
+    seen = []
+
+    def watch(model):
+        answers = sft.generate(model, tokenizer, ["안녕?", "Hi"], stop, max_new_tokens=3)
+        seen.append(sft.held_out_loss(model, encoded[:4], tokenizer.pad_token_id))
+        return {"loss": seen[-1], "stop_rate": 0.5, "samples": [answer.text for answer in answers]}
+
+    made, tokenizer, stop, encoded = tiny_models.trainer(folder, tmp_path, watch=watch, eval_strategy="steps", eval_steps=3, max_steps=7)
+    made.train()
+    evaluated = [entry for entry in made.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluated] == [3, 6, 7], "the last step counts, or the best weights could be older ones"
+    assert [entry["eval_loss"] for entry in evaluated] == seen
+    assert seen[1] < seen[0] and all(entry["eval_stop_rate"] == 0.5 and len(entry["samples"]) == 2 for entry in evaluated)
+    import matplotlib
+
+    matplotlib.use("agg")
+    figure = sft.training_figure(made.state.log_history, {"loss": 7.6, "stop_rate": 0.0}, "tiny")
+    held_out, stops = figure.axes[0].lines[1], figure.axes[1].lines[0]
+    assert list(held_out.get_xdata()) == list(stops.get_xdata()) == [0, 3, 6, 7] and list(stops.get_ydata()) == [0, 0.5, 0.5, 0.5]
+
+
+def test_training_stops_early_and_keeps_the_best_weights(folder, tmp_path):
+    """The held-out loss rises after the second evaluation: two more and it ends, with the weights of the second."""
+    from transformers import EarlyStoppingCallback
+
+    losses, weights = [3.0, 2.0, 2.5, 2.6, 1.0], []
+
+    def watch(model):
+        weights.append({name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad})
+        return {"loss": losses[len(weights) - 1], "stop_rate": 0.0}
+
+    made, *_ = tiny_models.trainer(
+        *(folder, tmp_path, watch, [EarlyStoppingCallback(2)]),
+        max_steps=10,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        save_total_limit=1,
+    )
+    made.train()
+    assert made.state.global_step == 8 and len(weights) == 4
+    kept = dict(made.trained_model().named_parameters())
+    assert all((kept[name] == value).all() for name, value in weights[1].items())
+    assert any((kept[name] != value).any() for name, value in weights[3].items())
+
+
+def test_kill_9_loses_nothing_but_the_steps_since_the_last_checkpoint(folder, tmp_path):
+    """Killed in the middle, as by a closed laptop or Colab: the same call goes on from the last checkpoint and ends as if never killed."""
+    whole, *_ = tiny_models.trainer(folder, tmp_path / "whole")
+    whole.train()
+
+    checkpoints = tmp_path / "killed"
+    command = [sys.executable, "tests/tiny_models.py", str(folder), str(checkpoints)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=utils.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.time() + 120
+    while not list(checkpoints.glob("*/trainer_state.json")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+
+    found = sft.last_checkpoint(checkpoints)
+    assert Path(found).name in ("checkpoint-2", "checkpoint-4")
+    rest, *_ = tiny_models.trainer(folder, checkpoints)
+    rest.train(resume_from_checkpoint=found)
+    assert rest.state.global_step == 6
+    assert tiny_models.losses(rest) == pytest.approx(tiny_models.losses(whole), abs=1e-3)
+
+
+def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(tmp_path):
+    for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 1'), (12, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert sft.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert sft.last_checkpoint(tmp_path / "none") is None
+
+
+FULL = [
+    "Error while serializing: I/O error: No space left on device (os error 28)",  # safetensors on a full tmpfs, word for word
+    "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",  # torch.save, likewise
+]
+
+
+@pytest.mark.parametrize("message", FULL)
+def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(folder, tmp_path, monkeypatch, message):
+    from safetensors import SafetensorError
     from trl import SFTTrainer
 
-    trainer, _ = train(tiny, tiny_stop, tmp_path, max_steps=1)
-    ours = float(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
-    original = sft.trainer_class
+    made, *_ = tiny_models.trainer(folder, tmp_path, save_strategy="steps", save_steps=2, save_total_limit=1)
+    save_model = SFTTrainer.save_model
+
+    def full(self, output_dir, **options):
+        save_model(self, output_dir, **options)
+        if output_dir.endswith("-4"):
+            raise SafetensorError(message) if "os error" in message else RuntimeError(message)
+
+    monkeypatch.setattr(SFTTrainer, "save_model", full)
+    with pytest.raises(utils.CourseError, match="No space left on the disk while writing .*checkpoint-4"):
+        made.train()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("checkpoint")] == ["checkpoint-2"]
+    assert sft.last_checkpoint(tmp_path).endswith("checkpoint-2")
+
+
+def test_a_loss_that_is_not_a_number_ends_training_and_keeps_the_last_checkpoint(folder, tmp_path):
+    """transformers hides NaN losses in its log by default, and trains on."""
+    import torch
+
+    class Poison(sft_callback()):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                with torch.no_grad():
+                    next(value for value in model.parameters() if value.requires_grad).fill_(float("nan"))
+
+    made, *_ = tiny_models.trainer(folder, tmp_path, callbacks=[Poison()], save_strategy="steps", save_steps=2)
+    with pytest.raises(utils.CourseError, match="The loss is nan at step 4: lower learning_rate"):
+        made.train()
+    assert sft.last_checkpoint(tmp_path).endswith("checkpoint-2")
+
+    made, *_ = tiny_models.trainer(folder, tmp_path / "weights", callbacks=[Poison()], save_strategy="steps", save_steps=3)
+    with pytest.raises(utils.CourseError, match="A weight is not a number after step 3, so it is not saved"):
+        made.train()
+    assert sft.last_checkpoint(tmp_path / "weights") is None
+
+
+def sft_callback():
+    from transformers import TrainerCallback
+
+    return TrainerCallback
+
+
+def test_tracking_offline_disabled_and_without_a_key(course, folder, tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert sft.track(utils.settings({"TRACKING": "disabled"})) == "none" and wandb.run is None
     try:
-        sft.trainer_class = lambda: SFTTrainer
-        trainer, _ = train(tiny, tiny_stop, tmp_path, max_steps=1)
+        assert sft.track(utils.settings({"TRACKING": "offline"})) == "wandb"
+        assert wandb.run.settings.mode == "offline" and list((course / "runs" / "default" / "wandb").glob("offline-run-*"))
+        seen = {"loss": 7.5, "stop_rate": 0.25, "samples": ["안녕"]}
+        options = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "report_to": "wandb"}
+        tiny_models.trainer(folder, tmp_path / "out", watch=lambda model: seen, **options)[0].train()
+        assert wandb.run.summary["eval/stop_rate"] == 0.25 and wandb.run.summary["train/loss"] > 7
     finally:
-        sft.trainer_class = original
-    theirs = float(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
-    assert ours == pytest.approx(theirs, abs=1e-3)
+        wandb.finish()
+    monkeypatch.setattr(wandb, "init", lambda **options: (_ for _ in ()).throw(wandb.errors.UsageError("No API key configured.")))
+    with pytest.raises(utils.CourseError, match="TRACKING is online, but wandb refuses .No API key.* TRACKING to 'offline'"):
+        sft.track(utils.settings({"TRACKING": "online"}))
+
+
+def test_unreachable_wandb_does_not_stop_training_and_says_so(course, monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb.teardown()
+    try:
+        assert sft.track(utils.settings({"TRACKING": "online"}), timeout=1) == "wandb"
+        assert wandb.run.settings.mode == "offline"
+    finally:
+        wandb.finish()
+        wandb.teardown()
+    assert "wandb cannot be reached" in (said := capsys.readouterr().out) and "wandb sync runs/default/wandb/offline-run-*" in said
 
 
 # --- adapter
 
+VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
 
-def test_adapter_is_saved_reloaded_and_equal(tiny, tiny_stop, tmp_path):
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_train_save_reload_and_merge_to_the_same_answers(folder, tmp_path, variant):
     import torch
 
-    trainer, encoded = train(tiny, tiny_stop, tmp_path / "out")
-    model = trainer.trained_model()
-    chosen = utils.settings({})
-    sft.save_adapter(model, tiny[1], tmp_path / "adapter", record(), sft.model_card("tiny", record(), chosen))
-    base = shutil.copytree(tmp_path / "adapter", tmp_path / "copy") and tiny[0]
-    import copy
-
-    fresh = copy.deepcopy(base)
-    fresh.name_or_path = fresh.config.name_or_path = "tiny"
-    reloaded = sft.load_adapter(fresh, tmp_path / "adapter")
+    made, tokenizer, stop, encoded = tiny_models.trainer(folder, tmp_path / "out", lora=VARIANTS[variant], max_steps=4)
     ids = torch.tensor([encoded[0]["input_ids"]])
+    base = sft.load_base(str(folder), CPU)[0]
     with torch.inference_mode():
-        assert torch.equal(model.eval()(ids).logits, reloaded(ids).logits)
+        untouched = base(ids).logits
+        assert torch.allclose(made.trained_model().eval()(ids).logits, untouched, atol=1e-5), "B = 0: training starts at the base model"
+    made.train()
+    losses, model = tiny_models.losses(made), made.trained_model().eval()
+    assert losses[-1] < losses[0] - 0.05
+    scaling = next(module.scaling["default"] for module in model.modules() if isinstance(getattr(module, "scaling", None), dict))
+    assert scaling == (16 if variant == "rslora" else 8)  # alpha / sqrt(r), alpha / r
+
+    card = sft.model_card("tiny", record(), utils.settings({}))
+    sft.save_adapter(model, tokenizer, tmp_path / "adapter", record(), card)
+    reloaded = sft.load_adapter(base, tmp_path / "adapter")
+    with torch.inference_mode():
+        trained = model(ids).logits
+        assert torch.equal(trained, reloaded(ids).logits) and not torch.allclose(trained, untouched, atol=1e-2)
         with reloaded.disable_adapter():
-            assert torch.equal(reloaded(ids).logits, base(ids).logits), "the adapter off is the base model"
-    card = (tmp_path / "adapter" / "README.md").read_text()
-    assert "base_model: tiny" in card and "stand-in" in card and "5" in card
+            assert torch.equal(reloaded(ids).logits, untouched), "the adapter off is the base model"
+
+    sft.save_merged(reloaded, tokenizer, stop, tmp_path / "merged", card)
+    merged, _ = sft.load_base(str(tmp_path / "merged"), CPU)
+    with torch.inference_mode():
+        assert torch.allclose(merged(ids).logits, trained, atol=1e-4)
+    assert merged.generation_config.eos_token_id == stop.ids and type(merged).__name__ == "LlamaForCausalLM"
     assert sft.finished(tmp_path / "adapter", "abc") and sft.finished(tmp_path / "adapter", "other") is None
 
 
-def test_wrong_or_missing_adapter_is_one_sentence(tiny, tmp_path):
-    import copy
+def test_trained_parameters_are_r_times_in_plus_out_of_every_linear_layer(folder, tmp_path):
+    import torch
 
-    model = copy.deepcopy(tiny[0])
-    model.name_or_path = model.config.name_or_path = "tiny"
+    made, *_ = tiny_models.trainer(folder, tmp_path)
+    model = made.trained_model()
+    base = sft.load_base(str(folder), CPU)[0]
+    linear = [m for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    assert len(linear) == 14 and model.get_nb_trainable_parameters()[0] == sum(4 * (m.in_features + m.out_features) for m in linear)
+
+
+def test_merging_into_four_bits_is_refused():
+    class Quantised:
+        is_quantized = True
+
+        def get_base_model(self):
+            return self
+
+    with pytest.raises(utils.CourseError, match="A 4-bit base cannot take the adapter in: set QUANTIZE to 'none'"):
+        sft.save_merged(Quantised(), None, None, Path("x"), "")
+
+
+@pytest.fixture
+def saved(folder, tmp_path):
+    made, tokenizer, *_ = tiny_models.trainer(folder, tmp_path / "out")
+    sft.save_adapter(made.trained_model(), tokenizer, tmp_path / "adapter", record(), "")
+    return tmp_path / "adapter"
+
+
+def test_a_wrong_missing_or_damaged_adapter_is_one_sentence(folder, saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model, _ = sft.load_base(str(folder), CPU)
     with pytest.raises(utils.CourseError, match="run train.ipynb first with the same RUN"):
-        sft.load_adapter(model, tmp_path)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "google/gemma-2b-it"}))
-    with pytest.raises(utils.CourseError, match="was trained on google/gemma-2b-it, not on tiny"):
-        sft.load_adapter(model, tmp_path)
+        sft.load_adapter(model, tmp_path / "nowhere")
+    model.name_or_path = model.config.name_or_path = "google/gemma-2b-it"
+    with pytest.raises(utils.CourseError, match=f"was trained on {folder}, not on google/gemma-2b-it"):
+        sft.load_adapter(model, saved)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    weights = saved / adapter.WEIGHTS
+    whole = weights.read_bytes()
+    save_file({name: value[:, :-1].contiguous() for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(utils.CourseError, match="has other shapes than .*another version of it"):
+        sft.load_adapter(model, saved)
+    weights.write_bytes(whole[: len(whole) // 2])
+    model, _ = sft.load_base(str(folder), CPU)
+    with pytest.raises(utils.CourseError, match="is damaged .*delete that folder and run train.ipynb again"):
+        sft.load_adapter(model, saved)
 
 
-def test_interrupted_save_keeps_the_old_adapter(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), *map(RuntimeError, FULL)])
+def test_an_interrupted_save_keeps_the_old_adapter(tmp_path, error):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "training.json").write_text('{"job": "old"}')
 
     class Broken:
         def save_pretrained(self, folder):
-            raise OSError(28, "No space left on device")
+            raise error
 
     with pytest.raises(utils.CourseError, match="No space left on the disk while writing .*adapter"):
-        sft.save_adapter(Broken(), tiny[1], tmp_path / "adapter", record(), "")
+        sft.save_adapter(Broken(), None, tmp_path / "adapter", record(), "")
     assert sft.finished(tmp_path / "adapter", "old") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_runs_own_adapter_comes_before_the_example(course, capsys):
+    chosen = utils.settings({})
+    assert sft.adapter_folder(chosen) == adapter.EXAMPLE
+    assert "runs/default/ has no adapter of its own yet, so the course's example is used" in capsys.readouterr().out
+    assert sft.adapter_folder(utils.settings({"BASE_MODEL": "google/gemma-2b-it"})) == chosen.folder / "adapter"
+    (chosen.folder / "adapter").mkdir()
+    (chosen.folder / "adapter" / adapter.WEIGHTS).write_bytes(b"")
+    assert sft.adapter_folder(chosen) == chosen.folder / "adapter" and capsys.readouterr().out == ""
+
+
+def test_the_example_adapter_is_small_and_loads_onto_the_packaged_student(student):
+    import copy
+
+    import torch
+
+    files = {path.name: path.stat().st_size for path in adapter.EXAMPLE.iterdir()}
+    assert {adapter.WEIGHTS, "adapter_config.json", "README.md", "training.json"} == set(files) and sum(files.values()) <= 4e6
+    model, tokenizer, stop = student
+    tuned = sft.load_adapter(copy.deepcopy(model), adapter.EXAMPLE)
+    training = utils.read_json(adapter.EXAMPLE / "training.json")
+    assert training["stop_ids"] == stop.ids and training["after"]["loss"] < 0.9 * training["before"]["loss"]
+    row = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")[0]
+    encoded = sft.encode_all([{"id": "x", "instruction": row["prompt"], "output": row["reference"]}], tokenizer, stop, 512)[0]
+    with torch.inference_mode():
+        assert sft.held_out_loss(tuned, encoded, 0) < sft.held_out_loss(model, encoded, 0)
+    card = (adapter.EXAMPLE / "README.md").read_text()
+    assert "base_model: google/gemma-3-270m" in card and "Gemma Terms of Use" in card and f"{training['after']['loss']:.3f}" in card
+
+
+def test_model_card_names_base_data_settings_results_and_licences(course):
+    chosen = utils.settings({"PUSH_TO": "me/rows", "PUSH_ADAPTER_TO": "me/adapter"})
+    (chosen.folder / "data_card.md").write_text("x")
+    card = sft.model_card(utils.PACKAGED_STUDENT, record(), chosen)
+    for part in (
+        *("base_model: google/gemma-3-270m", "license: gemma", "language: [en, ko]", "[data_card.md](data_card.md)"),
+        *("https://huggingface.co/datasets/me/rows", "| loss, nats per answer token | 2.500 | 2.500 |", "| learning_rate | 0.0005 |"),
+        *("stand-in", "Gemma Terms of Use", 'from_pretrained("me/adapter")', "eos_token_id=[1, 106]", "(MIT)"),
+    ):
+        assert part in card, part
+    paid = sft.model_card("meta-llama/Llama-3.2-1B", record(), utils.settings({"TEACHER": "local", "BASE_URL": "http://localhost:1/v1"}))
+    assert "license: other" in paid and "Rows written by local stay under the terms of its maker" in paid and "stand-in" not in paid
+
+
+def test_pushing_without_a_token_or_a_hub_is_one_sentence(saved, monkeypatch):
+    with pytest.raises(utils.CourseError, match="PUSH_ADAPTER_TO is 'me/x', but there is no HF_TOKEN"):
+        sft.push_adapter(saved, "me/x")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    import huggingface_hub
+
+    def refuse(self, *args, **options):
+        raise OSError("401 for hf_secret")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(utils.CourseError, match=r"could not be pushed to me/x \(401 for \.\.\.\): check PUSH_ADAPTER_TO"):
+        sft.push_adapter(saved, "me/x")
 
 
 # --- generation

@@ -1,0 +1,274 @@
+"""The prediction against known models, against what autograd really keeps, and against memory that is not there."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+import preflight
+import utils
+from preflight import Device, check, predict
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost more than they bring at this size."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+L4 = Device("cuda", "bfloat16", "sdpa", "")
+CPU = Device("cpu", "float32", "sdpa", "")
+
+
+def gemma_2b():
+    from transformers import GemmaConfig
+
+    return GemmaConfig(
+        vocab_size=256000,
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=256,
+        max_position_embeddings=8192,
+    )
+
+
+def tiny(kind: str, layers: int = 2):
+    from transformers import Gemma3TextConfig, GemmaConfig, LlamaConfig, Qwen3Config
+
+    make = {"gemma": GemmaConfig, "gemma 3": Gemma3TextConfig, "llama": LlamaConfig, "qwen 3": Qwen3Config}[kind]
+    return make(
+        vocab_size=1000,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        **({"layer_types": ["full_attention"] * layers} if kind == "gemma 3" else {}),
+    )
+
+
+@pytest.fixture(scope="module")
+def course():
+    """gemma-2b-it with the course's settings on an L4, 512 tokens."""
+    return predict(gemma_2b(), L4, batch=4, length=512, checkpointing=True, loss="full", gpu="L4")
+
+
+def test_gemma_2b_on_paper(course):
+    """The figures of shared/training.md, computed there by hand."""
+    assert course.of.parameters == 2_506_172_416 and course.of.embedding == 524_288_000 and course.of.tied
+    assert course.lora == 4_902_912
+    assert course.flop_per_token == pytest.approx(14.0e9, rel=0.02)
+    assert course.flops / 14.0e9 == pytest.approx(8650, rel=0.01)
+    assert 2600 < course.tokens_per_second < 3900
+    assert course.seconds(course.tokens_per_second) == 1
+
+
+@pytest.mark.parametrize(("length", "full", "without"), [(512, 12.3, 6.6), (1024, 18.8, 7.3)])
+def test_gemma_2b_memory_with_and_without_logits(course, length, full, without):
+    longer = dataclasses.replace(course, length=length)
+    assert longer.gb == pytest.approx(full, abs=0.06)
+    for loss in ("trained positions", "trl"):
+        assert dataclasses.replace(longer, loss=loss).gb == pytest.approx(without, abs=0.06)
+
+
+def test_the_packaged_student_on_paper():
+    from transformers import Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=262144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+    )
+    predicted = predict(config, CPU, batch=8, length=100, gpu="L4")
+    assert predicted.of.parameters == 268_098_176 and predicted.of.embedding == 167_772_160 and predicted.lora == 949_248
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma 3", "llama", "qwen 3"])
+def test_counts_are_those_of_the_built_model(kind):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    predicted = predict(tiny(kind), CPU, 1, 8, rank=3, gpu="L4")
+    model = AutoModelForCausalLM.from_config(tiny(kind))
+    assert predicted.of.parameters == model.num_parameters()
+    assert predicted.of.tied == (model.lm_head.weight is model.get_input_embeddings().weight)
+    lora = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert predicted.lora == sum(parameter.numel() for parameter in lora.parameters() if parameter.requires_grad)
+
+
+def kept_by_autograd(kind: str, layers: int, dtype: str, tokens: int, checkpointing: bool) -> int:
+    """Bytes of all different tensors that a forward pass leaves for the backward pass, weights not counted."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny(kind, layers), dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if (storage := tensor.untyped_storage()).data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor is held, so that its address is not used again
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        model.get_base_model().base_model(input_ids=torch.arange(tokens)[None], use_cache=False)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["gemma", "gemma 3", "llama", "qwen 3"])
+def test_kept_activations_are_what_autograd_keeps(kind, dtype):
+    tokens = 256
+    measured = (kept_by_autograd(kind, 3, dtype, tokens, False) - kept_by_autograd(kind, 2, dtype, tokens, False)) / tokens
+    shape = preflight.shape(tiny(kind))
+    assert preflight.kept_bytes(shape, 4, dtype) == pytest.approx(measured, rel=0.06)
+
+
+def test_checkpointing_keeps_each_layers_input():
+    measured = kept_by_autograd("gemma", 3, "float32", 256, True) - kept_by_autograd("gemma", 2, "float32", 256, True)
+    assert measured == 256 * 128 * 4
+    config = tiny("gemma", 3)
+    predicted = predict(config, CPU, 1, 256, checkpointing=True, gpu="L4")
+    assert predicted.memory["activations"] * 1e9 == 3 * measured
+
+
+def test_masked_positions_cost_our_head_nothing():
+    few, all_of_them = (predict(tiny("gemma"), CPU, 4, 64, trained=share, gpu="L4") for share in (0.25, 1.0))
+    assert all_of_them.flop_per_token - few.flop_per_token == 0.75 * 4 * 1000 * 128
+    trl = predict(tiny("gemma"), CPU, 4, 64, trained=0.25, loss="trl", gpu="L4")
+    assert trl.flop_per_token > all_of_them.flop_per_token, "on a CPU TRL's head scores every position, and twice"
+
+
+def test_it_can_be_read(course):
+    text = str(course)
+    for piece in (
+        "2,506,172,416",
+        "tied",
+        "4,902,912 (0.20%)",
+        "recomputing",
+        "VRAM         12.3 GB = context 0.8 + weights 5.0",
+        "L4, data sheet",
+    ):
+        assert piece in text, text
+
+
+def test_this_machine_is_measured():
+    predicted = predict(tiny("llama"), CPU, 1, 8)
+    assert predicted.ceiling == "measured here" and 1e9 < predicted.flops < 1e14
+
+
+def test_unknown_names_are_one_sentence():
+    with pytest.raises(utils.CourseError, match="The GPU 'B300' is not in the table: choose one of T4, "):
+        predict(tiny("llama"), L4, 1, 8, gpu="B300")
+    with pytest.raises(utils.CourseError, match="The loss 'dft' is not known: choose one of trained positions"):
+        predict(tiny("llama"), L4, 1, 8, loss="dft", gpu="L4")
+
+
+def test_a_model_that_is_no_dense_decoder_is_one_sentence():
+    from transformers import GPT2Config
+
+    with pytest.raises(utils.CourseError, match="cannot be predicted for gpt2 models .no single intermediate_size"):
+        predict(GPT2Config(), CPU, 1, 8, gpu="L4")
+
+
+# --- does it fit?
+
+
+@pytest.mark.parametrize(
+    ("free", "sentence"),
+    [
+        (19, "Training needs about 19.6 GB of VRAM and 19.0 GB are free: set gradient_checkpointing = True (then about 7.3 GB)"),
+        (6.5, "per_device_train_batch_size = 1 and 4 times the gradient_accumulation_steps (then about 6.3 GB)"),
+        (4, "4 times the gradient_accumulation_steps, QUANTIZE = True (then about 3.3 GB) or choose a smaller BASE_MODEL"),
+        (1, "no setting brings it down to that: choose a smaller BASE_MODEL"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_setting(course, free, sentence):
+    long = dataclasses.replace(course, length=1024, loss="trl", checkpointing=False)
+    with pytest.raises(utils.CourseError) as error:
+        check(long, free=free)
+    assert sentence in str(error.value)
+
+
+def test_on_a_cpu_the_advice_is_a_shorter_row(course):
+    cpu = dataclasses.replace(course, device=dataclasses.replace(CPU), length=512, loss="trained positions")
+    with pytest.raises(utils.CourseError, match=r"of RAM .* MAX_LENGTH = 256 \(then about") as error:
+        check(cpu, free=dataclasses.replace(cpu, batch=1, length=256).gb + 0.01)
+    assert "QUANTIZE" not in str(error.value)
+
+
+def test_what_fits_comes_back_and_free_memory_is_read(course, monkeypatch):
+    import psutil
+    import torch
+
+    small = predict(tiny("llama"), CPU, 1, 8, gpu="L4")
+    assert check(small) is small and small.gb < preflight.free_gb(CPU) < psutil.virtual_memory().total / 1e9
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5_000_000_000, 24_000_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1_000_000_000)
+    with pytest.raises(utils.CourseError, match="and 6.8 GB are free"):  # what is free, what this process has, its context
+        check(course)
+
+
+# --- what it took
+
+
+ALLOCATE = """
+import torch, preflight
+for system in ("this", "without /proc"):
+    with preflight.peak_memory() as before:
+        pass
+    torch.ones(100_000_000)  # 0.4 GB, given back at once
+    with preflight.peak_memory() as small:
+        torch.ones(1000)
+    with preflight.peak_memory() as large:
+        for _ in range(3):
+            torch.ones(100_000_000).sum()
+    print(before.gb, small.gb, large.gb)
+    preflight.Path = lambda path: preflight.utils.ROOT / "absent" / path[1:]
+"""
+
+
+def test_peak_memory_is_that_of_the_block():
+    """In a process of its own: what was allocated before the block and freed does not count, what was inside does."""
+    child = subprocess.run([sys.executable, "-c", ALLOCATE], capture_output=True, text=True, cwd=utils.ROOT, check=True)
+    for line in child.stdout.splitlines():
+        before, small, large = map(float, line.split())
+        assert small - before < 0.15 and 0.35 < large - small < 0.6, child.stdout
+    assert child.stdout.count("\n") == 2
+
+
+def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch):
+    """No GPU is at hand: its steps, its packed batches and its prediction are run on the tiny model, so that the script does not rot."""
+    import argparse
+
+    from benchmarks import gpu_train
+
+    monkeypatch.setattr(preflight, "matmul_flops", lambda device: 1e12)
+    options = argparse.Namespace(device="cpu", tiny=True, steps=1)
+    results = [gpu_train.measure(options, 256, True, "sdpa", way) for way in gpu_train.KINDS]
+    assert [result["loss"] for result in results] == pytest.approx([results[0]["loss"]] * 3, abs=1e-3)
+    assert all(result["mfu"] > 0 and result["peak_gb"] > 0.1 for result in results)
+    packed = gpu_train.batch(256, True, 2000, seed=0)
+    assert packed["input_ids"].shape == (1, 4 * 256) and (packed["position_ids"] == 0).sum() > 4
+    assert 0.4 < (packed["labels"] != gpu_train.losses.IGNORED).float().mean() < 0.6

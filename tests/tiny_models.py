@@ -1,0 +1,173 @@
+"""Tiny random models of the families that people swap in, saved as folders: real configs and real chat templates (as TRL ships them), but a
+small byte-level vocabulary, trained here on the course's own rows, so that each is built and loaded in about a second.
+
+Run as a program it trains one of them, for the test that kills it: `python tests/tiny_models.py MODEL OUTPUT`.
+"""
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import utils
+
+GEMMA = ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"])
+QWEN = (None, "<|endoftext|>", ["<|im_start|>", "<|im_end|>"])
+LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+# Family: its model type in transformers, its template in TRL, (bos, eos, turn tokens), the token that closes a turn
+FAMILIES = {
+    "gemma": ("gemma", "gemma", GEMMA, "<end_of_turn>"),
+    "gemma3": ("gemma3_text", "gemma3", GEMMA, "<end_of_turn>"),
+    "llama3": ("llama", "llama3", LLAMA, "<|eot_id|>"),
+    "qwen2.5": ("qwen2", "qwen2_5", QWEN, "<|im_end|>"),
+    "qwen3": ("qwen3", "qwen3", QWEN, "<|im_end|>"),
+}
+
+
+def build(folder: Path, family: str, template: bool = True) -> Path:
+    """Save a random two-layer model of `family` and its tokenizer; without `template` it is a base model that has none."""
+    import torch
+    import trl
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    kind, name, (bos, eos, turns), _ = FAMILIES[family]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), bos_token=bos, eos_token=eos, pad_token="<pad>", additional_special_tokens=turns
+    )
+    if template:
+        tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@cache
+def _vocabulary() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [row["output"] for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False))
+    return tokenizer.to_str()
+
+
+def byte_level():
+    """A byte-level BPE tokenizer of 2,000 tokens, like those of Llama and Qwen but small."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(_vocabulary())
+
+
+ROWS = [
+    {"id": "a", "language": "en", "category": "code", "instruction": "Say hello.", "input": "", "output": "Hello!"},
+    {
+        "id": "b",
+        "language": "ko",
+        "category": "writing",
+        "instruction": "두 문장으로 인사해 주세요.",
+        "input": "아침, 회사",
+        "output": "좋은 아침입니다. 오늘도 잘 부탁드려요.",
+    },
+    {"id": "c", "language": "ko", "category": "code", "instruction": "숫자 셋을 쓰세요.", "input": "", "output": "1, 2, 3"},
+]
+TURNS = {
+    "id": "d",
+    "language": "ko",
+    "category": "open_qa",
+    "messages": [
+        {"role": "user", "content": "전세가 뭐예요?"},
+        {"role": "assistant", "content": "큰 보증금을 맡기고 월세 없이 사는 계약이에요.\n"},
+        {"role": "user", "content": "And monthly rent?"},
+        {"role": "assistant", "content": "A smaller deposit, and rent every month."},
+        {"role": "user", "content": "고마워요."},
+        {"role": "assistant", "content": "천만에요!"},
+    ],
+}
+
+
+def trainer(model_folder: Path, output: Path, watch=None, callbacks=(), lora=None, stock=False, **changes):
+    """`(trainer, tokenizer, stop, encoded)`: the course's trainer on a tiny model in fp32, with small numbers.
+
+    `lora` changes LoraConfig, other keywords change SFTConfig; `stock` takes TRL's own trainer.
+    """
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from trl import SFTConfig, SFTTrainer
+
+    import sft
+
+    model, tokenizer = sft.load_base(str(model_folder), sft.Device("cpu", "float32", "sdpa", ""))
+    stop = sft.choose_stop(model, tokenizer)
+    torch.manual_seed(0)
+    chosen = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | (lora or {})
+    model = get_peft_model(model, LoraConfig(**chosen))
+    encoded, _ = sft.encode_all([*ROWS, TURNS] * 6, tokenizer, stop, 512)
+    options = {
+        "output_dir": str(output),
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 4,
+        "gradient_checkpointing": False,
+        "padding_free": True,
+        "max_length": None,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "optim": "adamw_torch_fused",
+        "seed": 1,
+    } | changes
+    made = (SFTTrainer if stock else sft.trainer_class())(
+        model=model,
+        args=SFTConfig(**options),
+        train_dataset=Dataset.from_list(encoded) if stock else encoded,
+        eval_dataset=Dataset.from_list(encoded[:4]),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+        **({} if stock else {"watch": watch}),
+    )
+    return made, tokenizer, stop, encoded
+
+
+def losses(made) -> list[float]:
+    return [float(entry["loss"]) for entry in made.state.log_history if "loss" in entry]
+
+
+if __name__ == "__main__":
+    import time
+
+    from transformers import TrainerCallback
+
+    import sft
+
+    class Slow(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            time.sleep(0.5)  # so that there is a moment in which to be killed
+
+    checkpoints = Path(sys.argv[2])
+    made, *_ = trainer(Path(sys.argv[1]), checkpoints, callbacks=[Slow()], save_strategy="steps", save_steps=2, save_total_limit=1)
+    made.train(resume_from_checkpoint=sft.last_checkpoint(checkpoints))
