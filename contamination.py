@@ -58,7 +58,7 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
     """
     rows = utils.read_jsonl(data, ("id", "instruction", "input"))
     left = contaminated(rows, lexical, semantic)
-    report = _state(data) | {"rows": len(rows), "left": len(left), "lexical": lexical, "semantic": semantic}
+    report = state(data) | {"rows": len(rows), "left": len(left), "lexical": lexical, "semantic": semantic}
     utils.write_json(data.parent / "contamination.json", report)
     if left:
         raise utils.CourseError(
@@ -70,11 +70,12 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
 def require_gate(data: Path, remedy: str) -> None:
     """CourseError unless exactly this data set has passed the gate, against the evaluation as it is now."""
     report = utils.read_json(data.parent / "contamination.json")
-    if any(report.get(key) != value for key, value in _state(data).items()) or report.get("left") != 0:
+    if any(report.get(key) != value for key, value in state(data).items()) or report.get("left") != 0:
         raise utils.CourseError(f"{utils.short(data)} has not passed the contamination gate as it is now: {remedy}.")
 
 
-def _state(data: Path) -> dict:
+def state(data: Path) -> dict:
+    """Hashes of a data set and of all that it is compared with: a gate passed with other ones does not count."""
     return {"data": utils.file_hash(data), "held": utils.fingerprint([utils.file_hash(utils.DATA / name) for name in HELD])}
 
 

@@ -50,6 +50,7 @@ TIE = 0.01
 # --- the teacher ---------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=8)
 def recorded(language: str, domain: str | None = None) -> list[dict]:
     """The recorded teacher replies in one language and domain, each with `tasks`, or with raw `content` where it was malformed."""
     batches = utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{language}.jsonl", ("id", "language"))

@@ -376,7 +376,7 @@ def test_a_gate_passed_against_another_evaluation_does_not_count(tmp_path, monke
     data = utils.write_jsonl(tmp_path / "instruction.jsonl", [task(id="a")])
     with pytest.raises(utils.CourseError, match=r"instruction.jsonl has not passed the contamination gate as it is now: run preprocess"):
         contamination.require_gate(data, "run preprocess.ipynb")
-    utils.write_json(tmp_path / "contamination.json", contamination._state(data) | {"left": 0})
+    utils.write_json(tmp_path / "contamination.json", contamination.state(data) | {"left": 0})
     contamination.require_gate(data, "run preprocess.ipynb")
     for name in contamination.HELD:
         (tmp_path / name).write_bytes((utils.DATA / name).read_bytes() + (b'{"id": "new"}\n' if name.startswith("eval") else b""))

@@ -12,6 +12,7 @@ import tiny_models
 from tiny_models import ROWS, TURNS
 
 import adapter
+import contamination
 import sft
 import student as student_module
 import utils
@@ -180,7 +181,7 @@ def test_training_rows_refuse_data_without_a_passed_gate(course, monkeypatch):
     path = utils.write_jsonl(chosen.folder / "instruction.jsonl", ROWS)
     with pytest.raises(utils.CourseError, match="has not passed the contamination gate"):
         sft.training_rows(chosen)
-    utils.write_json(chosen.folder / "contamination.json", {"data": utils.file_hash(path), "left": 0})
+    utils.write_json(chosen.folder / "contamination.json", contamination.state(path) | {"left": 0})
     assert sft.training_rows(chosen) == ROWS
     utils.write_jsonl(path, ROWS[:2])  # edited after the gate
     with pytest.raises(utils.CourseError, match="has not passed"):
