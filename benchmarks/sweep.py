@@ -4,7 +4,8 @@ Run: .venv/bin/python benchmarks/sweep.py  [--rates 1e-4 5e-4 2e-3] [--minutes 7
 One long run for each learning rate on short shipped rows, at a constant rate after warm-up, so that every point says what stopping there
 would have given. Every point is written to benchmarks/results/overfitting.json as soon as it is measured and every run goes on from its
 last checkpoint (in .cache/sweep/), so that it can be stopped at any time, by Ctrl-C or by --minutes; what is there is not done again.
-train.ipynb draws the committed file with `figure()`. The learning rate and the number of passes of the small student come from it.
+train.ipynb draws the committed file with `figure()`; the file holds the rates that have been run. That the small student trains for a
+single pass comes from it.
 """
 
 from __future__ import annotations
