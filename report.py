@@ -268,7 +268,7 @@ rect.inconsistent { fill: var(--inconsistent); } rect.failed { fill: var(--faile
 .filters label { display: grid; gap: .2rem; font-size: .85rem; color: var(--soft); }
 select, button { font: inherit; min-height: 2.75rem; width: 100%; padding: .3rem .5rem; color: var(--ink); background: var(--card);
   border: 1px solid var(--soft); border-radius: .4rem; }
-output { align-self: center; font-weight: 600; }
+output { padding: .6rem 0; font-weight: 600; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 0 0 1rem; }
 .chips { display: flex; flex-wrap: wrap; gap: .4rem; margin: .4rem 0 0; }
