@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint bench gate card outputs owner clean help
+.PHONY: run test lint bench bench-gpu sweep vote gate card outputs owner clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -18,9 +18,20 @@ lint: $(VENV)/.ready ## check style of modules and notebooks
 	$(BIN)/ruff format --check --exclude "*.ipynb" .
 	$(BIN)/ruff format --check --line-length 100 *.ipynb
 
-bench: $(VENV)/.ready ## measure near-duplicates and chat client beside their references; the answers must be the same (10 minutes)
+bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal (20 minutes)
 	$(BIN)/python benchmarks/duplicates.py
 	$(BIN)/python benchmarks/client.py
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/judge.py
+
+bench-gpu: $(VENV)/.ready ## train gemma-2b at full size with random weights on a GPU: speed and memory against the prediction
+	$(BIN)/python benchmarks/gpu_train.py $(ARGS)
+
+sweep: $(VENV)/.ready ## learning rates against steps on the packaged student, into benchmarks/results/ (resumable)
+	$(BIN)/python benchmarks/sweep.py $(ARGS)
+
+vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
+	$(BIN)/python vote.py $(ARGS)
 
 gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge pairs and seeds again (data/contamination.json)
 	$(BIN)/python contamination.py data/instruction.jsonl
@@ -40,11 +51,18 @@ clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: i
 	rm -rf $(VENV) .cache runs/smoke .pytest_cache .ruff_cache
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z]+:.*## ' Makefile
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z-]+:.*## ' Makefile
 
 $(VENV)/.ready: requirements.txt requirements-rehearsal.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This course needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-rehearsal.txt -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+# Gradio, in an environment that sees the packages of .venv behind its own (requirements-vote.txt says why)
+$(VENV)/vote/.ready: $(VENV)/.ready requirements-vote.txt
+	$(BIN)/python -m venv $(VENV)/vote
+	$(VENV)/vote/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vote.txt
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)/vote/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
 	@touch $@

@@ -17,8 +17,8 @@ def test_links_to_files_exist(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_make_targets_exist(name):
-    targets = set(re.findall(r"^([a-z]+):", (utils.ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^)make ([a-z]+)", (utils.ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (utils.ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", (utils.ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)) <= targets
 
 
 def test_options_of_run_py_in_the_readme_exist():

@@ -98,14 +98,14 @@ def test_second_run_reuses_paid_replies_and_training(smoke):
 
 
 def test_failing_cell_is_named_and_the_work_so_far_is_kept(tmp_path):
-    """evaluation.ipynb without an adapter: one sentence with notebook and cell, no traceback."""
+    """A base model that does not exist: one sentence with notebook and cell, no traceback."""
     name = f"test-{os.getpid()}"
-    done = course_run("--profile", "smoke", "--run", name, "--only", "evaluation")
+    done = course_run("--profile", "smoke", "--run", name, "--only", "train", "--base-model", "./no-such-folder")
     try:
         assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
         last = done.stderr.strip().splitlines()[-1]
-        assert last.startswith("Stopped: evaluation.ipynb, cell ") and "run train.ipynb first with the same RUN." in last
-        assert (utils.ROOT / "runs" / name / "evaluation.html").exists()
+        assert last.startswith("Stopped: train.ipynb, cell ") and "./no-such-folder" in last and "BASE_MODEL" in last
+        assert (utils.ROOT / "runs" / name / "train.html").exists()
     finally:
         import shutil
 

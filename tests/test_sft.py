@@ -203,16 +203,25 @@ def test_split_is_stratified_and_stable():
 
 
 def test_rows_of_several_turns_are_read_and_copies_refused(course, monkeypatch):
-    monkeypatch.setattr(utils, "DATA", course / "data")
-    utils.write_jsonl(course / "data" / "instruction.jsonl", [*ROWS, TURNS])
-    chosen = utils.settings({"TRAIN_ON": "shipped"})
-    assert sft.training_rows(chosen)[-1] == TURNS
-    utils.write_jsonl(course / "data" / "instruction.jsonl", [*ROWS, ROWS[0]])
+    path, chosen = course / "data" / "instruction.jsonl", utils.settings({"TRAIN_ON": "shipped"})
+    utils.write_jsonl(path, [*ROWS, TURNS])
+    for name in contamination.HELD:
+        (path.parent / name).write_bytes((utils.DATA / name).read_bytes())
+    monkeypatch.setattr(utils, "DATA", path.parent)
+
+    def rows() -> list[dict]:
+        utils.write_json(path.parent / "contamination.json", contamination.state(path) | {"left": 0})
+        return sft.training_rows(chosen)
+
+    with pytest.raises(utils.CourseError, match="has not passed the contamination gate"):
+        sft.training_rows(chosen)
+    assert rows()[-1] == TURNS
+    utils.write_jsonl(path, [*ROWS, ROWS[0]])
     with pytest.raises(utils.CourseError, match="The row id 'a' occurs twice"):
-        sft.training_rows(chosen)
-    (course / "data" / "instruction.jsonl").write_text('{"id": "a", "output": "x", "output": "y"}')
+        rows()
+    path.write_text('{"id": "a", "output": "x", "output": "y"}')
     with pytest.raises(utils.CourseError, match="line 1: .*the field 'output' occurs twice"):
-        sft.training_rows(chosen)
+        rows()
 
 
 def test_a_data_set_smaller_than_its_held_out_part_is_one_sentence():

@@ -62,10 +62,13 @@ def build(folder: Path, family: str, template: bool = True) -> Path:
 
 @cache
 def _vocabulary() -> str:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    # Line breaks stand alone, as in the tokenizers of Llama 3 and Qwen; in GPT-2's, two of them are one token only before nothing
+    lines = pre_tokenizers.Split(Regex(r"[\r\n]+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
     texts = [row["output"] for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False))
