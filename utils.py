@@ -156,7 +156,7 @@ class Settings:
             "languages": ", ".join(LANGUAGES[code] for code in self.languages),
             "teacher": self.label("teacher"),
             "judge": self.label("judge") + (f" and {self.label('second_judge')}" if self.second_judge else ""),
-            "endpoint": " and ".join(sorted({_host(self.connection(model)["base_url"]) for model in speakers})),
+            "endpoint": " and ".join(sorted({_host(self.connection(model)["base_url"], model == REHEARSAL) for model in speakers})),
             "base model": self.base_model + (" (pretrained, from PyPI)" if self.packaged else ""),
             "budget": f"${self.budget_usd:.2f} for this run, hard" if speakers != {REHEARSAL} else "$0, nothing is paid for",
             "tracking": f"wandb {self.tracking}",
@@ -166,9 +166,11 @@ class Settings:
         return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
 
 
-def _host(url: str | None) -> str:
+def _host(url: str | None, here: bool = False) -> str:
     from urllib.parse import urlsplit
 
+    if here:  # also before it has started and has an address
+        return "this machine"
     host = (urlsplit(url).hostname or url) if url else "api.openai.com"
     return "this machine" if host in ("localhost", "::1") or host.startswith("127.") else host
 

@@ -35,8 +35,25 @@ def test_the_map_names_every_module():
     assert all(f"`{path.name}`" in text for path in utils.ROOT.glob("*.py"))
 
 
+def test_both_readmes_have_the_same_commands_links_and_sections():
+    """A translation that is not kept up leads its readers into commands that are gone."""
+    pages = [(utils.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md")]
+    commands, links, headings, files = (
+        [found(page) for page in pages]
+        for found in (
+            lambda page: [
+                re.sub(r"\s*#.*", "", line) for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
+            ],
+            lambda page: sorted(set(re.findall(r"\]\(([^)]+)\)", page)) - {"README.md", "README.ko.md"}),
+            lambda page: len(re.findall(r"^## ", page, re.MULTILINE)),
+            lambda page: sorted(set(re.findall(r"`([\w/]+\.(?:py|ipynb|md|jsonl))`", page))),
+        )
+    )
+    assert commands[0] == commands[1] and links[0] == links[1] and headings[0] == headings[1] and files[0] == files[1]
+
+
 def test_no_number_is_left_open():
-    assert not re.search(r"@[A-Z]{2,}", (utils.ROOT / "README.md").read_text())
+    assert not any(re.search(r"@[A-Z]{2,}", (utils.ROOT / name).read_text(encoding="utf-8")) for name in PAGES)
 
 
 def test_licence_notes_models_and_data():
