@@ -39,9 +39,11 @@ gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge
 card: $(VENV)/.ready ## write data/README.md, the statistics of the shipped data
 	$(BIN)/python data_card.py
 
-outputs: ## copy notebooks and figures of runs/default/ over the committed ones
+outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
-	cp runs/default/funnel.png runs/default/loss.png assets/
+	cp runs/default/funnel.png runs/default/loss.png runs/default/outcomes.png assets/
+	mkdir -p data/example_adapter
+	cd runs/default/adapter && cp adapter_model.safetensors adapter_config.json README.md training.json ../../../data/example_adapter/
 
 owner: ## set the GitHub account in badges and the bootstrap cell: make owner NAME=you
 	@test -n "$(NAME)" || { echo "Say whose: make owner NAME=you"; exit 2; }

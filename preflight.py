@@ -348,7 +348,7 @@ def _changes(p: Prediction) -> list[tuple[str, dict]]:
     if p.batch > 1:
         steps.append((f"per_device_train_batch_size = 1 and {p.batch} times the gradient_accumulation_steps", {"batch": 1}))
     if p.device.name == "cuda" and not p.quantize:
-        steps.append(("QUANTIZE = True", {"quantize": True}))
+        steps.append(("QUANTIZE = '4bit'", {"quantize": True}))
     if p.length >= 256:
         steps.append((f"MAX_LENGTH = {p.length // 2}", {"length": p.length // 2}))
     return steps

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import curation
+import contamination
 import generation
 import judge
 import llm
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--only", nargs="+", choices=("verdicts", "answers"), default=("verdicts", "answers"))
     options = parser.parse_args()
-    items = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", curation.PROMPT_FIELDS)
+    items = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS)
     items = judge.sample([item for item in items if not item.get("follow_up")], options.prompts, seed=42)
     rows = []
     if "verdicts" in options.only:

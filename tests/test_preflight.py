@@ -200,7 +200,7 @@ def test_a_model_that_is_no_dense_decoder_is_one_sentence():
     [
         (19, "Training needs about 19.6 GB of VRAM and 19.0 GB are free: set gradient_checkpointing = True (then about 7.3 GB)"),
         (6.5, "per_device_train_batch_size = 1 and 4 times the gradient_accumulation_steps (then about 6.3 GB)"),
-        (4, "4 times the gradient_accumulation_steps, QUANTIZE = True (then about 3.3 GB) or choose a smaller BASE_MODEL"),
+        (4, "4 times the gradient_accumulation_steps, QUANTIZE = '4bit' (then about 3.3 GB) or choose a smaller BASE_MODEL"),
         (1, "no setting brings it down to that: choose a smaller BASE_MODEL"),
     ],
 )
