@@ -214,7 +214,7 @@ def page(ballot: Ballot, folder: Path):
                 gr.Button(text, elem_id=f"choose-{text.split()[-1]}") for text in ("Choose answer 1", "Call it a tie", "Choose answer 2")
             ]
         end = gr.Button("Show how often the judge agrees", variant="secondary", elem_id="end")
-        told = gr.Textbox(label="Result", interactive=False, max_lines=12, visible=False, elem_id="result")
+        told = gr.Textbox(label="Result", interactive=False, max_lines=30, visible=False, elem_id="result")
         parts = [key, status, prompt, first, second, *buttons]
         for button, position in zip(buttons, ("first", TIE, "second"), strict=True):
             button.click(cast(position), key, parts, api_visibility="private", show_progress="hidden", concurrency_limit=1)
