@@ -23,6 +23,7 @@ bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging besid
 	$(BIN)/python benchmarks/client.py
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/judge.py
+	[ ! -d ../shared/reference ] || $(BIN)/python benchmarks/judge_reference.py ../shared/reference
 
 bench-gpu: $(VENV)/.ready ## train gemma-2b at full size with random weights on a GPU: speed and memory against the prediction
 	$(BIN)/python benchmarks/gpu_train.py $(ARGS)

@@ -5,7 +5,7 @@ probes of known biases. What it does not do: judge the models (judge.py) or mend
 
 Sources: LLM-as-a-judge (arXiv 2306.05685) for position, verbosity and self-enhancement bias and the repetitive list; null models
 (arXiv 2410.07137) for the constant reply. Consistency is not accuracy: on LLMBar's adversarial pairs (princeton-nlp/LLMBar) ChatGPT is
-right in a third of those that it judges consistently.
+right in far less than half of those that it judges consistently.
 """
 
 from __future__ import annotations
