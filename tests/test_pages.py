@@ -87,7 +87,7 @@ def test_lessons_do_not_import_one_another():
 
 
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "matplotlib", "rouge_score": "rouge-score"}
-COMES_WITH = {"nbformat": "nbclient", "huggingface_hub": "transformers"}  # a requirement needs them itself
+COMES_WITH = {"nbformat": "nbclient", "huggingface_hub": "transformers", "safetensors": "transformers"}  # a requirement needs them itself
 OPTIONAL = {"google", "flash_attn", "kernels", "bitsandbytes", "vllm"}  # only where the machine has them, with a sentence where not
 
 
