@@ -308,7 +308,9 @@ def free_gb(device: Device) -> float:
         return (free + torch.cuda.memory_reserved()) / 1e9 + BASELINE_GB["cuda"]  # the context is up, and is in the prediction too
     import psutil
 
-    return (psutil.virtual_memory().available + psutil.Process().memory_info().rss) / 1e9
+    own = psutil.Process().memory_info()
+    # Weights that are mapped from a file are in the page cache, which counts as available already
+    return (psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)) / 1e9
 
 
 def check(prediction: Prediction, free: float | None = None) -> Prediction:
