@@ -18,7 +18,7 @@ lint: $(VENV)/.ready ## check style of modules and notebooks
 	$(BIN)/ruff format --check --exclude "*.ipynb" .
 	$(BIN)/ruff format --check --line-length 100 *.ipynb
 
-bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal (20 minutes)
+bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python benchmarks/duplicates.py
 	$(BIN)/python benchmarks/client.py
 	$(BIN)/python benchmarks/loss.py
