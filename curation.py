@@ -52,7 +52,7 @@ def problem(task: dict) -> str | None:
         return "instruction starts with punctuation"
     if instruction.lower().startswith("write a program"):
         return "starts with 'Write a program'"
-    if (_hangul(instruction) > 0.3) != (language == "ko"):
+    if (utils.hangul_share(instruction) > 0.3) != (language == "ko"):
         return "instruction in the wrong language"
     if unsuitable := UNSUITABLE[language].search(instruction):
         return f"a text model cannot do it ({unsuitable.group()})"
@@ -68,11 +68,6 @@ def problem(task: dict) -> str | None:
     if "\n" not in output and len(output.split()) > 8 and re.search(r"[.!?다요] ", output) and not FINISHED.search(output):
         return "output breaks off"
     return None
-
-
-def _hangul(text: str) -> float:
-    letters = [character for character in text if character.isalpha()]
-    return sum("가" <= character <= "힣" for character in letters) / len(letters) if letters else 0.0
 
 
 # --- the threshold of the embedding filter ----------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def generate(
     """
     import torch
 
-    rendered = [render(text, tokenizer) for text in texts]
+    rendered = [chat_prompt(text, tokenizer) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(rendered[i]))
     answers: list[Answer | None] = [None] * len(texts)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
@@ -76,13 +76,6 @@ def generate(
                 answers[i] = cut(ids, tokenizer, stop)
             bar.update(len(chunk))
     return answers
-
-
-def render(conversation: Conversation, tokenizer) -> str:
-    """A conversation in the model's chat template, up to where its answer begins. `<bos>` is already in it."""
-    if isinstance(conversation, str):
-        return chat_prompt(conversation, tokenizer)
-    return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
 
 
 def cut(ids: Sequence[int], tokenizer, stop: Stop) -> Answer:
@@ -147,7 +140,7 @@ class Vllm:
 
         # As token ids, because vLLM would put a second <bos> before a rendered text
         asked = [
-            {"prompt_token_ids": self.tokenizer(render(conversation, self.tokenizer), add_special_tokens=False).input_ids}
+            {"prompt_token_ids": self.tokenizer(chat_prompt(conversation, self.tokenizer), add_special_tokens=False).input_ids}
             for conversation in conversations
         ]
         lora = LoRARequest("tuned", 1, str(self.adapter)) if adapter else None

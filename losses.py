@@ -169,7 +169,7 @@ def held_out_loss(model, encoded: list[dict], pad: int, batch_size: int = 8) -> 
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for batch in _batches(encoded, batch_size):
-            loss, count = answer_loss(model.eval(), **_pad(batch, pad, model.device))
+            loss, count = answer_loss(model.eval(), **padded(batch, pad, model.device))
             total, tokens = total + loss.item(), tokens + count.item()
     return total / tokens
 
@@ -179,7 +179,8 @@ def _batches(encoded: list[dict], size: int):
     yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
 
 
-def _pad(batch: list[dict], pad: int, device) -> dict:
+def padded(batch: list[dict], pad: int, device) -> dict:
+    """Encoded rows as (rows, longest) tensors, filled up on the right: `input_ids`, `labels` and `attention_mask`."""
     import torch
 
     longest = max(len(example["input_ids"]) for example in batch)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import utils
+
 if TYPE_CHECKING:
     from generation import Answer
 
@@ -26,12 +28,12 @@ def flaws(answer: Answer, language: str, reference: str = "") -> list[str]:
     Args:
         language: of the request. The language that is wanted is the reference's where there is one: a translation's is the other one.
     """
-    wanted = hangul_share(reference) if _letters(reference) else float(language == "ko")
+    wanted = utils.hangul_share(reference) if _letters(reference) else float(language == "ko")
     found = {
         "truncated": not answer.stopped,
         "loop": loops(answer.text),
         "empty": not answer.text.strip(),
-        "wrong_language": _letters(answer.text) >= 10 and abs(hangul_share(answer.text) - wanted) > 0.5,
+        "wrong_language": _letters(answer.text) >= 10 and abs(utils.hangul_share(answer.text) - wanted) > 0.5,
     }
     return [name for name, there in found.items() if there]
 
@@ -41,11 +43,6 @@ def loops(text: str, n: int = 4, share: float = 0.5) -> bool:
     words = text.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(grams) > n and 1 - len(set(grams)) / len(grams) > share
-
-
-def hangul_share(text: str) -> float:
-    """Share of a text's letters that are Hangul, 0 where it has none."""
-    return sum("가" <= letter <= "힣" for letter in text if letter.isalpha()) / max(1, _letters(text))
 
 
 def _letters(text: str) -> int:

@@ -191,7 +191,7 @@ def score(answer: str, reference: str, request: str = "") -> float:
         value -= 0.3 * copied(answer, request)
     if ends(reference or ".") and not ends(answer):
         value -= 0.05
-    if abs(hangul_share(answer) - hangul_share(reference or request)) > 0.5:
+    if abs(utils.hangul_share(answer) - utils.hangul_share(reference or request)) > 0.5:
         value -= 0.1
     return value
 
@@ -220,11 +220,6 @@ def repetition(text: str, n: int = 4) -> float:
 
 def ends(text: str) -> bool:
     return text.rstrip().endswith((".", "!", "?", "…", "”", '"', ")", "`", "}", "]", "。"))
-
-
-def hangul_share(text: str) -> float:
-    letters = [character for character in text if character.isalpha()]
-    return sum("가" <= character <= "힣" for character in letters) / len(letters) if letters else 0.0
 
 
 # --- the wire ------------------------------------------------------------------------------------------------------

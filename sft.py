@@ -20,8 +20,7 @@ import utils
 from adapter import adapter_folder, disk_errors, finished, load_adapter, model_card, push_adapter, save_adapter, save_merged
 from chat import IGNORED, TWO_TURNS, Stop, chat_prompt, choose_stop, conversation, encode, encode_all, mask_figure, question
 from generation import Answer, generate
-from losses import _pad as pad
-from losses import answer_loss, held_out_loss
+from losses import answer_loss, held_out_loss, padded
 from preflight import Device, choose_device
 from student import load_base, packaged_student
 from utils import CourseError
@@ -50,7 +49,7 @@ __all__ = [
     "matrix_figure",
     "model_card",
     "packaged_student",
-    "pad",
+    "padded",
     "plumbing",
     "progress_callback",
     "push_adapter",

@@ -454,6 +454,12 @@ def progress(total: int, title: str):
     return tqdm(total=total, desc=title, disable=total < 8, leave=False, file=sys.stderr, ncols=80)
 
 
+def hangul_share(text: str) -> float:
+    """Share of a text's letters that are Hangul, in [0, 1]; 0 where it has no letters."""
+    letters = [character for character in text if character.isalpha()]
+    return sum("가" <= character <= "힣" for character in letters) / max(1, len(letters))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python and, where they are loaded, NumPy and torch."""
     random.seed(seed)

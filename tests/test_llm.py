@@ -103,7 +103,7 @@ def test_same_request_same_reply(endpoint, language):
     request = {"messages": [{"role": "user", "content": content}]}
     texts = {run(client(endpoint), [request])[0].text for _ in range(3)}
     assert len(texts) == 1
-    hangul = rehearsal.hangul_share(texts.pop())
+    hangul = utils.hangul_share(texts.pop())
     assert hangul > 0.3 if language == "ko" else hangul < 0.2
 
 

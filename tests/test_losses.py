@@ -80,7 +80,7 @@ def test_three_ways_one_loss_and_one_gradient(kind):
 
     model = build(kind)
     assert (losses._parts(model)[1] is not None) == ("soft-capped" in kind)
-    batch = losses._pad(encoded(), 0, "cpu")
+    batch = losses.padded(encoded(), 0, "cpu")
     value, gradients = value_and_gradients(model, losses.full_logits_loss, batch)
     assert len(gradients) == 2 * 7 * 2 and all(gradient.abs().max() > 0 for gradient in gradients.values())
     ways = {"trl": losses.trl_loss, "ours": losses.answer_loss, "chunks of 7": lambda *a, **k: losses.answer_loss(*a, chunk=7, **k)}
@@ -124,7 +124,7 @@ def test_the_logits_of_all_positions_never_exist_at_once(monkeypatch):
                     self.rows = max(self.rows, tensor.numel() // VOCABULARY)
             return result
 
-    model, batch = build(), losses._pad(encoded(), 0, "cpu")
+    model, batch = build(), losses.padded(encoded(), 0, "cpu")
     trained = int((batch["labels"][:, 1:] != IGNORED).sum())
     for chunk, expected in ((8, 32), (1000, trained)):  # 32: the transposed head itself, hidden_size rows
         with Widest() as widest:
@@ -142,7 +142,7 @@ def test_a_trained_head_gets_its_gradient():
     model = build("llama, untied head").unload()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    batch = losses._pad(encoded(), 0, "cpu")
+    batch = losses.padded(encoded(), 0, "cpu")
     heads = []
     for loss_of in (losses.full_logits_loss, losses.answer_loss):
         model.zero_grad()
@@ -153,14 +153,14 @@ def test_a_trained_head_gets_its_gradient():
 
 def test_a_batch_without_trained_tokens_is_zero():
     model, row = build(), {"input_ids": [5, 6, 7], "labels": [IGNORED] * 3}
-    loss, count = losses.answer_loss(model, **losses._pad([row], 0, "cpu"))
+    loss, count = losses.answer_loss(model, **losses.padded([row], 0, "cpu"))
     loss.backward()
     assert loss.item() == 0 and count == 0
 
 
 def test_compare_measures_the_three_ways():
     model = build()
-    rows = losses.compare(model, losses._pad(encoded(), 0, "cpu"), repeats=1)
+    rows = losses.compare(model, losses.padded(encoded(), 0, "cpu"), repeats=1)
     assert [row["name"] for row in rows] == list(losses.WAYS)
     assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"]] * 3, abs=1e-4)
     assert all(row["tokens_per_second"] > 0 and 0.05 < row["peak_gb"] < 100 for row in rows)
@@ -198,7 +198,7 @@ def total(model, prepared: list[dict], loss_of=losses.answer_loss) -> tuple[floa
 def test_packing_does_not_contaminate(kind):
     """Rows laid end to end see only themselves (trl#3067, #3695): on SDPA, without FlashAttention, the loss is that of single rows."""
     model, rows = build(kind), encoded(8)
-    alone = total(model, [losses._pad([row], 0, "cpu") for row in rows])
+    alone = total(model, [losses.padded([row], 0, "cpu") for row in rows])
     assert alone[1] == sum(label != IGNORED for row in rows for label in row["labels"])
     for strategy in ("padded", "padding_free", "bfd"):
         loss, count = total(model, batches(strategy, rows))
@@ -209,7 +209,7 @@ def test_packing_does_not_contaminate(kind):
 def test_wrapped_and_naive_packing_do(kind):
     """The test above can fail: cut at a fixed length, or concatenated without positions, rows do see one another."""
     model, rows = build(kind), encoded(8)
-    alone, count = total(model, [losses._pad([row], 0, "cpu") for row in rows])
+    alone, count = total(model, [losses.padded([row], 0, "cpu") for row in rows])
     wrapped, wrapped_count = total(model, batches("wrapped", rows))
     assert abs(wrapped / wrapped_count - alone / count) > 1e-2
     naive = dict(batches("padding_free", rows)[0])
