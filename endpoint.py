@@ -66,7 +66,7 @@ class Endpoint:
         try:
             # The raw response, because `chat.completions.parse` raises on a schema mismatch and forgets what was billed; and the
             # SDK's plain `post`, because `create` copies typed parameters element by element, a tenth of a request's work
-            response = await sdk.post("/chat/completions", cast_to=ChatCompletion, body=body, options={"headers": RAW})
+            response = await sdk.post(f"{sdk.base_url}chat/completions", cast_to=ChatCompletion, body=body, options={"headers": RAW})
             headers = response.headers
         except openai.APIStatusError as error:
             headers = error.response.headers
@@ -74,7 +74,7 @@ class Endpoint:
         finally:
             self.limits.learn(headers)
         try:
-            completion = ChatCompletion.model_validate_json(response.text)
+            completion = ChatCompletion.model_validate_json(response.content)
         except ValueError:  # malformed, or a server that leaves fields out: the SDK's own reading is slower and asks for less
             try:
                 completion = response.parse()
