@@ -3,8 +3,8 @@
 Run: .venv/bin/python benchmarks/judge.py [--only verdicts answers]
 Verdicts: 60 prompts in both orders, by the rehearsal judge in a process of its own with 200 ms latency, against the ideal of nothing but
 waiting. The stand-in's embeddings are computed in a first round, whose time does not count: a real judge computes elsewhere. Answers: base
-and tuned for 60 evaluation prompts on this machine, and some of them again one by one, which is what such notebooks do. The adapter is an
-untrained one with random weights; what it costs does not depend on what it has learnt.
+and tuned (the committed example adapter) for 60 evaluation prompts on this machine, and some of them again one by one, which is what such
+notebooks do.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def verdicts(items: list[dict]) -> list[tuple]:
 
         _, expected, _ = compare()
         seconds, records, client = compare()
-    assert records == expected and all(record["outcome"] == "win" for record in records), "the judge lost its way"
+    assert records == expected, "the same questions had other verdicts"
+    wins = sum(record["outcome"] == "win" for record in records)
+    assert wins >= 0.9 * len(items), f"the judge prefers a stump to the reference: {wins} wins of {len(items)}"
     count = 2 * len(items)
     rounds = -(-count // client.max_concurrency)
     ideal = rounds * LATENCY
@@ -68,16 +70,12 @@ def verdicts(items: list[dict]) -> list[tuple]:
 
 
 def answers(items: list[dict]) -> list[tuple]:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
     import sft
 
     device = sft.choose_device()
     base, tokenizer = sft.load_base(utils.PACKAGED_STUDENT, device)
     stop = sft.choose_stop(base, tokenizer)
-    torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    model = sft.load_adapter(base, utils.DATA / "example_adapter")
     writer = generation.Transformers(model, tokenizer, stop, generation.Decoding(LONGEST))
     started = time.perf_counter()
     both = [generation.converse(writer, items, adapter) for adapter in (False, True)]
