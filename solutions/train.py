@@ -1,10 +1,10 @@
 """Solutions of the exercises of train.ipynb: one function each, on the course's own modules.
 
-    python solutions/train.py 2           exercise 2 on the packaged student (also 1, 3, or none for all: about a quarter of an hour on two cores)
+    python solutions/train.py 2           exercise 2 on the packaged student, some minutes on two cores (also 1, 3, or none for all)
 
 What it does: train small adapters that differ in the one thing that an exercise asks about, from the same base, rows and seed. What it
-does not do: keep an adapter; checkpoints lie in runs/solutions/. The lessons in the docstrings say what was seen on the packaged student or
-follow from the formula; tests/test_solutions.py sees the same on a tiny model.
+does not do: keep an adapter; checkpoints lie in runs/solutions/. tests/test_solutions.py runs all three on a tiny model that was pretrained
+for a few seconds, and asserts what the docstrings say of it.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def tune(
 def exercise_1(base: str, rows: list[dict], held_out: list[dict], folder: Path, passes: int = 5, **options) -> Tuned:
     """Train on 64 rows for five passes (`num_train_epochs = 5`). Does the early stop end it, with which weights?
 
-    Yes: the held-out loss turns after a pass or two while the training loss goes on falling, and when it has not improved twice in a row
-    training ends. What is kept is not the last state but the checkpoint with the lowest held-out loss. The lesson: passes are an upper
+    Yes: the held-out loss turns after the first passes while the training loss goes on falling (section 11 of the notebook draws the same
+    on the packaged student), and when it has not improved twice in a row training ends. What is kept is not the last state but the checkpoint with the lowest held-out loss. The lesson: passes are an upper
     limit, held-out rows decide; without `load_best_model_at_end` early stopping would hand you weights two evaluations past their best.
 
     Returns:
@@ -113,7 +113,7 @@ def exercise_1(base: str, rows: list[dict], held_out: list[dict], folder: Path, 
 def exercise_2(base: str, rows: list[dict], held_out: list[dict], folder: Path, asked: int = 12, new_tokens: int = 40, **options) -> dict:
     """After `choose_stop` set `stop.id = stop.turn_end`. How high does the stop rate get, and why?
 
-    It stays far behind. `<end_of_turn>` is a row of the embedding matrix that pretraining only ever pushed away, and LoRA keeps that
+    It stays far behind, though both are trained equally often. `<end_of_turn>` is a row of the embedding matrix that pretraining only ever pushed away, and LoRA keeps that
     matrix frozen: all that training can do is turn the hidden state towards a row that lies nowhere in particular. `<eos>` has been
     learnt from the end of every document and needs only to be said at the right place. The lesson: a held-out loss hardly shows this (one
     token of an answer), so look at the stop token's own probability, and learn one that the base model knows.
