@@ -101,8 +101,9 @@ def exercise_1(base: str, rows: list[dict], held_out: list[dict], folder: Path, 
     """Train on 64 rows for five passes (`num_train_epochs = 5`). Does the early stop end it, with which weights?
 
     Yes: the held-out loss turns after the first passes while the training loss goes on falling (section 11 of the notebook draws the same
-    on the packaged student), and when it has not improved twice in a row training ends. What is kept is not the last state but the checkpoint with the lowest held-out loss. The lesson: passes are an upper
-    limit, held-out rows decide; without `load_best_model_at_end` early stopping would hand you weights two evaluations past their best.
+    on the packaged student), and when it has not improved twice in a row training ends. What is kept is not the last state but the
+    checkpoint with the lowest held-out loss. The lesson: passes are an upper limit, held-out rows decide; without
+    `load_best_model_at_end` early stopping would hand you weights two evaluations past their best.
 
     Returns:
         The kept model; `.losses` has the held-out loss before training and after each pass.
@@ -113,10 +114,11 @@ def exercise_1(base: str, rows: list[dict], held_out: list[dict], folder: Path, 
 def exercise_2(base: str, rows: list[dict], held_out: list[dict], folder: Path, asked: int = 12, new_tokens: int = 40, **options) -> dict:
     """After `choose_stop` set `stop.id = stop.turn_end`. How high does the stop rate get, and why?
 
-    It stays far behind, though both are trained equally often. `<end_of_turn>` is a row of the embedding matrix that pretraining only ever pushed away, and LoRA keeps that
-    matrix frozen: all that training can do is turn the hidden state towards a row that lies nowhere in particular. `<eos>` has been
-    learnt from the end of every document and needs only to be said at the right place. The lesson: a held-out loss hardly shows this (one
-    token of an answer), so look at the stop token's own probability, and learn one that the base model knows.
+    It stays far behind, though both are trained equally often. `<end_of_turn>` is a row of the embedding matrix that pretraining only ever
+    pushed away, and LoRA keeps that matrix frozen: all that training can do is turn the hidden state towards a row that lies nowhere in
+    particular. `<eos>` has been learnt from the end of every document and needs only to be said at the right place. The lesson: a
+    held-out loss hardly shows this (one token of an answer), so look at the stop token's own probability, and learn one that the base
+    model knows.
 
     Returns:
         For "eos" and "turn_end": `token`, `before` and `after`, the mean log-probability (nats) of that token where a held-out
