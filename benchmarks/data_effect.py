@@ -73,7 +73,7 @@ def run(name: str) -> dict:
 
     shipped, held_out = sft.split(short(utils.DATA / "instruction.jsonl"), HELD_OUT, seed=42)
     rows = chosen(name, shipped, short)
-    encoded, held = (sft.encode_all(part, tokenizer, stop, LONGEST)[0] for part in (rows, held_out))
+    encoded, held = (sft.encode_all(part, tokenizer, stop, LONGEST)[0] if part else [] for part in (rows, held_out))
     started = time.time()
     if rows:
         model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
