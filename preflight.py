@@ -29,6 +29,7 @@ EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
 BASELINE_GB = {"cuda": 0.8, "cpu": 0.9}  # the CUDA context; Python with torch, transformers, trl and a tokenizer
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
+EAGER_BYTES = 8  # kept for each head and pair of tokens where scores are capped: the tanh, the softmax in float32, its copy in 16 bits
 HEAD_CHUNK = 128  # trained positions whose logits losses.answer_loss holds at once
 LOSSES = ("trained positions", "trl", "full")
 
@@ -46,12 +47,30 @@ class Device:
         return f"{self.name}, {self.dtype}, {self.attention} attention: {self.reason}"
 
 
-def choose_device() -> Device:
-    """Precision and attention from what the hardware computes natively.
+def choose_device(config=None) -> Device:
+    """Precision and attention from what the hardware computes natively, and with a model's `config` from what that model computes.
 
     On CUDA bf16 needs compute capability 8 (`torch.cuda.is_bf16_supported()` also counts a T4's slow emulation), and so does
     FlashAttention-2. On a CPU bf16 pays only where AMX or AVX512-BF16 multiplies it; elsewhere it is emulated in fp32.
     """
+    device = _hardware()
+    return device if config is None else suited(device, config)
+
+
+def suited(device: Device, config) -> Device:
+    """`device`, with eager attention in place of SDPA for a model that caps its attention scores, and the reason.
+
+    Gemma 2 squashes scores with a tanh (`attn_logit_softcapping`). SDPA has no argument for that, and transformers
+    5.23 refuses to load such a model with it. FlashAttention-2 has one, and stays.
+    """
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None or device.attention != "sdpa":
+        return device
+    why = f"{device.reason}; this model caps attention scores at {cap:g} (attn_logit_softcapping), which SDPA cannot"
+    return dataclasses.replace(device, attention="eager", reason=why)
+
+
+def _hardware() -> Device:
     import torch
 
     if torch.cuda.is_available():
@@ -87,6 +106,7 @@ class Shape:
     layers: int
     hidden: int
     feed_forward: int
+    heads: int
     queries: int  # heads times their size
     keys: int
     vocabulary: int
@@ -94,14 +114,34 @@ class Shape:
     head_norms: bool  # Gemma 3 and Qwen 3 also normalise queries and keys
 
 
+def skeleton(config):
+    """The model of a config on PyTorch's "meta" device: every layer with its name and shape, and no memory.
+
+    Raises:
+        CourseError: the config is not that of a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config.get_text_config())
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise CourseError(
+            f"A {config.model_type} model is no causal language model, so it cannot continue text: set BASE_MODEL to a Gemma, Llama or "
+            "Qwen, say."
+        ) from None
+
+
 def shape(config) -> Shape:
-    """Count by building the model without memory (PyTorch's "meta" device), so that it holds for any dense decoder in transformers.
+    """Count on the `skeleton`, so that it holds for any dense decoder in transformers.
 
     Raises:
         CourseError: the config is not that of a dense decoder like Gemma, Llama or Qwen.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     text = config.get_text_config()
     for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
@@ -110,8 +150,7 @@ def shape(config) -> Shape:
                 f"What training needs cannot be predicted for {config.model_type} models (no single {name} in the config): choose a dense "
                 "Gemma, Llama or Qwen as BASE_MODEL, or leave the prediction out."
             )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(text)
+    model = skeleton(config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     tied = bool(getattr(text, "tie_word_embeddings", False))
@@ -129,6 +168,7 @@ def shape(config) -> Shape:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         feed_forward=text.intermediate_size,
+        heads=text.num_attention_heads,
         queries=text.num_attention_heads * head_size,
         keys=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head_size,
         vocabulary=embedding.shape[0],
@@ -196,7 +236,8 @@ class Prediction:
         """GB (1e9 bytes) by part, at the peak. The head's logits and a layer's recomputation never meet: the larger counts."""
         size = 4 if self.device.dtype == "float32" else 2
         linear = self.of.linear * (NF4_BYTES if self.quantize else size)
-        layer = kept_bytes(self.of, self.rank, self.device.dtype)
+        scores = EAGER_BYTES * self.of.heads * self.length if self.device.attention == "eager" else 0  # SDPA keeps none
+        layer = kept_bytes(self.of, self.rank, self.device.dtype) + scores
         if self.loss == "full":
             head = self.tokens * self.of.vocabulary * 12  # logits, in float32 their softmax and its gradient, and that as 16 bits
         elif self.loss == "trl":
@@ -205,7 +246,7 @@ class Prediction:
             head = min(round(self.tokens * self.trained) + 1, HEAD_CHUNK) * self.of.vocabulary * (size + 8)
         if self.device.name == "cpu" and size == 2:
             head += 2 * self.of.vocabulary * self.of.hidden  # oneDNN lays the head out anew for each product in bf16
-        again = self.tokens * (layer + 3 * size * self.of.feed_forward)  # one layer, and the gradients of its widest tensors
+        again = self.tokens * (layer + scores + 3 * size * self.of.feed_forward)  # one layer, and the gradients of its widest tensors
         kept = self.of.layers * self.tokens * (size * self.of.hidden if self.checkpointing else layer)
         return {
             "context" if self.device.name == "cuda" else "Python": BASELINE_GB[self.device.name],

@@ -42,9 +42,9 @@ def gemma_2b():
 
 
 def tiny(kind: str, layers: int = 2):
-    from transformers import Gemma3TextConfig, GemmaConfig, LlamaConfig, Qwen3Config
+    from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, LlamaConfig, Qwen3Config
 
-    make = {"gemma": GemmaConfig, "gemma 3": Gemma3TextConfig, "llama": LlamaConfig, "qwen 3": Qwen3Config}[kind]
+    make = {"gemma": GemmaConfig, "gemma 2": Gemma2Config, "gemma 3": Gemma3TextConfig, "llama": LlamaConfig, "qwen 3": Qwen3Config}[kind]
     return make(
         vocab_size=1000,
         hidden_size=128,
@@ -97,7 +97,7 @@ def test_the_packaged_student_on_paper():
     assert predicted.of.parameters == 268_098_176 and predicted.of.embedding == 167_772_160 and predicted.lora == 949_248
 
 
-@pytest.mark.parametrize("kind", ["gemma", "gemma 3", "llama", "qwen 3"])
+@pytest.mark.parametrize("kind", ["gemma", "gemma 2", "gemma 3", "llama", "qwen 3"])
 def test_counts_are_those_of_the_built_model(kind):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -117,7 +117,8 @@ def kept_by_autograd(kind: str, layers: int, dtype: str, tokens: int, checkpoint
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny(kind, layers), dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    attention = preflight.choose_device(tiny(kind)).attention
+    model = AutoModelForCausalLM.from_config(tiny(kind, layers), dtype=getattr(torch, dtype), attn_implementation=attention)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
     if checkpointing:
         model.enable_input_require_grads()
@@ -143,6 +144,18 @@ def test_kept_activations_are_what_autograd_keeps(kind, dtype):
     measured = (kept_by_autograd(kind, 3, dtype, tokens, False) - kept_by_autograd(kind, 2, dtype, tokens, False)) / tokens
     shape = preflight.shape(tiny(kind))
     assert preflight.kept_bytes(shape, 4, dtype) == pytest.approx(measured, rel=0.06)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eager_attention_keeps_scores_too(dtype):
+    """Gemma 2 without FlashAttention-2: each head keeps a number for each pair of tokens, which soon is most of it."""
+    tokens = 512
+    measured = kept_by_autograd("gemma 2", 3, dtype, tokens, False) - kept_by_autograd("gemma 2", 2, dtype, tokens, False)
+    device = preflight.suited(Device("cpu", dtype, "sdpa", ""), tiny("gemma 2"))
+    predicted = predict(tiny("gemma 2", 3), device, 1, tokens, gpu="L4").memory["activations"] * 1e9 / 3
+    assert predicted == pytest.approx(measured, rel=0.06)
+    sdpa = predict(tiny("gemma 2", 3), Device("cpu", dtype, "sdpa", ""), 1, tokens, gpu="L4").memory["activations"] * 1e9 / 3
+    assert predicted - sdpa == pytest.approx(8 * 4 * tokens**2)
 
 
 def test_checkpointing_keeps_each_layers_input():
@@ -186,7 +199,10 @@ def test_unknown_names_are_one_sentence():
 
 
 def test_a_model_that_is_no_dense_decoder_is_one_sentence():
-    from transformers import GPT2Config
+    from transformers import GPT2Config, T5Config
+
+    with pytest.raises(utils.CourseError, match="A t5 model is no causal language model, so it cannot continue text: set BASE_MODEL"):
+        preflight.skeleton(T5Config())
 
     with pytest.raises(utils.CourseError, match="cannot be predicted for gpt2 models .no single intermediate_size"):
         predict(GPT2Config(), CPU, 1, 8, gpu="L4")
