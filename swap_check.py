@@ -243,6 +243,8 @@ def end_token(name: str, tokenizer, ends: dict[int, str], weights: bool) -> tupl
 
 def round_trip(texts: list[str], tokenizer) -> tuple[str, str, None]:
     """Texts come back from their tokens, and a token holds more than a byte or two of them."""
+    if not texts:
+        raise CourseError("There are no shipped rows in this language to try: write some into data/instruction.jsonl.")
     ids = tokenizer(texts, add_special_tokens=False).input_ids
     back = tokenizer.batch_decode(ids, skip_special_tokens=False)
     density = sum(len(text.encode()) for text in texts) / sum(map(len, ids))

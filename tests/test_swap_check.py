@@ -96,6 +96,19 @@ def test_a_tokenizer_alone_is_asked_what_it_can_say(llama, capsys):
     assert "Korean text" in said and "English text" not in said
 
 
+def test_gemma_2_is_computed_eagerly(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "gemma2", ("gemma2", "gemma", tiny_models.GEMMA, "<end_of_turn>"))
+    findings = found(tiny_models.build(tmp_path, "gemma2"))
+    assert {finding.status for finding in findings.values()} == {"ok"}
+    assert "eager attention: " in findings["machine"].sentence and "attn_logit_softcapping" in findings["machine"].sentence
+
+
+def test_a_language_without_rows_is_told(llama, monkeypatch):
+    monkeypatch.setitem(utils.LANGUAGES, "de", "German")
+    findings = found(llama, "de")
+    assert findings["German text"].status == "FAIL" and "write some into data/instruction.jsonl" in findings["German text"].sentence
+
+
 def test_one_possible_end_needs_no_rank(llama):
     """Instruction-tuned Llama 3 and Qwen name the turn's end their <eos>."""
     without(edit(llama, "tokenizer_config.json", '"eos_token": "<|end_of_text|>"', '"eos_token": "<|eot_id|>"'), "model.safetensors")
