@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -186,6 +187,29 @@ def test_it_can_be_read(course):
         assert piece in text, text
 
 
+MULTIPLY = """
+import re, sys, torch
+anonymous = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+weight, before = torch.randn(64, 64, dtype=getattr(torch, sys.argv[1])), anonymous()
+for rows in range(8, 208):
+    torch.nn.functional.linear(torch.randn(rows, 64, dtype=weight.dtype), weight)
+print((anonymous() - before) / 200)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's record of its memory")
+def test_a_cpu_keeps_a_kernel_for_each_shape_in_bf16():
+    """Why a training of many lengths takes 0.7 GB more than its tensors: oneDNN compiles, and keeps up to 1,024 kernels."""
+    import torch
+
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this CPU does not multiply bf16")
+    run = lambda dtype: float(subprocess.run([sys.executable, "-c", MULTIPLY, dtype], capture_output=True, text=True, check=True).stdout)  # noqa: E731
+    assert run("bfloat16") * 1024 / 1e9 == pytest.approx(preflight.KERNELS_GB, rel=0.3) and run("float32") < 50_000
+    kept = [predict(tiny("llama"), Device("cpu", dtype, "sdpa", ""), 1, 8, gpu="L4").memory for dtype in ("bfloat16", "float32")]
+    assert kept[0]["kernels"] == preflight.KERNELS_GB and "kernels" not in kept[1]
+
+
 def test_this_machine_is_measured():
     predicted = predict(tiny("llama"), CPU, 1, 8)
     assert predicted.ceiling == "measured here" and 1e9 < predicted.flops < 1e14
@@ -225,6 +249,36 @@ def test_what_cannot_fit_is_refused_with_the_setting(course, free, sentence):
     with pytest.raises(utils.CourseError) as error:
         check(long, free=free)
     assert sentence in str(error.value)
+
+
+def test_answering_counts_where_it_needs_more_than_a_step(course):
+    """gemma-2b, 28 answers of 512 tokens: 18 layers x 2 x 256 numbers of 2 bytes a token are kept, 16,384 wide layers are read through."""
+    lean = dataclasses.replace(course, loss="trl", answers=(28, 512))
+    cache, reading, logits = 28 * 512 * 18 * 2 * 256 * 2, 28 * 512 * 10 * 16384, 28 * 256000 * 6
+    assert lean.answering == cache + reading + logits
+    assert lean.memory["answering"] == lean.answering / 1e9 and "activations" not in lean.memory and "answering 2.7" in str(lean)
+    assert "answering" not in dataclasses.replace(lean, answers=(4, 512)).memory, "a step needs more than four answers"
+    with pytest.raises(utils.CourseError, match=r"free: set batch_size = 4 where `measure` generates \(then about 6.6 GB\)"):
+        check(lean, free=7)
+
+
+def test_answering_is_what_generation_takes():
+    """Keys, values and logits of a tiny model that answers, counted by what torch allocates at most."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows, length, new = 16, 480, 32
+    config = tiny("llama", 4)
+    predicted = predict(config, CPU, 1, 8, answers=(rows, length + new), gpu="L4")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as profile:
+        model.generate(torch.ones(rows, length, dtype=torch.long), max_new_tokens=new, do_sample=False, eos_token_id=None)
+    held = highest = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    assert predicted.answering == pytest.approx(highest, rel=0.3)
 
 
 def test_on_a_cpu_the_advice_is_a_shorter_row(course):
