@@ -24,7 +24,7 @@ import utils
 from utils import CourseError
 
 ONE_TURN = {"id": "a row of one turn", "messages": chat.TURN_PROBE}
-MAX_LENGTH, BATCH, RANK = 512, 4, 4  # as in train.ipynb
+MAX_LENGTH, BATCH, RANK, ANSWERS, LONGEST = 512, 4, 4, 28, 96  # as in train.ipynb
 SPARSE = 2.0  # bytes of text in a token; a Hangul syllable has three
 DENSE = 0.9  # share of the weights outside the embedding that lie in linear layers; less is a mixture of experts
 
@@ -206,7 +206,8 @@ def memory(config, device: preflight.Device, encoded: list[dict]) -> tuple[str, 
     """What train.ipynb would predict for the longest rows on this machine, and whether it fits; False where nothing makes it fit."""
     lengths = sorted(len(row["input_ids"]) for row in encoded)
     trained = sum(label != chat.IGNORED for row in encoded for label in row["labels"]) / sum(lengths)
-    forecast = preflight.predict(config, device, 1, sum(lengths[-BATCH:]), RANK, trained, checkpointing=device.name == "cuda")
+    options = {"checkpointing": device.name == "cuda", "answers": (ANSWERS, lengths[-1] + LONGEST)}
+    forecast = preflight.predict(config, device, 1, sum(lengths[-BATCH:]), RANK, trained, **options)
     try:
         preflight.check(forecast)
     except CourseError as error:
