@@ -118,7 +118,7 @@ def kept_by_autograd(kind: str, layers: int, dtype: str, tokens: int, checkpoint
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    attention = preflight.choose_device(tiny(kind)).attention
+    attention = preflight.suited(Device("cpu", dtype, "sdpa", ""), tiny(kind)).attention
     model = AutoModelForCausalLM.from_config(tiny(kind, layers), dtype=getattr(torch, dtype), attn_implementation=attention)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
     if checkpointing:

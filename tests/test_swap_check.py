@@ -194,13 +194,14 @@ def test_bytes_for_hangul_are_slow(llama):
 
 
 def test_what_does_not_fit_is_a_warning_where_a_setting_helps_and_fails_where_none_does(llama, monkeypatch):
+    monkeypatch.setattr(preflight, "choose_device", lambda config=None: preflight.Device("cpu", "float32", "sdpa", ""))
     monkeypatch.setattr(preflight, "free_gb", lambda device: 0.001)
     findings = found(llama)
     assert findings["memory"].status == "FAIL" and "no setting brings it down" in findings["memory"].sentence
     assert "could not be asked without weights" in findings["end token"].sentence, "what does not fit is not loaded"
-    forecast = preflight.predict
-    monkeypatch.setattr(preflight, "predict", lambda *args, **options: forecast(*args, **options, loss="full"))
-    monkeypatch.setattr(preflight, "free_gb", lambda device: 0.93)
+    forecast, made = preflight.predict, []
+    monkeypatch.setattr(preflight, "predict", lambda *args, **options: made.append(forecast(*args, **options, loss="full")) or made[-1])
+    monkeypatch.setattr(preflight, "free_gb", lambda device: made[-1].gb - 0.001)
     findings = found(llama)
     assert findings["memory"].status == "warn" and "set the loss over trained positions only" in findings["memory"].sentence
 
