@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint bench bench-gpu sweep vote gate card outputs owner clean help
+.PHONY: run test lint bench bench-gpu sweep swap-check vote gate card outputs owner clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -31,6 +31,11 @@ bench-gpu: $(VENV)/.ready ## train gemma-2b at full size with random weights on 
 sweep: $(VENV)/.ready ## learning rates against steps on the packaged student, into benchmarks/results/ (resumable)
 	$(BIN)/python benchmarks/sweep.py $(ARGS)
 
+# LANGUAGE counts only where it is given to make: desktops set a variable of that name for their own translations
+swap-check: $(VENV)/.ready ## can MODEL be the base model? template, mask, end token, LoRA, memory, Hangul (MODEL=id-or-folder [LANGUAGE=ko])
+	@test -n "$(MODEL)" || { echo "Say which: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko]"; exit 2; }
+	@$(BIN)/python swap_check.py "$(MODEL)" $(if $(filter command,$(origin LANGUAGE)),--language "$(LANGUAGE)")
+
 vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
 	$(BIN)/python vote.py $(ARGS)
 
@@ -44,7 +49,7 @@ outputs: ## copy notebooks, figures and the adapter of runs/default/ over the co
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
 	cp runs/default/funnel.png runs/default/loss.png runs/default/outcomes.png assets/
 	mkdir -p data/example_adapter
-	cd runs/default/adapter && cp adapter_model.safetensors adapter_config.json README.md training.json ../../../data/example_adapter/
+	cd runs/default/adapter && cp adapter_model.safetensors adapter_config.json README.md data_card.md training.json ../../../data/example_adapter/
 
 owner: ## set the GitHub account in badges and the bootstrap cell: make owner NAME=you
 	@test -n "$(NAME)" || { echo "Say whose: make owner NAME=you"; exit 2; }

@@ -66,11 +66,11 @@ def save_adapter(model, tokenizer, folder: Path, record: dict, card: str) -> Non
         tokenizer.save_pretrained(work)
         (work / "README.md").write_text(card, encoding="utf-8")
         (work / "training.json").write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
-        _copy_data_card(folder.parent, work)
+        _copy_data_card(card, folder.parent, work)
 
 
-def _copy_data_card(run: Path, work: Path) -> None:
-    if (run / "data_card.md").exists():  # the model card links to it
+def _copy_data_card(card: str, run: Path, work: Path) -> None:
+    if "](data_card.md)" in card:  # a link has to lead somewhere wherever the folder goes
         shutil.copy(run / "data_card.md", work)
 
 
@@ -94,7 +94,7 @@ def save_merged(model, tokenizer, stop, folder: Path, card: str) -> None:
         merged.save_pretrained(work)
         tokenizer.save_pretrained(work)
         (work / "README.md").write_text(card, encoding="utf-8")
-        _copy_data_card(folder.parent, work)
+        _copy_data_card(card, folder.parent, work)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -171,8 +171,9 @@ def model_card(base: str, record: dict, chosen: utils.Settings, merged: bool = F
     before, after = record["before"], record["after"]
     inside = " The copy in `data/example_adapter/` comes without the tokenizer: there use `sft.load_base`." if chosen.packaged else ""
     pushed = f"dataset: [{chosen.push_to}](https://huggingface.co/datasets/{chosen.push_to})" if chosen.push_to else ""
-    card = "data card: [data_card.md](data_card.md)" if (chosen.folder / "data_card.md").exists() else ""
-    shipped = "the course's `data/instruction.jsonl`" if chosen.train_on != "run" else ""
+    own = chosen.train_on != "shipped" and (chosen.folder / "data_card.md").exists()
+    card = "data card of the run's own rows: [data_card.md](data_card.md)" if own else ""
+    shipped = "the course's `data/instruction.jsonl` (its card is `data/README.md`)" if chosen.train_on != "run" else ""
     sources = "; ".join(part for part in (shipped, card, pushed) if part) or "see the run"
     teacher = (
         "Rows of the stand-in teacher were written for the course (MIT)."

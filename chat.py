@@ -57,6 +57,25 @@ class Stop:
         )
 
 
+def closing(tokenizer) -> tuple[int, str]:
+    """`(turn_end, text)`: the token with which the chat template closes a turn, and a conversation up to where it should come.
+
+    A template that closes turns with plain text, or not at all, leaves `<eos>`: a newline, say, would end every answer early.
+
+    Raises:
+        CourseError: the tokenizer has no `<eos>`.
+    """
+    if tokenizer.eos_token_id is None:
+        raise CourseError(
+            "The tokenizer has no <eos>, so no answer can end: set tokenizer.eos_token, save it and use that folder as BASE_MODEL."
+        )
+    answer = TURN_PROBE[-1]["content"]
+    before, _, after = rendered(TURN_PROBE, tokenizer).rpartition(answer)
+    ids = tokenizer(after, add_special_tokens=False).input_ids
+    marked = bool(ids) and ids[0] in tokenizer.added_tokens_decoder
+    return ids[0] if marked else tokenizer.eos_token_id, before + answer
+
+
 def choose_stop(model, tokenizer) -> Stop:
     """Find out whether the model can end a turn, and choose the token that ends one.
 
@@ -66,17 +85,8 @@ def choose_stop(model, tokenizer) -> Stop:
     """
     import torch
 
-    if tokenizer.eos_token_id is None:
-        raise CourseError(
-            "The tokenizer has no <eos>, so no answer can end: set tokenizer.eos_token, save it and use that folder as BASE_MODEL."
-        )
-    answer = TURN_PROBE[-1]["content"]
-    before, _, after = _render(TURN_PROBE, tokenizer).rpartition(answer)
-    closing = tokenizer(after, add_special_tokens=False).input_ids
-    # A template that closes turns with plain text, or not at all, leaves <eos>: a newline, say, would end every answer early
-    marked = bool(closing) and closing[0] in tokenizer.added_tokens_decoder
-    turn_end = closing[0] if marked else tokenizer.eos_token_id
-    ids = tokenizer(before + answer, add_special_tokens=False, return_tensors="pt").to(model.device)
+    turn_end, text = closing(tokenizer)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
     with torch.no_grad():
         logits = model(**ids).logits[0, -1].float()
     rank = int((logits > logits[turn_end]).sum()) + 1
@@ -124,7 +134,8 @@ def question(row: dict) -> str | list[dict]:
     return asked if len(asked) > 1 else asked[0]["content"]
 
 
-def _render(messages: list[dict], tokenizer, **options) -> str:
+def rendered(messages: list[dict], tokenizer, **options) -> str:
+    """Messages in the model's own template; a CourseError where the template refuses them."""
     from jinja2 import TemplateError
 
     try:
@@ -141,7 +152,7 @@ def chat_prompt(asked: str | list[dict], tokenizer) -> str:
     Training, generation, evaluation and the model card all render prompts with this. `<bos>` is already in it.
     """
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    return _render(messages, tokenizer, add_generation_prompt=True)
+    return rendered(messages, tokenizer, add_generation_prompt=True)
 
 
 def encode(row: dict, tokenizer, stop: Stop) -> dict:

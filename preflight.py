@@ -29,6 +29,8 @@ EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
 BASELINE_GB = {"cuda": 0.8, "cpu": 0.9}  # the CUDA context; Python with torch, transformers, trl and a tokenizer
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
+EAGER_BYTES = 8  # kept for each head and pair of tokens where scores are capped: the tanh, the softmax in float32, its copy in 16 bits
+KERNELS_GB = 0.75  # oneDNN's compiled matrix products on a CPU in bf16: one for each new shape, 0.7 MB each, up to 1,024 of them
 HEAD_CHUNK = 128  # trained positions whose logits losses.answer_loss holds at once
 LOSSES = ("trained positions", "trl", "full")
 
@@ -46,12 +48,30 @@ class Device:
         return f"{self.name}, {self.dtype}, {self.attention} attention: {self.reason}"
 
 
-def choose_device() -> Device:
-    """Precision and attention from what the hardware computes natively.
+def choose_device(config=None) -> Device:
+    """Precision and attention from what the hardware computes natively, and with a model's `config` from what that model computes.
 
     On CUDA bf16 needs compute capability 8 (`torch.cuda.is_bf16_supported()` also counts a T4's slow emulation), and so does
     FlashAttention-2. On a CPU bf16 pays only where AMX or AVX512-BF16 multiplies it; elsewhere it is emulated in fp32.
     """
+    device = _hardware()
+    return device if config is None else suited(device, config)
+
+
+def suited(device: Device, config) -> Device:
+    """`device`, with eager attention in place of SDPA for a model that caps its attention scores, and the reason.
+
+    Gemma 2 squashes scores with a tanh (`attn_logit_softcapping`). SDPA has no argument for that, and transformers
+    5.23 refuses to load such a model with it. FlashAttention-2 has one, and stays.
+    """
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None or device.attention != "sdpa":
+        return device
+    why = f"{device.reason}; this model caps attention scores at {cap:g} (attn_logit_softcapping), which SDPA cannot"
+    return dataclasses.replace(device, attention="eager", reason=why)
+
+
+def _hardware() -> Device:
     import torch
 
     if torch.cuda.is_available():
@@ -87,6 +107,7 @@ class Shape:
     layers: int
     hidden: int
     feed_forward: int
+    heads: int
     queries: int  # heads times their size
     keys: int
     vocabulary: int
@@ -94,14 +115,34 @@ class Shape:
     head_norms: bool  # Gemma 3 and Qwen 3 also normalise queries and keys
 
 
+def skeleton(config):
+    """The model of a config on PyTorch's "meta" device: every layer with its name and shape, and no memory.
+
+    Raises:
+        CourseError: the config is not that of a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config.get_text_config())
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise CourseError(
+            f"A {config.model_type} model is no causal language model, so it cannot continue text: set BASE_MODEL to a Gemma, Llama or "
+            "Qwen, say."
+        ) from None
+
+
 def shape(config) -> Shape:
-    """Count by building the model without memory (PyTorch's "meta" device), so that it holds for any dense decoder in transformers.
+    """Count on the `skeleton`, so that it holds for any dense decoder in transformers.
 
     Raises:
         CourseError: the config is not that of a dense decoder like Gemma, Llama or Qwen.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     text = config.get_text_config()
     for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
@@ -110,8 +151,7 @@ def shape(config) -> Shape:
                 f"What training needs cannot be predicted for {config.model_type} models (no single {name} in the config): choose a dense "
                 "Gemma, Llama or Qwen as BASE_MODEL, or leave the prediction out."
             )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(text)
+    model = skeleton(config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     tied = bool(getattr(text, "tie_word_embeddings", False))
@@ -129,6 +169,7 @@ def shape(config) -> Shape:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         feed_forward=text.intermediate_size,
+        heads=text.num_attention_heads,
         queries=text.num_attention_heads * head_size,
         keys=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head_size,
         vocabulary=embedding.shape[0],
@@ -165,6 +206,7 @@ class Prediction:
     loss: str  # one of LOSSES
     checkpointing: bool  # keep only each layer's input and compute the rest again: less memory, more time
     quantize: bool  # QLoRA: the linear layers in 4 bits
+    answers: tuple[int, int]  # rows that are answered at once between steps, and tokens of the longest, prompt and answer together
     flops: float  # the machine's matrix-product ceiling, FLOP/s
     ceiling: str  # where that number comes from
 
@@ -193,27 +235,54 @@ class Prediction:
 
     @property
     def memory(self) -> dict[str, float]:
-        """GB (1e9 bytes) by part, at the peak. The head's logits and a layer's recomputation never meet: the larger counts."""
+        """GB (1e9 bytes) by part, at the peak of whichever needs more, a training step or answering between steps.
+
+        In a step the head's logits and a layer's recomputation never meet: the larger counts. On a CPU in bf16 compiled kernels stay: after
+        some twenty batches of different lengths oneDNN's cache is full (ONEDNN_PRIMITIVE_CACHE_CAPACITY makes it smaller, and slower).
+        """
         size = 4 if self.device.dtype == "float32" else 2
         linear = self.of.linear * (NF4_BYTES if self.quantize else size)
-        layer = kept_bytes(self.of, self.rank, self.device.dtype)
+        capped = EAGER_BYTES * self.of.heads if self.device.attention == "eager" else 0  # for each pair of tokens; SDPA keeps none
+        layer = kept_bytes(self.of, self.rank, self.device.dtype) + capped * self.length
         if self.loss == "full":
             head = self.tokens * self.of.vocabulary * 12  # logits, in float32 their softmax and its gradient, and that as 16 bits
         elif self.loss == "trl":
             head = min(self.tokens, 4096) * 32768 * (size if self.device.name == "cuda" else size + 16)  # Triton folds in place
         else:
             head = min(round(self.tokens * self.trained) + 1, HEAD_CHUNK) * self.of.vocabulary * (size + 8)
-        if self.device.name == "cpu" and size == 2:
-            head += 2 * self.of.vocabulary * self.of.hidden  # oneDNN lays the head out anew for each product in bf16
-        again = self.tokens * (layer + 3 * size * self.of.feed_forward)  # one layer, and the gradients of its widest tensors
+        slow = self.device.name == "cpu" and size == 2
+        head += self.head_layout if slow else 0
+        again = self.tokens * (layer + capped * self.length + 3 * size * self.of.feed_forward)  # one layer, and its widest gradients
         kept = self.of.layers * self.tokens * (size * self.of.hidden if self.checkpointing else layer)
-        return {
+        step = {"activations": kept / 1e9, "logits or recomputation": max(head, again if self.checkpointing else 0) / 1e9}
+        between = {"answering": self.answering / 1e9}
+        fixed = {
             "context" if self.device.name == "cuda" else "Python": BASELINE_GB[self.device.name],
             "weights": (linear + (self.of.parameters - self.of.linear) * size) / 1e9,
             "adapter": ADAPTER_BYTES * self.lora / 1e9,
-            "activations": kept / 1e9,
-            "logits or recomputation": max(head, again if self.checkpointing else 0) / 1e9,
         }
+        return fixed | ({"kernels": KERNELS_GB} if slow else {}) | max(step, between, key=lambda part: sum(part.values()))
+
+    @property
+    def head_layout(self) -> int:
+        """Bytes of the head laid out anew, which oneDNN does for each product in bf16."""
+        return 2 * self.of.vocabulary * self.of.hidden
+
+    @property
+    def answering(self) -> float:
+        """Bytes of `generation.generate` on `answers`, weights not counted; the adapter is switched on in the one model, so none is copied.
+
+        Keys and values of all layers; one layer's widest tensors while the prompts are read, with the float32 input of its adapter; and the
+        logits of one step, as they come and in float32. The held-out loss between steps needs less than a training step.
+        """
+        rows, length = self.answers
+        size = 4 if self.device.dtype == "float32" else 2
+        cache = 2 * self.of.layers * self.of.keys * size * rows * length
+        reading = rows * length * (3 * size + 4) * self.of.feed_forward
+        scores = EAGER_BYTES * self.of.heads * rows * length**2 if self.device.attention == "eager" else 0
+        logits = rows * self.of.vocabulary * (size + 4)
+        layout = self.head_layout if rows and self.device.name == "cpu" and size == 2 else 0
+        return cache + reading + scores + logits + layout
 
     @property
     def gb(self) -> float:
@@ -254,6 +323,7 @@ def predict(
     loss: str | None = None,
     checkpointing: bool = False,
     quantize: bool = False,
+    answers: tuple[int, int] = (0, 0),
     gpu: str | None = None,
 ) -> Prediction:
     """What training will need, from the config and the batch.
@@ -262,6 +332,7 @@ def predict(
         config: a transformers config (`AutoConfig.from_pretrained(name)` or `model.config`).
         batch, length: rows in a forward pass and tokens in the longest, padding included; for packed rows, 1 and their sum.
         trained: share of trained tokens.
+        answers: if rows are answered between training steps: how many at once, and the tokens of the longest, prompt and answer together.
         loss: one of `LOSSES`; None is what `sft.trainer_class` uses (a CPU: trained positions, a GPU: TRL's head).
         gpu: a key of `GPU_TFLOPS`, to predict for a GPU that is not here; None measures this machine for a second.
 
@@ -275,7 +346,7 @@ def predict(
     if gpu is not None and gpu not in GPU_TFLOPS:
         raise CourseError(f"The GPU {gpu!r} is not in the table: choose one of {', '.join(GPU_TFLOPS)}, or None to measure this machine.")
     flops, ceiling = (GPU_TFLOPS[gpu] * 1e12, f"{gpu}, data sheet") if gpu else (matmul_flops(device), "measured here")
-    return Prediction(shape(config), device, batch, length, rank, trained, loss, checkpointing, quantize, flops, ceiling)
+    return Prediction(shape(config), device, batch, length, rank, trained, loss, checkpointing, quantize, answers, flops, ceiling)
 
 
 def matmul_flops(device: Device, seconds: float = 1.0) -> float:
@@ -331,10 +402,12 @@ def check(prediction: Prediction, free: float | None = None) -> Prediction:
         return prediction
     place = "VRAM" if prediction.device.name == "cuda" else "RAM"
     wrong = f"Training needs about {prediction.gb:.1f} GB of {place} and {free:.1f} GB are free"
-    advice, changed = [], prediction
-    for setting, change in _changes(prediction):
+    advice, changed, left = [], prediction, _changes(prediction)
+    # The first change that helps, and again: what needs less than the rest is not worth a change yet
+    while helpful := [(name, new) for name, change in left if (new := dataclasses.replace(changed, **change)).gb < changed.gb]:
+        setting, changed = helpful[0]
+        left = [change for change in left if change[0] != setting]
         advice.append(setting)
-        changed = dataclasses.replace(changed, **change)
         if changed.gb <= free:
             raise CourseError(f"{wrong}: set {', '.join(advice)} (then about {changed.gb:.1f} GB) or choose a smaller BASE_MODEL.")
     raise CourseError(f"{wrong}, and no setting brings it down to that: choose a smaller BASE_MODEL or a machine with more memory.")
@@ -349,6 +422,8 @@ def _changes(p: Prediction) -> list[tuple[str, dict]]:
         steps.append(("gradient_checkpointing = True", {"checkpointing": True}))
     if p.batch > 1:
         steps.append((f"per_device_train_batch_size = 1 and {p.batch} times the gradient_accumulation_steps", {"batch": 1}))
+    if p.answers[0] > 4:
+        steps.append(("batch_size = 4 where `measure` generates", {"answers": (4, p.answers[1])}))
     if p.device.name == "cuda" and not p.quantize:
         steps.append(("QUANTIZE = '4bit'", {"quantize": True}))
     if p.length >= 256:

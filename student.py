@@ -8,12 +8,14 @@ Sources: Gemma (arXiv 2403.08295), QLoRA (arXiv 2305.14314) for the 4-bit weight
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import utils
-from preflight import Device
+from preflight import Device, suited
 from utils import CourseError
 
 
@@ -64,12 +66,71 @@ def packaged_student() -> Path:
     return folder
 
 
+def source(name: str) -> str:
+    """What `from_pretrained` takes for `name`: the packaged student's folder, a folder, or a hub id.
+
+    Raises:
+        CourseError: `name` is written as a path, and there is no such folder.
+    """
+    if name == utils.PACKAGED_STUDENT:
+        return str(packaged_student())
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name):
+        raise CourseError(f"There is no folder {name}: check the path in BASE_MODEL (a hub id has the form account/name).")
+    return name
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of a base model, padding on the left, for generation; from a hub only its few files are fetched.
+
+    Raises:
+        CourseError: as `load_base`, and where a folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    place = source(name)
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if Path(place).is_dir() and not any((Path(place) / file).exists() for file in files):  # transformers would make up an empty one
+        raise CourseError(f"The folder {name} has no tokenizer (such as tokenizer.json): copy the model's tokenizer files into it.")
+    with _explained(name):
+        tokenizer = AutoTokenizer.from_pretrained(place, token=_token(place))
+    if tokenizer.chat_template is None:
+        raise CourseError(
+            f"{name} has no chat template, so turns cannot be marked: set BASE_MODEL to its instruction-tuned sibling, or save a "
+            "template into its tokenizer (tokenizer.chat_template = ...; tokenizer.save_pretrained(folder)) and use that folder."
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(name: str):
+    """The config of a base model, without its weights. Raises CourseError as `load_base`."""
+    from transformers import AutoConfig
+
+    with _explained(name):
+        return AutoConfig.from_pretrained(place := source(name), token=_token(place))
+
+
+def _token(place: str) -> str | None:
+    return None if Path(place).exists() else utils.secret("HF_TOKEN")
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise CourseError(why_not_loaded(name, error)) from error
+
+
 def load_base(name: str, device: Device, quantize: str = "none"):
     """Load a base model and its tokenizer.
 
     Args:
         name: `utils.PACKAGED_STUDENT`, a hub id or a local folder.
-        device: from `choose_device`.
+        device: from `choose_device`. Where the model cannot compute its attention so (see `preflight.suited`), attention and reason are
+            corrected *in it*, so that what is printed, predicted and recorded afterwards is what computes.
         quantize: "none", or "4bit" for QLoRA's NF4 weights, which need an NVIDIA GPU and bitsandbytes.
 
     Returns:
@@ -79,34 +140,25 @@ def load_base(name: str, device: Device, quantize: str = "none"):
         CourseError: a gated model without access, an unknown id, no network, no chat template, too little memory, no 4-bit arithmetic.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar for three seconds of reading would stay in the notebook as a widget
-    options = {"dtype": getattr(torch, device.dtype), "attn_implementation": device.attention}
-    options |= four_bit(device) if quantize == "4bit" else {}
-    source = str(packaged_student()) if name == utils.PACKAGED_STUDENT else name
-    token = None if Path(source).exists() else utils.secret("HF_TOKEN")
+    bits = four_bit(device) if quantize == "4bit" else {}
+    tokenizer = load_tokenizer(name)  # before the weights, which may be gigabytes, are fetched
+    fits = suited(device, load_config(name))
+    device.attention, device.reason = fits.attention, fits.reason
+    options = {"dtype": getattr(torch, device.dtype), "attn_implementation": device.attention} | bits
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, token=token)
-        if tokenizer.chat_template is None:  # said before the weights, which may be gigabytes, are fetched
-            raise CourseError(
-                f"{name} has no chat template, so turns cannot be marked: set BASE_MODEL to its instruction-tuned sibling, or save a "
-                "template into its tokenizer (tokenizer.chat_template = ...; tokenizer.save_pretrained(folder)) and use that folder."
-            )
-        model = AutoModelForCausalLM.from_pretrained(source, token=token, **options)
-        model = model if quantize == "4bit" else model.to(device.name)
-    except (OSError, ValueError, KeyError) as error:
-        raise CourseError(why_not_loaded(name, error)) from error
+        with _explained(name):
+            model = AutoModelForCausalLM.from_pretrained(place := source(name), token=_token(place), **options)
+            model = model if bits else model.to(device.name)
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is what a full CPU says
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise CourseError(
                 f"{name} does not fit into the memory of this {device.name}: set a smaller BASE_MODEL, or on a GPU QUANTIZE to '4bit'."
             ) from None
         raise
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     # Prefill hands the head one position of each row, a strided view, for which PyTorch's CPU matmul copies the whole 262k-row
     # head once per row (a profile of one batch of 12 prompts showed 17 s of copies; from contiguous memory there are none).
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
@@ -154,4 +206,6 @@ def why_not_loaded(name: str, error: Exception) -> str:
         )
     if "not a local folder" in text or "404" in text or "repository not found" in text:
         return f"{name} is neither a local folder nor a model on the Hugging Face hub: check the spelling of BASE_MODEL."
+    if "unrecognized configuration class" in text:
+        return f"{name} is not a causal language model, so it cannot continue text: set BASE_MODEL to a Gemma, Llama or Qwen, say."
     return f"{name} could not be loaded ({str(error).splitlines()[0][:200]}): check BASE_MODEL."

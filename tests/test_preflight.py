@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,9 +43,9 @@ def gemma_2b():
 
 
 def tiny(kind: str, layers: int = 2):
-    from transformers import Gemma3TextConfig, GemmaConfig, LlamaConfig, Qwen3Config
+    from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, LlamaConfig, Qwen3Config
 
-    make = {"gemma": GemmaConfig, "gemma 3": Gemma3TextConfig, "llama": LlamaConfig, "qwen 3": Qwen3Config}[kind]
+    make = {"gemma": GemmaConfig, "gemma 2": Gemma2Config, "gemma 3": Gemma3TextConfig, "llama": LlamaConfig, "qwen 3": Qwen3Config}[kind]
     return make(
         vocab_size=1000,
         hidden_size=128,
@@ -97,7 +98,7 @@ def test_the_packaged_student_on_paper():
     assert predicted.of.parameters == 268_098_176 and predicted.of.embedding == 167_772_160 and predicted.lora == 949_248
 
 
-@pytest.mark.parametrize("kind", ["gemma", "gemma 3", "llama", "qwen 3"])
+@pytest.mark.parametrize("kind", ["gemma", "gemma 2", "gemma 3", "llama", "qwen 3"])
 def test_counts_are_those_of_the_built_model(kind):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -117,7 +118,8 @@ def kept_by_autograd(kind: str, layers: int, dtype: str, tokens: int, checkpoint
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny(kind, layers), dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    attention = preflight.suited(Device("cpu", dtype, "sdpa", ""), tiny(kind)).attention
+    model = AutoModelForCausalLM.from_config(tiny(kind, layers), dtype=getattr(torch, dtype), attn_implementation=attention)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
     if checkpointing:
         model.enable_input_require_grads()
@@ -143,6 +145,18 @@ def test_kept_activations_are_what_autograd_keeps(kind, dtype):
     measured = (kept_by_autograd(kind, 3, dtype, tokens, False) - kept_by_autograd(kind, 2, dtype, tokens, False)) / tokens
     shape = preflight.shape(tiny(kind))
     assert preflight.kept_bytes(shape, 4, dtype) == pytest.approx(measured, rel=0.06)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eager_attention_keeps_scores_too(dtype):
+    """Gemma 2 without FlashAttention-2: each head keeps a number for each pair of tokens, which soon is most of it."""
+    tokens = 512
+    measured = kept_by_autograd("gemma 2", 3, dtype, tokens, False) - kept_by_autograd("gemma 2", 2, dtype, tokens, False)
+    device = preflight.suited(Device("cpu", dtype, "sdpa", ""), tiny("gemma 2"))
+    predicted = predict(tiny("gemma 2", 3), device, 1, tokens, gpu="L4").memory["activations"] * 1e9 / 3
+    assert predicted == pytest.approx(measured, rel=0.06)
+    sdpa = predict(tiny("gemma 2", 3), Device("cpu", dtype, "sdpa", ""), 1, tokens, gpu="L4").memory["activations"] * 1e9 / 3
+    assert predicted - sdpa == pytest.approx(8 * 4 * tokens**2)
 
 
 def test_checkpointing_keeps_each_layers_input():
@@ -173,6 +187,29 @@ def test_it_can_be_read(course):
         assert piece in text, text
 
 
+MULTIPLY = """
+import re, sys, torch
+anonymous = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+weight, before = torch.randn(64, 64, dtype=getattr(torch, sys.argv[1])), anonymous()
+for rows in range(8, 208):
+    torch.nn.functional.linear(torch.randn(rows, 64, dtype=weight.dtype), weight)
+print((anonymous() - before) / 200)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's record of its memory")
+def test_a_cpu_keeps_a_kernel_for_each_shape_in_bf16():
+    """Why a training of many lengths takes 0.7 GB more than its tensors: oneDNN compiles, and keeps up to 1,024 kernels."""
+    import torch
+
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this CPU does not multiply bf16")
+    run = lambda dtype: float(subprocess.run([sys.executable, "-c", MULTIPLY, dtype], capture_output=True, text=True, check=True).stdout)  # noqa: E731
+    assert run("bfloat16") * 1024 / 1e9 == pytest.approx(preflight.KERNELS_GB, rel=0.3) and run("float32") < 50_000
+    kept = [predict(tiny("llama"), Device("cpu", dtype, "sdpa", ""), 1, 8, gpu="L4").memory for dtype in ("bfloat16", "float32")]
+    assert kept[0]["kernels"] == preflight.KERNELS_GB and "kernels" not in kept[1]
+
+
 def test_this_machine_is_measured():
     predicted = predict(tiny("llama"), CPU, 1, 8)
     assert predicted.ceiling == "measured here" and 1e9 < predicted.flops < 1e14
@@ -186,7 +223,10 @@ def test_unknown_names_are_one_sentence():
 
 
 def test_a_model_that_is_no_dense_decoder_is_one_sentence():
-    from transformers import GPT2Config
+    from transformers import GPT2Config, T5Config
+
+    with pytest.raises(utils.CourseError, match="A t5 model is no causal language model, so it cannot continue text: set BASE_MODEL"):
+        preflight.skeleton(T5Config())
 
     with pytest.raises(utils.CourseError, match="cannot be predicted for gpt2 models .no single intermediate_size"):
         predict(GPT2Config(), CPU, 1, 8, gpu="L4")
@@ -209,6 +249,36 @@ def test_what_cannot_fit_is_refused_with_the_setting(course, free, sentence):
     with pytest.raises(utils.CourseError) as error:
         check(long, free=free)
     assert sentence in str(error.value)
+
+
+def test_answering_counts_where_it_needs_more_than_a_step(course):
+    """gemma-2b, 28 answers of 512 tokens: 18 layers x 2 x 256 numbers of 2 bytes a token are kept, 16,384 wide layers are read through."""
+    lean = dataclasses.replace(course, loss="trl", answers=(28, 512))
+    cache, reading, logits = 28 * 512 * 18 * 2 * 256 * 2, 28 * 512 * 10 * 16384, 28 * 256000 * 6
+    assert lean.answering == cache + reading + logits
+    assert lean.memory["answering"] == lean.answering / 1e9 and "activations" not in lean.memory and "answering 2.7" in str(lean)
+    assert "answering" not in dataclasses.replace(lean, answers=(4, 512)).memory, "a step needs more than four answers"
+    with pytest.raises(utils.CourseError, match=r"free: set batch_size = 4 where `measure` generates \(then about 6.6 GB\)"):
+        check(lean, free=7)
+
+
+def test_answering_is_what_generation_takes():
+    """Keys, values and logits of a tiny model that answers, counted by what torch allocates at most."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows, length, new = 16, 480, 32
+    config = tiny("llama", 4)
+    predicted = predict(config, CPU, 1, 8, answers=(rows, length + new), gpu="L4")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as profile:
+        model.generate(torch.ones(rows, length, dtype=torch.long), max_new_tokens=new, do_sample=False, eos_token_id=None)
+    held = highest = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    assert predicted.answering == pytest.approx(highest, rel=0.2)
 
 
 def test_on_a_cpu_the_advice_is_a_shorter_row(course):

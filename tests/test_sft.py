@@ -1,6 +1,7 @@
 """Fine-tuning: template, mask, stop token, loss, adapter; on the packaged student or a tiny random Gemma."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from tiny_models import ROWS, TURNS
+from tiny_models import FAMILIES, ROWS, TURNS
 
 import adapter
 import contamination
+import preflight
 import sft
 import student as student_module
 import utils
@@ -107,6 +109,7 @@ def test_old_transformers_that_split_special_tokens_are_refused(tmp_path, monkey
         ("We couldn't connect to 'the hub' to load the files", "the Hugging Face hub cannot be reached"),
         ("x is not a local folder and is not a valid model identifier", "check the spelling of BASE_MODEL"),
         ("Unrecognized model in x", "could not be loaded (Unrecognized model in x)"),
+        ("Unrecognized configuration class T5Config for this kind of AutoModel", "is not a causal language model"),
     ],
 )
 def test_why_a_model_is_not_loaded(error, sentence):
@@ -121,6 +124,14 @@ def test_hub_model_without_a_hub_is_one_sentence():
 def test_a_model_without_a_template_gets_advice(tmp_path):
     tiny_models.build(tmp_path, "llama3", template=False)
     with pytest.raises(utils.CourseError, match="has no chat template.* instruction-tuned sibling, or save a template into its tokenizer"):
+        sft.load_base(str(tmp_path), CPU)
+
+
+def test_a_path_that_leads_nowhere_and_a_folder_without_a_tokenizer_are_one_sentence(tmp_path):
+    for path in (tmp_path / "absent", "./absent", "models/my/student"):
+        with pytest.raises(utils.CourseError, match="There is no folder .*absent|student: check the path in BASE_MODEL"):
+            sft.load_base(str(path), CPU)
+    with pytest.raises(utils.CourseError, match="has no tokenizer .such as tokenizer.json.: copy"):
         sft.load_base(str(tmp_path), CPU)
 
 
@@ -169,6 +180,29 @@ def test_device_is_chosen_with_a_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     monkeypatch.setattr(utils, "installed", lambda module: module == "flash_attn")
     assert (sft.choose_device().dtype, sft.choose_device().attention) == ("bfloat16", "flash_attention_2")
+
+
+def test_capped_attention_scores_are_computed_eagerly_and_it_says_so(tmp_path, monkeypatch):
+    """Gemma 2: transformers refuses it with SDPA (when it no longer does, the rule can go), FlashAttention-2 can cap."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    monkeypatch.setitem(FAMILIES, "gemma2", ("gemma2", "gemma", tiny_models.GEMMA, "<end_of_turn>"))
+    folder = tiny_models.build(tmp_path / "gemma2", "gemma2")
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM does not support .*scaled_dot_product_attention"):
+        AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+    config = AutoConfig.from_pretrained(folder)
+    assert sft.choose_device(config).attention == "eager" and sft.choose_device().attention == "sdpa"
+    for attention in ("flash_attention_2", "kernels-community/flash-attn2"):
+        assert preflight.suited(sft.Device("cuda", "bfloat16", attention, ""), config).attention == attention
+
+    device = sft.Device("cpu", "float32", "sdpa", "no GPU")
+    model, _ = sft.load_base(str(folder), device)
+    assert model.config._attn_implementation == "eager"
+    why = "no GPU; this model caps attention scores at 50 (attn_logit_softcapping), which SDPA cannot"
+    assert str(device) == f"cpu, float32, eager attention: {why}"
+    padded, packed = (tiny_models.trainer(folder, tmp_path, padding_free=value)[0] for value in (False, True))
+    padded.train(), packed.train()  # rows that lie end to end must not see one another in eager attention either
+    assert tiny_models.losses(padded) == pytest.approx(tiny_models.losses(packed), abs=2e-3)
 
 
 # --- data
@@ -544,7 +578,8 @@ def test_the_example_adapter_is_small_and_loads_onto_the_packaged_student(studen
     import torch
 
     files = {path.name: path.stat().st_size for path in adapter.EXAMPLE.iterdir()}
-    assert {adapter.WEIGHTS, "adapter_config.json", "README.md", "training.json"} == set(files) and sum(files.values()) <= 4e6
+    pages = {"README.md", "data_card.md"}
+    assert {adapter.WEIGHTS, "adapter_config.json", "training.json"} | pages == set(files) and sum(files.values()) <= 4e6
     model, tokenizer, stop = student
     tuned = sft.load_adapter(copy.deepcopy(model), adapter.EXAMPLE)
     training = utils.read_json(adapter.EXAMPLE / "training.json")
@@ -569,6 +604,26 @@ def test_model_card_names_base_data_settings_results_and_licences(course):
         assert part in card, part
     paid = sft.model_card("meta-llama/Llama-3.2-1B", record(), utils.settings({"TEACHER": "local", "BASE_URL": "http://localhost:1/v1"}))
     assert "license: other" in paid and "Rows written by local stay under the terms of its maker" in paid and "stand-in" not in paid
+
+
+def links(card: Path) -> list[Path]:
+    """The files that a page's relative links lead to."""
+    return [card.parent / target for target in re.findall(r"\]\(([^)#:]+)\)", card.read_text(encoding="utf-8"))]
+
+
+def test_links_of_the_model_card_lead_somewhere(course, folder):
+    """In the committed example, and in a run's folder, which goes to the hub without its neighbours."""
+    found = links(adapter.EXAMPLE / "README.md")
+    assert found and all(path.exists() for path in found)
+    _, tokenizer = sft.load_base(str(folder), CPU)
+    model = type("Model", (), {"save_pretrained": lambda self, work: None})()
+    for train_on, linked in (("both", True), ("shipped", False)):
+        chosen = utils.settings({"RUN": train_on, "TRAIN_ON": train_on})
+        (chosen.folder / "data_card.md").write_text("# rows of the run")
+        where = chosen.folder / "adapter"
+        sft.save_adapter(model, tokenizer, where, record(), sft.model_card("tiny", record(), chosen))
+        assert bool(links(where / "README.md")) == linked == (where / "data_card.md").exists()
+        assert all(path.exists() for path in links(where / "README.md"))
 
 
 def test_pushing_without_a_token_or_a_hub_is_one_sentence(saved, monkeypatch):
