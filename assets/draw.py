@@ -532,8 +532,8 @@ def position_swap(korean: bool) -> str:
     x0, y0, w, h = 470, 144, 106, 56
     p.arrow((306, 128), (470, 128))
     p.text(316, 118, ("better in order 1:", "순서 1에서 나은 쪽:"), 13, tone="soft", room=150)
-    p.arrow((306, 276), (352, 276))
-    p.text(316, 196, ("in order 2:", "순서 2에서는:"), 13, tone="soft", room=90)
+    p.arrow((306, 276), (404, 276))
+    p.text(316, 266, ("better in order 2:", "순서 2에서 나은 쪽:"), 13, tone="soft", room=150)
     for i, verdict in enumerate(said):
         p.text(x0 + w * i + w / 2 - 3, y0 - 12, said[verdict], 14, "middle", bold=True, room=w)
         p.text(x0 - 12, y0 + h * i + h / 2 + 3, said[verdict], 14, "end", bold=True, room=100)
@@ -542,11 +542,10 @@ def position_swap(korean: bool) -> str:
             dashed = kind is outcomes.Outcome.FAILED
             p.box(x0 + w * j, y0 + h * i, w - 6, h - 6, (kind.value, names[kind]), tone=tones[kind], size=14, dashed=dashed)
     end = (
-        ("Inconsistent: the verdict follows the position,", "불일치: 판정이 답이 아니라 자리를 따라갔다는 뜻."),
-        ("not the answer. It is counted, never hidden", "무승부 속에 감추지 않고"),
-        ("among the ties.", "따로 셉니다."),
+        "Inconsistent: the verdict follows the position, not the answer. It is counted, never hidden among the ties.",
+        "불일치: 판정이 답이 아니라 자리를 따라갔다는 뜻입니다. 무승부 속에 감추지 않고 따로 셉니다.",
     )
-    for i, line in enumerate(end):
+    for i, line in enumerate(wrapped(p.say(end), 420, 13)):
         p.text(x0, 394 + 19 * i, line, 13, tone="soft")
     return p.svg()
 
