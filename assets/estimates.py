@@ -110,7 +110,7 @@ def main() -> int:
         lengths, trained = rows_as_tokens(made)
         time = forecasts(lengths, trained)
         slots = {
-            "money": lambda old: cells(old, [(s["requests"], *(f"{a:.2f} to {b:.2f}" for a, b in s["usd"].values())) for s in money]),
+            "money": lambda old: cells(old, [(s["requests"], *(f"{a:.2f}–{b:.2f}" for a, b in s["usd"].values())) for s in money]),
             "time": lambda old: cells(
                 old, [(f"{p.gb:.1f}", f"{p.tokens_per_second:,.0f}", f"{p.seconds(EPOCHS * sum(lengths)) / 60:.0f}") for p in time.values()]
             ),
