@@ -21,26 +21,42 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import outcomes
 import rouge
 import utils
 
+ROOT = utils.ROOT
 WIDTH = 920
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', NanumGothicCoding, monospace"
-SANS = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, 'Apple SD Gothic Neo', 'Malgun Gothic', 'Noto Sans KR', NanumGothic, sans-serif"
+SANS = "-apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, 'Apple SD Gothic Neo', 'Malgun Gothic', 'Noto Sans KR', NanumGothic"
 LIGHT = {  # name: (fill, outline) of boxes; one colour for text and lines
-    "card": ("#ffffff", "#d0d7de"), "plain": ("#eff2f5", "#8c959f"), "blue": ("#d8ebff", "#2b7bd6"), "green": ("#d9f2e3", "#2e8b57"),
-    "red": ("#fbdedd", "#c0504d"), "yellow": ("#fdeec5", "#b98512"), "none": ("none", "none"), "hollow": ("none", "#8c959f"), "ink": "#1f2328", "soft": "#57606a",
+    "card": ("#ffffff", "#d0d7de"),
+    "plain": ("#eff2f5", "#8c959f"),
+    "blue": ("#d8ebff", "#2b7bd6"),
+    "green": ("#d9f2e3", "#2e8b57"),
+    "red": ("#fbdedd", "#c0504d"),
+    "yellow": ("#fdeec5", "#b98512"),
+    "hollow": ("none", "#8c959f"),
+    "none": ("none", "none"),
+    "ink": "#1f2328",
+    "soft": "#57606a",
     "deep": "#0b57b0",
-}  # fmt: skip
+}
 DARK = {
-    "card": ("#161b22", "#3d444d"), "plain": ("#2a313c", "#7d8590"), "blue": ("#133a66", "#58a6ff"), "green": ("#14432a", "#43b077"),
-    "red": ("#5a2423", "#d96b68"), "yellow": ("#574310", "#dcae45"), "none": ("none", "none"), "hollow": ("none", "#7d8590"), "ink": "#e6edf3", "soft": "#a5b0bc",
+    "card": ("#161b22", "#3d444d"),
+    "plain": ("#2a313c", "#7d8590"),
+    "blue": ("#133a66", "#58a6ff"),
+    "green": ("#14432a", "#43b077"),
+    "red": ("#5a2423", "#d96b68"),
+    "yellow": ("#574310", "#dcae45"),
+    "hollow": ("none", "#7d8590"),
+    "none": ("none", "none"),
+    "ink": "#e6edf3",
+    "soft": "#a5b0bc",
     "deep": "#8ab8ff",
-}  # fmt: skip
+}
 
 Words = str | tuple[str, str]  # the same in both languages, or (English, Korean)
 
@@ -93,8 +109,10 @@ class Picture:
 
     def svg(self) -> str:
         said = html.escape(self.say(self.title))
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" height="{self.height}" role="img"'
-        style = f"{css(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{css(DARK)}\n}}\ntext {{ font-family: {SANS}; }}"
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" height="{self.height}" role="img"'
+        )
+        style = f"{css(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{css(DARK)}\n}}\ntext {{ font-family: {SANS}, sans-serif; }}"
         style += f"\n.mono {{ font-family: {MONO}; }}\n.bold {{ font-weight: 600; }}\npolyline {{ fill: none; stroke-width: 1.6; }}"
         card = f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{self.height - 1}" rx="10"/>'
         lines = [f'{head} aria-label="{said}" lang="{"ko" if self.korean else "en"}">', f"<title>{said}</title>"]
@@ -151,7 +169,16 @@ def pipeline(korean: bool) -> str:
     y, h = 44, 82
     p.box(22, y, 128, h, ("seed tasks", "시드 과제"), ("written by hand", "손으로 쓴"), ("few, varied", "적고 다양하게"))
     p.arrow((150, y + h / 2), (178, y + h / 2))
-    p.box(178, y, 142, h, ("teacher", "교사"), ("writes 20 more", "한 번에 스무 개씩"), ("tasks at a time", "새 과제를 쓰는 모델"), tone="yellow")
+    p.box(
+        178,
+        y,
+        142,
+        h,
+        ("teacher", "교사"),
+        ("writes 20 more", "한 번에 스무 개씩"),
+        ("tasks at a time", "새 과제를 쓰는 모델"),
+        tone="yellow",
+    )
     p.arrow((320, y + h / 2), (348, y + h / 2))
     p.box(348, y, 372, h)
     p.text(534, y + 23, ("filters, every rejection with its reason", "필터, 걸러 낸 이유를 모두 기록"), 14, "middle", bold=True, room=356)
@@ -164,9 +191,26 @@ def pipeline(korean: bool) -> str:
     y = 204
     p.box(22, y, 128, h, ("rows", "학습 행"), ("+ those shipped", "+ 저장소의 행"), tone="green")
     p.arrow((150, y + h / 2), (178, y + h / 2))
-    p.box(178, y, 250, h, ("tokens", "토큰"), ("chat template, label mask,", "대화 템플릿, 라벨 마스크,"), ("a stop token it can learn", "배울 수 있는 종료 토큰"))
+    p.box(
+        178,
+        y,
+        250,
+        h,
+        ("tokens", "토큰"),
+        ("chat template, label mask,", "대화 템플릿, 라벨 마스크,"),
+        ("a stop token it can learn", "배울 수 있는 종료 토큰"),
+    )
     p.arrow((428, y + h / 2), (456, y + h / 2))
-    p.box(456, y, 264, h, ("base model, frozen", "베이스 모델 (고정)"), ("beside each weight a thin pair", "가중치마다 얇은 행렬 한 쌍을"), ("of matrices: LoRA", "덧붙임: LoRA"), tone="blue")  # fmt: skip
+    p.box(
+        456,
+        y,
+        264,
+        h,
+        ("base model, frozen", "베이스 모델 (고정)"),
+        ("beside each weight a thin pair", "가중치마다 얇은 행렬 한 쌍을"),
+        ("of matrices: LoRA", "덧붙임: LoRA"),
+        tone="blue",
+    )
     p.arrow((720, y + h / 2), (748, y + h / 2))
     p.box(748, y, 150, h, ("adapter", "어댑터"), ("a few megabytes", "몇 메가바이트"), tone="green")
     p.arrow((823, 286), (823, 312), (343, 312), (343, 364))
@@ -178,11 +222,32 @@ def pipeline(korean: bool) -> str:
     p.box(268, y + 44, 150, 38, ("base answers", "튜닝 전의 답"), size=14)
     p.arrow((418, y + 20), (456, y + 34))
     p.arrow((418, y + 62), (456, y + 48))
-    p.box(456, y, 224, h, ("judge", "심판"), ("calibrated first, then", "먼저 검증하고, 답의 순서를"), ("asked in both orders", "바꿔 두 번 묻기"), tone="yellow")
+    p.box(
+        456,
+        y,
+        224,
+        h,
+        ("judge", "심판"),
+        ("calibrated first, then", "먼저 검증하고, 답의 순서를"),
+        ("asked in both orders", "바꿔 두 번 묻기"),
+        tone="yellow",
+    )
     p.arrow((680, y + h / 2), (708, y + h / 2))
-    p.box(708, y, 190, h, ("one sentence", "한 문장"), ("win rate, interval, test,", "승률, 구간, 검정,"), ("what failed", "실패한 판정"), tone="green")
+    p.box(
+        708,
+        y,
+        190,
+        h,
+        ("one sentence", "한 문장"),
+        ("win rate, interval, test,", "승률, 구간, 검정,"),
+        ("what failed", "실패한 판정"),
+        tone="green",
+    )
     p.box(22, 464, 22, 18, tone="yellow")
-    note = ("another model: without a key a stand-in, which says so wherever it speaks", "외부 모델: 키가 없으면 대역이 대신하며, 나오는 곳마다 대역임을 밝힙니다")  # fmt: skip
+    note = (
+        "another model: without a key a stand-in, which says so wherever it speaks",
+        "외부 모델: 키가 없으면 대역이 대신하며, 나오는 곳마다 대역임을 밝힙니다",
+    )
     p.text(54, 478, note, 13, tone="soft")
     return p.svg()
 
@@ -368,7 +433,10 @@ def dedup_join(korean: bool) -> str:
     count = len(JOIN_TEXTS)
     pairs = count * (count - 1) // 2
     p = Picture(("Near-duplicates without comparing every pair", "모든 쌍을 비교하지 않고 중복 찾기"), 610, korean)
-    top = (f"{count} texts make {pairs} pairs. Blue: the rarer words of each. Texts meet only there.", f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 낱말. 글은 여기에서만 만납니다.")
+    top = (
+        f"{count} texts make {pairs} pairs. Blue: the rarer words of each. Texts meet only there.",
+        f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 낱말. 글은 여기에서만 만납니다.",
+    )
     p.text(22, 34, top, 15, bold=True)
     for i, text in enumerate(JOIN_TEXTS):
         y = 64 + 25 * i

@@ -11,14 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "assets"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
 import replies
 import utils
-from results import cells, fill
+from assets.results import cells, fill
 from utils import CourseError
 
 GUIDE = "colab_guide.md"

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from utils import CourseError
@@ -72,7 +71,7 @@ def measured(results: dict, training: dict) -> list[tuple[str, str]]:
     if not results["judge"].startswith(utils.REHEARSAL) or results["base_model"] != utils.PACKAGED_STUDENT:
         raise CourseError(
             f"The READMEs describe the default path, but this run was {results['base_model']} judged by {results['judge']}: "
-            "choose the run of `make run` with ARGS=\"--run NAME\"."
+            'choose the run of `make run` with ARGS="--run NAME".'
         )
     loss = [training[when]["loss"] for when in ("before", "after")]
     if loss != [results["held_out"][when]["loss"] for when in ("before", "after")]:

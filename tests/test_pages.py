@@ -189,7 +189,7 @@ def test_every_figure_is_shown_and_described():
         images = dict(reversed(image) for image in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", read(name)))
         assert {f"assets/{figure}" for figure in DRAWN if (".ko." in figure) == korean} <= set(images)
         assert all(len(alt) > 15 for alt in images.values())
-        assert not korean or all(utils.hangul_share(alt) > 0.3 for alt in images.values())
+        assert not korean or all(utils.hangul_share(alt) > 0.2 for alt in images.values())
 
 
 def test_a_text_that_does_not_fit_is_an_error():
@@ -338,14 +338,14 @@ def test_estimates_for_a_faster_gpu_are_shorter():
 
 def test_both_halves_of_the_guide_say_the_same():
     english, korean = read("colab_guide.md").split("\n---\n")
-    assert utils.hangul_share(english) < 0.02 and utils.hangul_share(korean) > 0.5
+    assert utils.hangul_share(english) < 0.02 and utils.hangul_share(korean) > 0.4
     for found in (
         lambda half: [len(marks) for marks in re.findall(r"^(#+) ", half, re.MULTILINE)],
         lambda half: [link for link in re.findall(r"\]\(([^)]+)\)", half) if not link.startswith("#")],
         lambda half: re.findall(r"^```.*?^```", half, re.DOTALL | re.MULTILINE),
         lambda half: sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", half, flags=re.DOTALL | re.MULTILINE)))),
         lambda half: [len(re.findall(r"(?<!\\)\|", line)) for line in half.splitlines() if line.startswith("|")],
-        lambda half: re.findall(r"<!-- estimate:(\w+) -->(.*?)<!-- /estimate -->", re.sub(r"^\|[^|]*\||^\|.*[^\d|–., ].*$", "", half)),
+        lambda half: re.findall(r"\| ([\d.,–]+)(?= \|)|<!-- estimate:(\w+) -->([\d,]*)", half),
         lambda half: len(re.findall(r"^\d\. ", half, re.MULTILINE)),
     ):
         assert found(english) == found(korean)
