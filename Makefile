@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint bench bench-gpu sweep swap-check vote gate card outputs owner clean help
+.PHONY: run test lint bench bench-gpu sweep data-effect swap-check vote gate card figures results estimates outputs owner clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -31,6 +31,9 @@ bench-gpu: $(VENV)/.ready ## train gemma-2b at full size with random weights on 
 sweep: $(VENV)/.ready ## learning rates against steps on the packaged student, into benchmarks/results/ (resumable)
 	$(BIN)/python benchmarks/sweep.py $(ARGS)
 
+data-effect: $(VENV)/.ready ## more rows, one language, seeds or generated rows, into benchmarks/results/ (after `make run`; resumable)
+	$(BIN)/python benchmarks/data_effect.py $(ARGS)
+
 # LANGUAGE counts only where it is given to make: desktops set a variable of that name for their own translations
 swap-check: $(VENV)/.ready ## can MODEL be the base model? template, mask, end token, LoRA, memory, Hangul (MODEL=id-or-folder [LANGUAGE=ko])
 	@test -n "$(MODEL)" || { echo "Say which: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko]"; exit 2; }
@@ -45,11 +48,21 @@ gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge
 card: $(VENV)/.ready ## write data/README.md, the statistics of the shipped data
 	$(BIN)/python data_card.py
 
-outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones
+figures: $(VENV)/.ready ## draw the concept figures of the pages again, assets/*.svg, from code and data
+	$(BIN)/python assets/draw.py
+
+results: $(VENV)/.ready ## put the figures of runs/default/ into both READMEs (ARGS="--run NAME")
+	$(BIN)/python assets/results.py $(ARGS)
+
+estimates: $(VENV)/.ready ## put estimates of cost and time into colab_guide.md: tokens of runs/default/, prices, preflight.py
+	$(BIN)/python assets/estimates.py $(ARGS)
+
+outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones, and the figures into the READMEs
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
 	cp runs/default/funnel.png runs/default/loss.png runs/default/outcomes.png assets/
 	mkdir -p data/example_adapter
 	cd runs/default/adapter && cp adapter_model.safetensors adapter_config.json README.md data_card.md training.json ../../../data/example_adapter/
+	$(MAKE) results
 
 owner: ## set the GitHub account in badges and the bootstrap cell: make owner NAME=you
 	@test -n "$(NAME)" || { echo "Say whose: make owner NAME=you"; exit 2; }

@@ -1,18 +1,39 @@
-"""README, guide and licence: links that work, commands that exist."""
+"""README, guide, glossary, figures and licence: links that work, commands that exist, numbers and pictures that are the code's own."""
 
+import copy
+import json
 import re
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 import utils
+from assets import draw, estimates, results
 
 PAGES = sorted(path.name for path in (utils.ROOT).glob("*.md"))
+READMES = results.PAGES
+DRAWN = draw.drawn()
+
+
+def read(name: str) -> str:
+    return (utils.ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_to_files_exist(name):
     for target in re.findall(r"\]\(([^)#:]+)\)", (utils.ROOT / name).read_text(encoding="utf-8")):
         assert (utils.ROOT / target).exists(), target
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub makes of the headings: lower case, spaces as hyphens, no punctuation."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_to_headings_exist(name):
+    for target, anchor in re.findall(r"\]\(([\w./]*)#([^)]+)\)", read(name)):
+        assert anchor in anchors(read(target or name)), anchor
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -37,14 +58,14 @@ def test_the_map_names_every_module():
 
 def test_both_readmes_have_the_same_commands_links_and_sections():
     """A translation that is not kept up leads its readers into commands that are gone."""
-    pages = [(utils.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md")]
+    pages = [read(name) for name in READMES]
     commands, links, headings, files = (
         [found(page) for page in pages]
         for found in (
             lambda page: [
                 re.sub(r"\s*#.*", "", line) for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
             ],
-            lambda page: sorted(set(re.findall(r"\]\(([^)]+)\)", page)) - {"README.md", "README.ko.md"}),
+            lambda page: sorted({re.sub(r"#.*|\.ko(?=\.svg)", "", link) for link in re.findall(r"\]\(([^)]+)\)", page)} - set(READMES)),
             lambda page: len(re.findall(r"^## ", page, re.MULTILINE)),
             lambda page: sorted(set(re.findall(r"`([\w/]+\.(?:py|ipynb|md|jsonl))`", page))),
         )
@@ -124,3 +145,228 @@ def test_every_import_is_covered_by_a_requirement():
 @pytest.mark.parametrize("path", sorted([*utils.ROOT.glob("*.ipynb"), *utils.ROOT.glob("*.md"), *(utils.ROOT / "data").glob("*.jsonl")]))
 def test_no_key_is_in_the_repository(path):
     assert not re.search(r"\b(sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,})\b", path.read_text(encoding="utf-8"))
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN))
+def test_figures_are_those_of_the_code(name):
+    """A picture of an older code tree sends its readers the wrong way: `make figures` draws it again."""
+    assert (utils.ROOT / "assets" / name).read_text(encoding="utf-8") == DRAWN[name], "run `make figures` and look at it"
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN))
+def test_figures_are_small_and_legible_on_any_background(name):
+    root = ElementTree.fromstring(DRAWN[name])
+    assert len(DRAWN[name].encode()) < 60_000 and root.get("role") == "img" and len(root.get("aria-label")) > 10
+    style = root.find("{*}style").text
+    card = root.find("{*}rect")  # the first thing drawn: all text lies on it
+    assert card.get("class") == "card" and float(card.get("width")) >= draw.WIDTH - 1 and "@media (prefers-color-scheme: dark)" in style
+    written = [element for element in root.iter() if element.tag.endswith(("}text", "}tspan")) and element.text]
+    assert written and {element.get("class").split()[0] for element in written} <= {"ink", "soft", "deep"}
+    for colours in (draw.LIGHT, draw.DARK):
+        for ink in ("ink", "soft", "deep"):
+            assert contrast(colours[ink], colours["card"][0]) >= 4.5, ink  # WCAG AA
+        for box in ("plain", "blue", "green", "red", "yellow"):
+            assert contrast(colours["ink"], colours[box][0]) >= 4.5, box
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours, as WCAG defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_every_figure_is_shown_and_described():
+    for name, korean in zip(READMES, (False, True), strict=True):
+        images = dict(reversed(image) for image in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", read(name)))
+        assert {f"assets/{figure}" for figure in DRAWN if (".ko." in figure) == korean} <= set(images)
+        assert all(len(alt) > 15 for alt in images.values())
+        assert not korean or all(utils.hangul_share(alt) > 0.2 for alt in images.values())
+
+
+def test_a_text_that_does_not_fit_is_an_error():
+    picture = draw.Picture("x", 100, False)
+    with pytest.raises(ValueError, match="pixels wide"):
+        picture.box(10, 10, 60, 30, "much too long for this")
+    picture.box(10, 10, 60, 30, "fits")
+
+
+def test_the_code_tree_has_every_module_and_notebook():
+    for name in ("code_tree.svg", "code_tree.ko.svg"):
+        assert all(f">{path.name}<" in DRAWN[name] for path in [*utils.ROOT.glob("*.py"), *utils.ROOT.glob("*.ipynb")])
+    assert {"llm", "stats"} <= draw.imports()["judge"] and "sft" in draw.imports()["train.ipynb"]
+
+
+def test_the_join_in_the_figure_is_what_rouge_does():
+    import numpy as np
+
+    import rouge
+
+    _, (meet, near, alike) = draw.join()
+    removed = rouge.rouge_l_duplicates(list(draw.JOIN_TEXTS)).removed
+    assert {j: (i, score) for (i, j), score in alike.items()} == {j: (match.index, match.score) for j, match in removed.items()}
+    assert len(alike) < len(near) < len(meet)
+    forms = rouge.RougeLIndex()._encode(list(draw.JOIN_TEXTS))
+    bits = rouge._Forms.of(forms, rouge.RougeLIndex.WORDS).signatures
+    assert near == {(i, j): np.bitwise_count(bits[i] ^ bits[j]).sum() for i, j in near}
+
+
+def test_the_tokens_in_the_mask_figure_are_the_students():
+    from transformers import AutoTokenizer
+
+    import chat
+    import student
+
+    tokenizer = AutoTokenizer.from_pretrained(student.packaged_student())
+    stop = chat.Stop("<eos>", tokenizer.eos_token_id, 0, 0, 0)
+    for (instruction, output), asked, answer in draw.MASKED:
+        encoded = chat.encode({"instruction": instruction, "output": output}, tokenizer, stop)
+        pieces = [tokenizer.decode([i]) for i in encoded["input_ids"]]
+        learnt = [label != chat.IGNORED for label in encoded["labels"]]
+        assert pieces == asked.split("|") + answer.split("|") and learnt.index(True) == len(asked.split("|"))
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def ran() -> tuple[dict, dict]:
+    """`(results.json, training.json)` with the fields that the notebooks write, and the values of the READMEs' table."""
+    held_out = {"before": {"loss": 2.9958, "stop_rate": 0.0}, "after": {"loss": 2.6824, "stop_rate": 0.875}}
+    measured = {
+        "loss on the references, nats per token": (2.5961, 2.2468),
+        "answers that end by themselves": (0.0, 0.9),
+        "answers that loop": (0.5, 0.0833),
+        "ROUGE-L to the references": (0.1164, 0.1646),
+    }
+    headline = re.search(r"^> (.+)$", read("README.md"), re.MULTILINE)[1]
+    evaluation = {
+        "headline": headline,
+        "judge": "rehearsal (stand-in, a rule and not an LLM)",
+        "base_model": "gemma-3-270m",
+        "calibration": {"n": 128, "accuracy": {"value": 0.8633, "low": 0.7931, "high": 0.9123, "n": 128}},
+        "single_scores": {"base": 2.05, "tuned": 4.5333},
+        "measures": {model: {key: pair[i] for key, pair in measured.items()} for i, model in enumerate(("base", "tuned"))},
+        "held_out": held_out,
+    }
+    return evaluation, copy.deepcopy(held_out)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_results_of_the_same_run_leave_a_readme_as_it_is(name):
+    assert results.fill(read(name), results.slots(*ran())) == read(name)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_results_of_another_run_change_numbers_and_nothing_else(name):
+    evaluation, training = ran()
+    evaluation |= {"headline": "a new headline", "single_scores": None}  # None: the gate is closed
+    evaluation["measures"]["tuned"]["answers that loop"] = 0.25
+    evaluation["calibration"]["n"] = 130
+    training["after"]["loss"] = evaluation["held_out"]["after"]["loss"] = 3.1
+    page = results.fill(read(name), results.slots(evaluation, training))
+    for new in ("3.100 (+3.5%)", "| 50% | 25% |", "| not shown | not shown |", "> a new headline\n", "-->130<!--"):
+        assert new in page, new
+    old, new = (re.sub(r"<!-- results:\w+ -->.*?<!-- /results -->", "", text, flags=re.DOTALL) for text in (read(name), page))
+    assert old == new and len(page.splitlines()) == len(read(name).splitlines())
+
+
+def test_results_that_do_not_belong_together_are_refused():
+    evaluation, training = ran()
+    with pytest.raises(utils.CourseError, match="another adapter"):
+        results.slots(evaluation, training | {"after": {"loss": 2.0}})
+    with pytest.raises(utils.CourseError, match="judged by gpt-4o"):
+        results.slots(evaluation | {"judge": "gpt-4o"}, training)
+    with pytest.raises(utils.CourseError, match="results:pairs --> is missing"):
+        results.fill("<!-- results:table -->x<!-- /results -->", {"table": "y", "pairs": "1"})
+    with pytest.raises(utils.CourseError, match="2 rows, but there are 1"):
+        results.cells("| a | b |\n|---|---|\n| x | 1 |\n| y | 2 |", [("3",)])
+
+
+def test_results_without_a_run_say_what_to_do(course, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["results.py"])
+    assert results.main() == 1 and "results.json is missing or torn: `make run` writes it" in capsys.readouterr().err
+
+
+def test_the_readmes_show_the_committed_run():
+    """Table, adapter and notebook come from one run: `make outputs` copies all three."""
+    training = json.loads((utils.ROOT / "data" / "example_adapter" / "training.json").read_text(encoding="utf-8"))
+    losses = [f"{training[when]['loss']:.3f}" for when in ("before", "after")]
+    headline = re.search(r"^> (.+)$", read("README.md"), re.MULTILINE)[1]
+    assert all(f"| {losses[0]} | {losses[1]} (" in read(name) and f"> {headline}\n" in read(name) for name in READMES)
+    notebook = json.loads(read("evaluation.ipynb"))
+    assert headline in json.dumps([cell.get("outputs") for cell in notebook["cells"]])
+    written = "".join(notebook["cells"][-2]["source"]) + "".join("".join(cell["source"]) for cell in notebook["cells"])
+    for field in (*ran()[0], "accuracy"):
+        assert f'"{field}"' in written, f"evaluation.ipynb writes no {field}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_comments_for_numbers_do_not_break_a_paragraph(name):
+    """In Markdown a line that begins with a comment is HTML up to its end, so what follows the comment would not be rendered."""
+    assert not re.search(r"^ *<!--.*-->.*\S", read(name), re.MULTILINE)
+
+
+def test_estimates_are_tokens_times_prices():
+    def entry(schema: str, answer: int) -> dict:
+        body = {"messages": [{"content": "x" * 30}], "max_completion_tokens": 100, "response_format": {"json_schema": {"name": schema}}}
+        return {"request": body, "usage": {"completion_tokens": answer}}
+
+    journal = [entry("TaskBatch", 50), entry("Critique", 10), *[entry("Verdict", 20)] * 6, *[entry("Score", 20)] * 2]
+    *steps, total = estimates.prices(journal, judged=1, prompts=2)
+    assert [step["requests"] for step in steps] == [1, 1, 4, 4, 4] and total["requests"] == 14
+    prompt = estimates.replies.most_tokens(journal[0]["request"])[0]
+    assert steps[0]["usd"]["gpt-4o"] == pytest.approx(((prompt * 2.5 + 50 * 10) / 1e6, (prompt * 2.5 + 100 * 10) / 1e6))
+    assert total["usd"]["gpt-4o"][1] == pytest.approx(sum(step["usd"]["gpt-4o"][1] for step in steps))
+
+
+def test_estimates_for_a_faster_gpu_are_shorter():
+    forecasts = estimates.forecasts([100, 200, 300, 390], 0.5)
+    speeds = {gpu: prediction.tokens_per_second for gpu, prediction in forecasts.items()}
+    assert speeds["T4"] < speeds["L4"] < speeds["A100"] and all(prediction.gb < 16 for prediction in forecasts.values())
+
+
+# --- the other pages --------------------------------------------------------------------------------------------------
+
+
+def test_both_halves_of_the_guide_say_the_same():
+    english, korean = read("colab_guide.md").split("\n---\n")
+    assert utils.hangul_share(english) < 0.02 and utils.hangul_share(korean) > 0.4
+    for found in (
+        lambda half: [len(marks) for marks in re.findall(r"^(#+) ", half, re.MULTILINE)],
+        lambda half: [link for link in re.findall(r"\]\(([^)]+)\)", half) if not link.startswith("#")],
+        lambda half: re.findall(r"^```.*?^```", half, re.DOTALL | re.MULTILINE),
+        lambda half: sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", half, flags=re.DOTALL | re.MULTILINE)))),
+        lambda half: [len(re.findall(r"(?<!\\)\|", line)) for line in half.splitlines() if line.startswith("|")],
+        lambda half: re.findall(r"\| ([\d.,–]+)(?= \|)|<!-- estimate:(\w+) -->([\d,]*)", half),
+        lambda half: len(re.findall(r"^\d\. ", half, re.MULTILINE)),
+    ):
+        assert found(english) == found(korean)
+
+
+def test_the_guide_names_every_badge_key_and_gpu():
+    text = read("colab_guide.md")
+    for name in ("preprocess", "train", "evaluation"):
+        assert text.count(f"/blob/main/{name}.ipynb)") == 2
+    import grounding
+
+    keys = ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", *grounding.HUB.keys, *grounding.DEVELOPERS.keys)
+    assert all(f"`{key}`" in text for key in keys) and all(f"| {gpu}" in text for gpu in estimates.GPUS)
+    assert "not measured" in text and text.count("*estimate*") + text.count("*추정값*") == 2
+
+
+def test_the_glossary_leads_to_sections_that_exist():
+    lines = re.findall(r"^\| \*\*(.+?)\*\* \| (.+?) \| (.+?) \| (.+?) \|$", read("glossary.md"), re.MULTILINE)
+    assert 35 <= len(lines) <= 45 and f"The {len(lines)} words" in read("glossary.md") and len({line[0] for line in lines}) == len(lines)
+    assert all(len(meaning.split()) >= 6 for _, _, meaning, _ in lines)
+    for *_, where in lines:
+        for book, sections in re.findall(r"\((\w+\.ipynb)\), ([\d, and]+)", where):
+            there = re.findall(r"## (\d+)\. ", read(book))
+            assert set(re.findall(r"\d+", sections)) <= set(there), where
