@@ -2,7 +2,7 @@
 
 What it does: choose precision and attention, and predict parameters, memory, speed and time from a model's config and the batch alone.
 What it does not do: load weights. The prediction is arithmetic that can be followed by hand; tests/test_preflight.py holds its parts
-against what autograd really keeps, benchmarks/loss.py its sum against a measured training. Importing it does not import torch.
+against what autograd really keeps, benchmarks/loss.py and memory.py its sum against measured steps. Importing it does not import torch.
 
 Sources: LoRA (arXiv 2106.09685); FLOP accounting as in PaLM (arXiv 2204.02311, appendix B), with frozen weights.
 """
@@ -238,7 +238,8 @@ class Prediction:
         """GB (1e9 bytes) by part, at the peak of whichever needs more, a training step or answering between steps.
 
         In a step the head's logits and a layer's recomputation never meet: the larger counts. On a CPU in bf16 compiled kernels stay: after
-        some twenty batches of different lengths oneDNN's cache is full (ONEDNN_PRIMITIVE_CACHE_CAPACITY makes it smaller, and slower).
+        some thirty-five batches of different lengths oneDNN's cache is full (ONEDNN_PRIMITIVE_CACHE_CAPACITY makes it smaller). What the C
+        library keeps of freed memory between steps is used again by the next one, so it does not count twice.
         """
         size = 4 if self.device.dtype == "float32" else 2
         linear = self.of.linear * (NF4_BYTES if self.quantize else size)
