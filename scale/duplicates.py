@@ -325,7 +325,8 @@ def run(
     starts.pop(None, None)
     order = sorted(starts)
     blocks, starts = [starts[start] for start in order], np.array(order, np.int64)
-    partitions = partitions or min(4096, max(8, count * chosen.bands // 2_000_000))
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    partitions = partitions or min(4096, max(cores, count * chosen.bands // 2_000_000))
 
     shaped = rows.map_batches(forms, batch_size=shards.BATCH, fn_kwargs={"tokenizer": chosen.tokenizer, "partitions": partitions}, **arrow)
     same = shaped.groupby("part", num_partitions=partitions).map_groups(copies_in, batch_format="pyarrow").to_pandas()
