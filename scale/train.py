@@ -92,7 +92,7 @@ def train(
         return sft.finished(chosen.folder / "adapter", job)["history"]
     checkpoints = chosen.folder / "checkpoints" / job
     say(
-        f"{len(train_set):,} rows in {steps} steps of {global_batch}, on {state.num_processes} processes; {len(too_long)} rows were too long"
+        f"{len(train_set):,} rows in {steps} steps of {global_batch} on {state.num_processes} processes; {len(too_long)} rows were too long"
     )
     with state.main_process_first():
         last = sft.last_checkpoint(checkpoints) if state.is_main_process else _whole(checkpoints)
