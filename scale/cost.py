@@ -34,7 +34,7 @@ class Assumptions:
     trained_share: float = 0.51  # measured: of a row's tokens in train.ipynb, the answer and its stop token
     task_tokens: float = 94  # measured: one task as the teacher writes it, in JSON (data/rehearsal)
     prompt_tokens: float = 556  # measured: a request for twenty tasks, with three demonstrations
-    critique_prompt_tokens: float = 163  # measured: a request to score one row
+    critique_prompt_tokens: float = 217  # measured: a request to score one row
     critique_tokens: float = 33  # measured: the score and its reason
     kept_share: float = 0.66  # measured on 444 recorded rows, flawed on purpose; assumed for more
     exact_seconds: tuple[float, float] = (4.7, 20.6)  # measured: README, ROUGE-L near-duplicates on two cores ...
