@@ -72,7 +72,7 @@ def sentence(error: BaseException) -> BaseException:
         if isinstance(cause, ray.exceptions.OutOfDiskError) or "No space left on device" in text or "Errno 28" in text:
             return CourseError(
                 "No space left on a disk of the cluster (Ray spills to its temporary folder, /tmp/ray unless RAY_TMPDIR says otherwise): "
-                "free some or point RAY_TMPDIR to a larger disk, and run again; no output was changed."
+                "free some or point RAY_TMPDIR to a larger disk, and run again; files that were written are whole."
             )
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
             return CourseError("A node ran out of memory and Ray ended the task: use fewer cores (--cpus) or smaller shards.")
@@ -80,7 +80,7 @@ def sentence(error: BaseException) -> BaseException:
         if isinstance(cause, e.NodeDiedError | e.ObjectLostError | e.WorkerCrashedError | e.ActorDiedError | e.RaySystemError):
             return CourseError(
                 f"A node of the cluster or its worker went away and its work could not be done elsewhere ({_first(cause)}): check "
-                "`ray status`, and run again; no output was changed."
+                "`ray status`, and run again; files that were written are whole."
             )
     return error
 

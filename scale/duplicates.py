@@ -306,6 +306,8 @@ def run(
     found = shards.find(paths)
     if output.resolve() in {shard.resolve().parent for shard in found} | {shard.resolve().parent.parent for shard in found}:
         raise CourseError(f"The output {output} is the folder of the shards, or above it: choose another.")
+    if other := {path.name for path in (output / "kept").glob("*")} - {shard.name for shard in found}:
+        raise CourseError(f"{output}/kept holds {min(other)}, which is no shard of this input: choose another output folder.")
     items = [{"shard": k} for k in range(len(found))]
     names = [str(path.resolve()) for path in found]
 

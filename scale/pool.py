@@ -27,6 +27,22 @@ NOTHING = 1e-9  # dollars; sums of floats are not exact
 TRIES = 3  # of a shard whose worker dies
 
 
+class Client(llm.Client):
+    """A client of one endpoint of a pool, whose journal's keys name the pool: another endpoint need not answer again what this one did."""
+
+    def __init__(self, model: str, base_url: str | None, **options) -> None:
+        super().__init__(model, base_url, **options)
+        if base_url is not None:
+            self.base_url = "http://pool/v1"  # from here on only part of the keys: the endpoint is chosen
+        self.unanswered = 0  # requests that the endpoint failed to answer, and that the next run asks again
+
+    async def complete(self, requests: list[dict], schema=None) -> list[llm.Reply]:
+        """`llm.Client.complete`, counting."""
+        found = await super().complete(requests, schema)
+        self.unanswered += sum(self._entry(reply.key) is None for reply in found)
+        return found
+
+
 @dataclass(frozen=True)
 class Pool:
     """Where to ask, and how.
@@ -43,12 +59,9 @@ class Pool:
     at_once: int = 1
     client: dict = field(default_factory=dict)
 
-    def connect(self, url: str | None, journal: Path | None, budget_usd: float | None) -> llm.Client:
-        """A client of one endpoint; its journal's keys name the pool, so that another endpoint answers what this one did not."""
-        client = llm.Client(self.model, url, journal=journal, budget_usd=budget_usd, **self.client)
-        if url is not None:
-            client.base_url = "http://pool/v1"  # from here on only part of the keys: the connection is made
-        return client
+    def connect(self, url: str | None, journal: Path, budget_usd: float | None) -> Client:
+        """A client of one of the endpoints."""
+        return Client(self.model, url, journal=journal, budget_usd=budget_usd, **self.client)
 
 
 @dataclass(frozen=True)
@@ -79,20 +92,22 @@ def work(pool: Pool, job: Job, url: str | None, items: list[dict], journal: str,
     """Do one shard, in a Ray task.
 
     Returns:
-        `state` ("done", "unreachable" or "stopped"), `message`, `failed` (records without an answer), `spent_usd` (of the journal) and
-        `lost_usd` (at worst, for answers that never arrived).
+        `state` ("done", "unreachable" or "stopped"), `message`, `unanswered` (requests), `spent_usd` (of the journal) and `lost_usd` (at
+        worst, for answers that never arrived).
     """
     path = Path(journal)
     with alone(path):
         client = pool.connect(url, path, None if lease_usd is None else spent(path) + lease_usd)
-        message, state, failed = "", "done", 0
+        message, state = "", "done"
         try:
             records = asyncio.run(job.ask(client, items))
-            utils.write_jsonl(output, records)
-            failed = sum("error" in record or record.get("value", 0) is None for record in records)
+            rejected = lambda record: "error" in record or "problem" in record  # noqa: E731
+            utils.write_jsonl(Path(output).parent / "rejected" / Path(output).name, filter(rejected, records))
+            utils.write_jsonl(output, (record for record in records if not rejected(record)))  # last: it says that the shard is done
         except CourseError as error:
             message, state = str(error), "unreachable" if "cannot be reached" in str(error) else "stopped"
-        return {"state": state, "message": message, "failed": failed, "spent_usd": client.spent_usd, "lost_usd": client._budget.lost_usd}
+        lost = {"lost_usd": client._budget.lost_usd, "spent_usd": client.spent_usd, "unanswered": client.unanswered}
+        return {"state": state, "message": message} | lost
 
 
 def spent(journal: Path) -> float:
@@ -101,7 +116,8 @@ def spent(journal: Path) -> float:
 
 
 def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budget_usd: float | None = None) -> dict:
-    """Do all shards within `cluster.connected`; output/00000.jsonl and so on, whole or absent. Run again to go on after any stop.
+    """Do all shards within `cluster.connected`; output/00000.jsonl and so on, whole or absent, and output/rejected for records with an
+    `error` or a `problem`. Run again to go on after any stop.
 
     Raises:
         CourseError: no endpoint answers any more, or one refuses (a wrong key, no such model). What was answered is kept.
@@ -125,7 +141,7 @@ def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budg
     free = deque(url for _ in range(pool.at_once) for url in pool.urls)
     running: dict[object, tuple[int, str | None, float, str, float]] = {}
     dead: dict[str | None, str] = {}
-    tries, failed, stopped, moved = [0] * len(shards), 0, None, 0
+    tries, unanswered, stopped, moved = [0] * len(shards), 0, None, 0
     start = ray.remote(max_retries=0, num_cpus=0.1)(work)  # it waits for answers nearly all the time
     while waiting or running:
         while waiting and free and stopped is None:
@@ -170,9 +186,9 @@ def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budg
             continue
         costs[number], lost = result["spent_usd"], lost + result["lost_usd"]
         ledger.write({"key": attempt, "at_risk_usd": result["lost_usd"]})
-        failed += result["failed"]
+        unanswered += result["unanswered"]
         if result["state"] == "done":
-            if not result["failed"]:  # else the next run asks again what has no answer
+            if not result["unanswered"]:  # else the next run asks again what has no answer
                 ledger.write({"key": f"done {jobs[number]}", "at_risk_usd": 0.0})
             if url not in dead:
                 free.append(url)
@@ -191,7 +207,7 @@ def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budg
         "resumed": len(done),
         "moved": moved,
         "dead": list(dead),
-        "failed": failed,
+        "unanswered": unanswered,
         "spent_usd": sum(costs),
         "lost_usd": lost,
     }

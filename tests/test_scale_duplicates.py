@@ -161,6 +161,10 @@ def test_the_answer_is_that_of_one_machine_however_the_work_is_split(ray, sharde
     name, line = row["duplicate_of"].split(":")
     kept = utils.read_jsonl(folder / name)[int(line) - 1]
     assert row["rouge_l"] == rouge.rouge_l(row["instruction"], kept["instruction"]) > 0.7 and kept["id"] < row["id"]
+    with pytest.raises(utils.CourseError, match=r"kept holds 0\.jsonl, which is no shard of this input"):
+        duplicates.run([folder / "1.jsonl"], tmp_path / "out")
+    with pytest.raises(utils.CourseError, match="is the folder of the shards"):
+        duplicates.run([folder], folder)
     kept = (tmp_path / "out" / "kept" / "0.jsonl").read_bytes().splitlines()
     assert set(kept) <= set((folder / "0.jsonl").read_bytes().splitlines())  # byte by byte
 
