@@ -66,7 +66,8 @@ def train(
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig
 
-    state = PartialState()  # first: it gives this process its GPU, and "cuda" means that one from here on
+    # First: it gives this process its GPU, and "cuda" means that one from here on; without GPUs the processes talk over gloo
+    state = PartialState(cpu=not torch.cuda.is_available())
     say = print if state.is_main_process else (lambda *_: None)
     device = sft.choose_device()
     with state.main_process_first():  # the packaged student is converted once

@@ -25,7 +25,7 @@ STEPS = 8
 
 
 def command(processes: int, *arguments: str) -> list[str]:
-    launch = ["-m", "accelerate.commands.launch", "--config_file", "scale/configs/cpu.yaml", "--num_processes", str(processes)]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "scale/configs/ddp.yaml", "--num_processes", str(processes)]
     launch += ["--main_process_port", "0"] if processes > 1 else []
     return [sys.executable, *(launch if processes > 1 else []), __file__, *arguments]
 
@@ -63,8 +63,9 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
     assert not (two / "runs" / "tiny" / "adapter").exists()
     said, _ = (process := start(2, two, model, 0)).communicate(timeout=300)
     assert process.returncode == 0, said[-2000:]
-    assert "step   1/" not in said and "on 2 processes" in said  # it went on
-    assert len(losses(one)) == STEPS and losses(one)[-1] < 0.9 * losses(one)[0]
+    assert "step   1/" not in said and "on 2 processes" in said, said[-3000:]  # it went on
+    assert len(losses(one)) == STEPS and losses(one)[-1] < losses(one)[0] - 0.02
+    assert losses(two) != losses(one)  # sums of another order: were they equal, there would have been one process
     assert losses(two) == pytest.approx(losses(one), rel=2e-3)
     weights = [root / "runs" / "tiny" / "adapter" / "adapter_model.safetensors" for root in (one, two)]
     from safetensors.torch import load_file
@@ -96,12 +97,12 @@ def test_the_settings_are_those_of_the_notebook():
     assert all(f"{key}={json.dumps(value)}" in lora for key, value in train.LORA.items())
 
 
-@pytest.mark.parametrize("name", ["single", "ddp", "fsdp", "cpu"])
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp"])
 def test_accelerate_reads_the_committed_configs(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(utils.ROOT / "scale" / "configs" / f"{name}.yaml"))
-    expected = {"single": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP", "cpu": "MULTI_CPU"}
+    expected = {"single": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP"}
     assert config.distributed_type == expected[name]
 
 
@@ -128,7 +129,7 @@ def worker() -> None:
     utils.ROOT = Path(sys.argv[1])
     sft.choose_device = lambda: sft.Device("cpu", "float32", "sdpa", "")
     chosen = utils.settings({"RUN": "tiny", "BASE_MODEL": sys.argv[2], "TRACKING": "disabled"})
-    train.train(chosen, rows=rows, callbacks=[Slow()], max_steps=STEPS, learning_rate=1e-2, logging_steps=1, eval_steps=3, save_steps=3)
+    train.train(chosen, rows=rows, callbacks=[Slow()], max_steps=STEPS, learning_rate=3e-2, logging_steps=1, eval_steps=3, save_steps=3)
 
 
 if __name__ == "__main__":
