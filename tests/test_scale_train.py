@@ -47,6 +47,7 @@ def losses(root: Path) -> list[float]:
 
 
 def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
+    pytest.importorskip("ray", reason="this test takes a minute: run `make scale-test`, where Ray is")
     import tiny_models
 
     model = tiny_models.build(tmp_path / "model", "gemma3")
