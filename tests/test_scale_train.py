@@ -6,7 +6,6 @@ Run as a program it is one process of such a training on a tiny model: `accelera
 import ast
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -48,6 +47,7 @@ def losses(root: Path) -> list[float]:
 
 def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
     pytest.importorskip("ray", reason="this test takes a minute: run `make scale-test`, where Ray is")
+    import psutil
     import tiny_models
 
     model = tiny_models.build(tmp_path / "model", "gemma3")
@@ -59,7 +59,9 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
     while not list(two.glob("runs/tiny/checkpoints/*/checkpoint-*/trainer_state.json")):
         assert killed.poll() is None and time.time() < deadline, killed.communicate()[0][-2000:]
         time.sleep(0.1)
-    os.killpg(killed.pid, signal.SIGKILL)
+    # One by one, for torchrun puts its workers into groups of their own
+    for process in [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]:
+        process.kill()
     killed.wait()
     assert not (two / "runs" / "tiny" / "adapter").exists()
     said, _ = (process := start(2, two, model, 0)).communicate(timeout=300)
