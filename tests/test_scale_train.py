@@ -69,7 +69,7 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
     assert "step   1/" not in said and "on 2 processes" in said, said[-3000:]  # it went on
     assert len(losses(one)) == STEPS and losses(one)[-1] < losses(one)[0] - 0.02
     assert losses(two) != losses(one)  # sums of another order: were they equal, there would have been one process
-    assert losses(two) == pytest.approx(losses(one), rel=2e-3)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     weights = [root / "runs" / "tiny" / "adapter" / "adapter_model.safetensors" for root in (one, two)]
     from safetensors.torch import load_file
 
@@ -128,7 +128,7 @@ def worker() -> None:
         def on_step_end(self, *args, **kwargs):
             time.sleep(float(sys.argv[3]))
 
-    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[:80]
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[:85]  # 64 to train on: with a full last batch nothing is filled up
     utils.ROOT = Path(sys.argv[1])
     sft.choose_device = lambda: sft.Device("cpu", "float32", "sdpa", "")
     chosen = utils.settings({"RUN": "tiny", "BASE_MODEL": sys.argv[2], "TRACKING": "disabled"})
