@@ -32,6 +32,7 @@ def connected(address: str | None = None, store_gib: float = 2.0, cpus: int | No
         raise CourseError(f"This program needs Ray, which is not installed here: {INSTALL}.")
     # A run on this machine is nobody else's business; one thread a task, since Ray gives each task one core
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # seconds; Ray's own 30 are too few on a busy machine
     import logging
 
     import ray
@@ -40,7 +41,9 @@ def connected(address: str | None = None, store_gib: float = 2.0, cpus: int | No
     variables = {"PYTHONPATH": str(utils.ROOT), "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "COURSE_CACHE": str(utils.CACHE)}
     try:
         ray.init(address or "local", runtime_env={"env_vars": variables}, logging_level=logging.WARNING, log_to_driver=False, **alone)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:
+        if not isinstance(error, ConnectionError | RuntimeError | ValueError | TimeoutError) and type(error) is not Exception:
+            raise  # Ray's "timed out during startup" is a plain Exception
         where = f"The Ray cluster at {address}" if address else "Ray on this machine"
         raise CourseError(
             f"{where} cannot be reached ({_first(error)}): is `ray start --head` running there, with the same Ray {ray.__version__}, and "
