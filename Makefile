@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint bench bench-gpu sweep data-effect swap-check vote gate card figures results estimates outputs owner clean help
+.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check vote gate card figures results estimates outputs owner clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -12,6 +12,9 @@ run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, in
 
 test: $(VENV)/.ready ## run the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
+	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/test_scale*.py $(ARGS)
 
 lint: $(VENV)/.ready ## check style of modules and notebooks
 	$(BIN)/ruff check .
@@ -86,4 +89,11 @@ $(VENV)/vote/.ready: $(VENV)/.ready requirements-vote.txt
 	$(BIN)/python -m venv $(VENV)/vote
 	$(VENV)/vote/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vote.txt
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)/vote/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
+	@touch $@
+
+# Ray, in an environment that sees the packages of .venv behind its own, as for the vote
+$(VENV)/scale/.ready: $(VENV)/.ready requirements-scale.txt
+	$(BIN)/python -m venv $(VENV)/scale
+	$(VENV)/scale/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-scale.txt
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)/scale/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
 	@touch $@

@@ -252,23 +252,28 @@ class RougeLIndex:
 
     def _verify(self, texts: _Forms, pool: _Forms, hits: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[str, str, float]]:
         """Of pairs that passed the folded signature those that pass the whole one and, by their LCS, the threshold."""
+        if not hits:
+            return []
+        i, j, scores = self._above(texts, pool, *(np.concatenate(side) for side in zip(*hits, strict=True)))
+        return [(texts.forms[a], pool.forms[b], float(score)) for a, b, score in zip(i, j, scores, strict=True)]
+
+    def _above(self, texts: _Forms, pool: _Forms, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the pairs (i, j) of a text and another in the pool those that score above the threshold, and their scores."""
         from rapidfuzz.distance import Indel
         from rapidfuzz.process import cpdist
 
-        if not hits:
-            return []
-        i, j = (np.concatenate(side) for side in zip(*hits, strict=True))
         m, n = texts.lengths[i], pool.lengths[j]
         apart = np.bitwise_count(texts.signatures[i] ^ pool.signatures[j]).sum(axis=1, dtype=np.int64)
         close = np.flatnonzero((apart <= (1 - self.threshold) * (m + n) + 1e-6) & ((i != j) if texts is pool else True))
-        left, right = [texts.forms[k] for k in i[close]], [pool.forms[k] for k in j[close]]
-        if not left:
-            return []
-        m, n = m[close], n[close]
+        i, j, m, n = i[close], j[close], m[close], n[close]
+        if not len(i):
+            return i, j, np.zeros(0)
+        left, right = [texts.forms[k] for k in i], [pool.forms[k] for k in j]
         # The normalised Indel similarity is 2 LCS / (m + n); it gives the LCS back as a whole number
         similarity = cpdist(left, right, scorer=Indel.normalized_similarity, score_cutoff=max(self.threshold - 1e-6, 0), dtype=np.float64)
         scores = _f1(np.rint(similarity * (m + n) / 2), m, n, self.tokenizer)
-        return [(left[k], right[k], float(scores[k])) for k in np.flatnonzero(scores > self.threshold)]
+        above = np.flatnonzero(scores > self.threshold)
+        return i[above], j[above], scores[above]
 
 
 @dataclass
@@ -337,6 +342,18 @@ def _scores(rows: list[str], columns: list[str], tokenizer: str) -> np.ndarray:
 def rouge_l_duplicates(texts: list[str], threshold: float = 0.7, tokenizer: str = "unicode") -> Duplicates:
     """Greedy near-duplicate filter, first come, first kept; exact; a text is removed if a kept one scores > `threshold`."""
     return duplicates(RougeLIndex(threshold, tokenizer).add(texts))
+
+
+def rouge_l_above(
+    texts: list[str], pairs: tuple[np.ndarray, np.ndarray], threshold: float = 0.7, tokenizer: str = "unicode"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the proposed `pairs` (i, j), indices into `texts`, those that score above `threshold`, with their scores: what the filter says
+    of each pair, for those who find candidates by other means (scale/duplicates.py). A text without tokens resembles nothing."""
+    index = RougeLIndex(threshold, tokenizer)
+    forms = _Forms.of(index._encode(texts), index.WORDS)
+    i, j = (np.asarray(side, np.int64) for side in pairs)
+    some = (forms.lengths[i] > 0) & (forms.lengths[j] > 0)
+    return index._above(forms, forms, i[some], j[some])
 
 
 def rouge_l_nearest(texts: list[str], references: list[str], tokenizer: str = "unicode") -> list[Match]:

@@ -139,7 +139,7 @@ def trainer_class():
             self.remove_callback(PrinterCallback)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if self.args.device.type != "cpu":
+            if self.args.device.type != "cpu" or self.accelerator.num_processes > 1:  # there the model's wrapper must see the forward pass
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
                 loss, tokens = answer_loss(model, **inputs)

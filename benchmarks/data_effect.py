@@ -150,7 +150,7 @@ def table() -> str:
 
 
 def figure(record: dict | None = None):
-    """The committed conditions: held-out loss of each language as dots, the stop rate written above them.
+    """The committed conditions: held-out loss of each language as dots, and above them the share of answers that stop.
 
     Args:
         record: the content of data_effect.json; None reads the committed file.
@@ -164,12 +164,14 @@ def figure(record: dict | None = None):
         for key, label, colour in (("held_out_loss_en", "English rows", "#3b7dd8"), ("held_out_loss_ko", "Korean rows", "#d8573b")):
             axes.plot(list(shown), [point[key] for point in shown.values()], "o", color=colour, label=label)
         for place, point in enumerate(shown.values()):
-            axes.annotate(f"{point['stop_rate']:.0%}", (place, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8)
+            axes.annotate(
+                f"{point['stop_rate']:.0%} stop", (place, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
+            )
         axes.set_title(title, fontsize=9)
         axes.margins(x=0.25, y=0.25)
     panels[0].set_ylabel("held-out loss, nats per token")
-    panels[-1].legend(frameon=False, fontsize=8, loc="lower right")
-    drawing.tight_layout()
+    drawing.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=2)
+    drawing.tight_layout(rect=(0, 0.06, 1, 1))
     return drawing
 
 
