@@ -69,7 +69,7 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
     assert "step   1/" not in said and "on 2 processes" in said, said[-3000:]  # it went on
     assert len(losses(one)) == STEPS and losses(one)[-1] < losses(one)[0] - 0.02
     assert losses(two) != losses(one)  # sums of another order: were they equal, there would have been one process
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-4)
     weights = [root / "runs" / "tiny" / "adapter" / "adapter_model.safetensors" for root in (one, two)]
     from safetensors.torch import load_file
 
