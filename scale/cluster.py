@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 
 import utils
@@ -40,9 +41,12 @@ def connected(address: str | None = None, store_gib: float = 2.0, cpus: int | No
     alone = {} if address else {"object_store_memory": int(store_gib * 2**30), "num_cpus": cpus, "include_dashboard": False}
     variables = {"PYTHONPATH": str(utils.ROOT), "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "COURSE_CACHE": str(utils.CACHE)}
     try:
+        if address and address != "auto":  # asked at once, for Ray itself tries for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", runtime_env={"env_vars": variables}, logging_level=logging.WARNING, log_to_driver=False, **alone)
     except Exception as error:
-        if not isinstance(error, ConnectionError | RuntimeError | ValueError | TimeoutError) and type(error) is not Exception:
+        if not isinstance(error, OSError | RuntimeError | ValueError) and type(error) is not Exception:
             raise  # Ray's "timed out during startup" is a plain Exception
         where = f"The Ray cluster at {address}" if address else "Ray on this machine"
         raise CourseError(
