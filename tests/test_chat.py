@@ -115,7 +115,8 @@ def test_rendering_is_the_same_everywhere(family, tmp_path, monkeypatch):
     numbers = {"loss": 1.0, "stop_rate": 0.5}
     record = {"train_rows": 1, "held_out_rows": 1, "before": numbers, "after": numbers, "settings": {}, "stop": stop.token}
     record["stop_ids"] = stop.ids
-    card = sft.model_card(str(folder), record, utils.settings({"PUSH_ADAPTER_TO": str(tmp_path / "adapter")}))
+    chosen = utils.settings({"PUSH_ADAPTER_TO": str(tmp_path / "adapter"), "TRAIN_ON": "shipped"})
+    card = sft.model_card(str(folder), record, chosen)
     sft.save_adapter(made.trained_model(), tokenizer, tmp_path / "adapter", record, card)
     scope = {}
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("max_new_tokens=128", "max_new_tokens=2"), scope)

@@ -482,7 +482,7 @@ def test_variants_train_save_reload_and_merge_to_the_same_answers(folder, tmp_pa
     scaling = next(module.scaling["default"] for module in model.modules() if isinstance(getattr(module, "scaling", None), dict))
     assert scaling == (16 if variant == "rslora" else 8)  # alpha / sqrt(r), alpha / r
 
-    card = sft.model_card("tiny", record(), utils.settings({}))
+    card = sft.model_card("tiny", record(), utils.settings({"TRAIN_ON": "shipped"}))
     sft.save_adapter(model, tokenizer, tmp_path / "adapter", record(), card)
     reloaded = sft.load_adapter(base, tmp_path / "adapter")
     with torch.inference_mode():

@@ -252,6 +252,6 @@ def test_weights_count_only_if_all_shards_are_there(llama):
 @pytest.mark.parametrize(("given", "passed"), [("LANGUAGE=ko", '--language "ko"'), ("", "")])
 def test_make_passes_a_language_only_if_it_is_given(given, passed):
     """Desktops set LANGUAGE for their own translations, to "en_US:en", say."""
-    command = ["make", "-n", "-o", ".venv/.ready", "swap-check", "MODEL=a b", *filter(None, [given])]
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "swap-check", "MODEL=a b", *filter(None, [given])]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=utils.ROOT, env=os.environ | {"LANGUAGE": "en_US:en"}, check=True)
     assert shown.stdout.splitlines()[-1].strip() == f'.venv/bin/python swap_check.py "a b" {passed}'.strip()
