@@ -66,7 +66,7 @@ class Endpoint:
         try:
             # The raw response, because `chat.completions.parse` raises on a schema mismatch and forgets what was billed; and the
             # SDK's plain `post`, because `create` copies typed parameters element by element, a tenth of a request's work
-            response = await sdk.post(f"{sdk.base_url}chat/completions", cast_to=ChatCompletion, body=body, options={"headers": RAW})
+            response = await sdk.post("/chat/completions", cast_to=ChatCompletion, body=body, options={"headers": RAW})
             headers = response.headers
         except openai.APIStatusError as error:
             headers = error.response.headers

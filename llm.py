@@ -109,6 +109,11 @@ class Client:
         """Dollars paid for everything in the journal, this session included."""
         return self._budget.spent_usd
 
+    @property
+    def lost_usd(self) -> float:
+        """Dollars, at worst, for answers of this session that never arrived: they may have been billed."""
+        return self._budget.lost_usd
+
     def estimate(self, requests: list[dict], schema: type[BaseModel] | None = None, batch: bool = False) -> float:
         """Worst-case dollars for `requests` that are not in the journal yet: every answer as long as it may be."""
         return sum(self._worst_case(body, batch) for body in self._unanswered(requests, schema).values())

@@ -211,7 +211,7 @@ def settings(form: dict) -> Settings:
             pick("TRACKING", lambda: "online" if secret("WANDB_API_KEY") else "offline"),
             ("online", "offline", "disabled"),
         ),
-        prices=_prices(pick("PRICES", None)),
+        prices=parse_prices(pick("PRICES", None)),
         method=_choice("METHOD", pick("METHOD", "alpaca"), ("alpaca", "self-instruct")),
         reply_format=_choice("REPLY_FORMAT", pick("REPLY_FORMAT", "schema"), ("schema", "text")),
         domain=str(pick("DOMAIN", "")).strip(),
@@ -269,7 +269,8 @@ def _number(name: str, value) -> float:
     return number
 
 
-def _prices(text: str | None) -> tuple[float, float, float] | None:
+def parse_prices(text: str | None) -> tuple[float, float, float] | None:
+    """(input, cached input, output) in dollars per million tokens from "2.50, 1.25, 10"; None stays None."""
     if text is None:
         return None
     try:

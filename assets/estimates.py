@@ -7,7 +7,6 @@ What it does not do: price a GPU (Colab does that, and changes it), or predict t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models
 import replies
 import utils
-from assets.results import cells, fill
+from assets.results import cells, rewrite
 from utils import CourseError
 
 GUIDE = "colab_guide.md"
@@ -96,34 +95,22 @@ def forecasts(lengths: list[int], trained: float) -> dict:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", default="default", help="name of the folder under runs/")
-    folder = utils.ROOT / "runs" / parser.parse_args().run
-    try:
-        journal, made, verdicts = (utils.read_jsonl(folder / name) for name in ("requests.jsonl", "instruction.jsonl", "verdicts.jsonl"))
-        if odd := {entry["model"] for entry in journal} - {utils.REHEARSAL}:
-            raise CourseError(f"{utils.short(folder)} was answered by {sorted(odd)[0]}: take a run of `make run`, or report what it cost.")
-        money = prices(journal, len(verdicts), len(utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")))
-        lengths, trained = rows_as_tokens(made)
-        time = forecasts(lengths, trained)
-        slots = {
-            "money": lambda old: cells(old, [(s["requests"], *(f"{a:.2f}–{b:.2f}" for a, b in s["usd"].values())) for s in money]),
-            "time": lambda old: cells(
-                old, [(f"{p.gb:.1f}", f"{p.tokens_per_second:,.0f}", f"{p.seconds(EPOCHS * sum(lengths)) / 60:.0f}") for p in time.values()]
-            ),
-            "rows": f"{len(lengths):,}",
-            "tokens": f"{EPOCHS * sum(lengths):,}",
-        }
-        page = fill((utils.ROOT / GUIDE).read_text(encoding="utf-8"), slots, "estimate", GUIDE)
-        with utils.atomic(utils.ROOT / GUIDE) as file:
-            file.write(page)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
-    print(f"{GUIDE}: estimates from {utils.short(folder)}/")
-    return 0
+def slots(folder: Path) -> dict:
+    """What `fill` puts into the guide, from a run's folder; a CourseError where a paid model answered."""
+    journal, made, verdicts = (utils.read_jsonl(folder / name) for name in ("requests.jsonl", "instruction.jsonl", "verdicts.jsonl"))
+    if odd := {entry["model"] for entry in journal} - {utils.REHEARSAL}:
+        raise CourseError(f"{utils.short(folder)} was answered by {sorted(odd)[0]}: take a run of `make run`, or report what it cost.")
+    money = prices(journal, len(verdicts), len(utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")))
+    lengths, trained = rows_as_tokens(made)
+    time = forecasts(lengths, trained).values()
+    minutes = [(f"{p.gb:.1f}", f"{p.tokens_per_second:,.0f}", f"{p.seconds(EPOCHS * sum(lengths)) / 60:.0f}") for p in time]
+    return {
+        "money": lambda old: cells(old, [(s["requests"], *(f"{a:.2f}–{b:.2f}" for a, b in s["usd"].values())) for s in money]),
+        "time": lambda old: cells(old, minutes),
+        "rows": f"{len(lengths):,}",
+        "tokens": f"{EPOCHS * sum(lengths):,}",
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(rewrite(__doc__.splitlines()[0], (GUIDE,), "estimate", slots))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -103,26 +103,35 @@ def slots(results: dict, training: dict) -> dict[str, str | Callable[[str], str]
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def slots_of(folder: Path) -> dict[str, str | Callable[[str], str]]:
+    """`slots` of a run's folder; a CourseError where a file is missing."""
+    files = folder / "results.json", folder / "adapter" / "training.json"
+    results, training = (utils.read_json(file) for file in files)
+    if not (results and training):
+        raise CourseError(f"{utils.short(files[bool(results)])} is missing or torn: `make run` writes it; then `make results` again.")
+    return slots(results, training)
+
+
+def rewrite(description: str, pages: Sequence[str], mark: str, contents: Callable[[Path], dict]) -> int:
+    """The command line of the programs that put numbers into pages: `contents` of the folder of `--run` into all `pages`, or into none."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--run", default="default", help="name of the folder under runs/")
     folder = utils.ROOT / "runs" / parser.parse_args().run
     try:
-        files = folder / "results.json", folder / "adapter" / "training.json"
-        results, training = (utils.read_json(file) for file in files)
-        if not (results and training):
-            missing = files[bool(results)]
-            raise CourseError(f"{utils.short(missing)} is missing or torn: `make run` writes it; then `make results` again.")
-        new = slots(results, training)
-        pages = {name: fill((utils.ROOT / name).read_text(encoding="utf-8"), new, name=name) for name in PAGES}
-        for name, page in pages.items():
+        new = contents(folder)
+        filled = {name: fill((utils.ROOT / name).read_text(encoding="utf-8"), new, mark, name) for name in pages}
+        for name, page in filled.items():
             with utils.atomic(utils.ROOT / name) as file:
                 file.write(page)
     except CourseError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
-    print(f"{', '.join(PAGES)}: the figures of {utils.short(folder)}/. Read the sentences around them again.\n\n{results['headline']}")
+    print(f"{', '.join(pages)}: the figures of {utils.short(folder)}/. Read the sentences around them again.")
     return 0
+
+
+def main() -> int:
+    return rewrite(__doc__.splitlines()[0], PAGES, "results", slots_of)
 
 
 if __name__ == "__main__":

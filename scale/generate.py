@@ -129,7 +129,7 @@ def main() -> None:
         if a.job == "judge" and not a.answers:
             raise CourseError("Which answers? Give --answers runs/<run>/answers.jsonl, which evaluation.ipynb writes.")
         items = judge_items(a.answers) if a.job == "judge" else teach_items(a.requests, utils.parse_languages(a.language), a.seed, a.domain)
-        options = {"max_concurrency": a.concurrency, "prices": utils._prices(a.prices)}
+        options = {"max_concurrency": a.concurrency, "prices": utils.parse_prices(a.prices)}
         where = pool.Pool(a.model, a.endpoint or [None], a.at_once, options)
         with cluster.connected(a.address, store_gib=0.2):
             report = pool.run(where, JOBS[a.job], sharded(items, a.shard), a.output, a.budget_usd)

@@ -106,7 +106,7 @@ def work(pool: Pool, job: Job, url: str | None, items: list[dict], journal: str,
             utils.write_jsonl(output, (record for record in records if not rejected(record)))  # last: it says that the shard is done
         except CourseError as error:
             message, state = str(error), "unreachable" if "cannot be reached" in str(error) else "stopped"
-        lost = {"lost_usd": client._budget.lost_usd, "spent_usd": client.spent_usd, "unanswered": client.unanswered}
+        lost = {"lost_usd": client.lost_usd, "spent_usd": client.spent_usd, "unanswered": client.unanswered}
         return {"state": state, "message": message} | lost
 
 

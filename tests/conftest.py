@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pytest
+import tiny_models
 
 import utils
 
@@ -36,6 +37,23 @@ def endpoint():
     import rehearsal
 
     return rehearsal.start()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny layers are too small to share: on a busy machine two threads wait for one another a hundred times longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=tiny_models.FAMILIES)
+def family_folder(request, tmp_path_factory):
+    """`(name, folder)` of a tiny random model of each family, with its real chat template."""
+    return request.param, tiny_models.build(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="session")

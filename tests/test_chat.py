@@ -15,23 +15,14 @@ from chat import IGNORED
 CPU = sft.Device("cpu", "float32", "sdpa", "")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny layers are too small to share: on a busy machine two threads wait for one another a hundred times longer than they compute."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="session", params=list(FAMILIES))
-def family(request, tmp_path_factory):
+@pytest.fixture(scope="session")
+def family(family_folder):
     """`(name, folder, model, tokenizer, stop)` of a tiny model, loaded from its folder as any BASE_MODEL is."""
-    folder = tiny_models.build(tmp_path_factory.mktemp(request.param), request.param)
-    model, tokenizer = sft.load_base(str(folder), CPU)
-    return request.param, folder, model, tokenizer, sft.choose_stop(model, tokenizer)
+    model, tokenizer = sft.load_base(str(family_folder[1]), CPU)
+    return *family_folder, model, tokenizer, sft.choose_stop(model, tokenizer)
 
 
 def trained(example: dict) -> list[int]:

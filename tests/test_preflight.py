@@ -11,16 +11,7 @@ import preflight
 import utils
 from preflight import Device, check, predict
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at this size."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 L4 = Device("cuda", "bfloat16", "sdpa", "")

@@ -22,15 +22,7 @@ import utils
 CPU = sft.Device("cpu", "float32", "sdpa", "")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny layers are too small to share: on a busy machine two threads wait for one another a hundred times longer than they compute."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="session")

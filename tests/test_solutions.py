@@ -13,6 +13,7 @@ import sft
 import utils
 from solutions import evaluation, preprocess, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SEEN = sft.Device("cpu", "float32", "sdpa", "")
 UNWATCHED = {"eval_strategy": "no", "save_strategy": "no"}  # nothing is measured on the way, which is most of the time
 
@@ -42,17 +43,6 @@ def base(tmp_path_factory, one_thread):
 def short():
     """`(train, held_out)`: the shortest shipped rows, as many Korean as English."""
     return sft.split(train.shortest(utils.read_jsonl(utils.DATA / "instruction.jsonl"), 64), 32, 0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny matrices gain nothing from a second thread, and lose much where another program wants it."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -15,22 +15,11 @@ import utils
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch, one_thread):
     """Every eighth shipped row, a stated speed and one thread: the checks are the same."""
-    import torch
-
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[::8]
     monkeypatch.setattr(utils, "read_jsonl", lambda path: rows)
     monkeypatch.setattr(preflight, "matmul_flops", lambda device: 1e11)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session", params=list(FAMILIES))
-def family(request, tmp_path_factory):
-    return request.param, tiny_models.build(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture
@@ -56,8 +45,8 @@ def found(folder, *languages) -> dict[str, swap_check.Finding]:
     return {finding.check: finding for finding in findings}
 
 
-def test_a_whole_folder_is_ready(family, capsys):
-    name, folder = family
+def test_a_whole_folder_is_ready(family_folder, capsys):
+    name, folder = family_folder
     assert swap_check.main([str(folder)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "FAIL" not in said and "warn" not in said and "asked with: tokenizer, config, weights" in said
@@ -66,10 +55,10 @@ def test_a_whole_folder_is_ready(family, capsys):
     assert f"Ready: set BASE_MODEL to '{folder}'" in said and "Korean text" in said and "English text" in said
 
 
-def test_the_adapters_size_is_that_of_the_training(family):
+def test_the_adapters_size_is_that_of_the_training(family_folder):
     from transformers import AutoConfig
 
-    _, folder = family
+    _, folder = family_folder
     config = AutoConfig.from_pretrained(folder)
     assert (
         f"{preflight.predict(config, preflight.choose_device(), 1, 8, gpu='L4').lora:,} parameters"
@@ -77,9 +66,9 @@ def test_the_adapters_size_is_that_of_the_training(family):
     )
 
 
-def test_no_weights_are_loaded_where_there_are_none(family, tmp_path, monkeypatch):
+def test_no_weights_are_loaded_where_there_are_none(family_folder, tmp_path, monkeypatch):
     """A folder with tokenizer and config only: everything but the rank is asked, and the rule is told."""
-    name, folder = family
+    name, folder = family_folder
     bare = without(shutil.copytree(folder, tmp_path / name), "model.safetensors")
     monkeypatch.setattr(student, "load_base", lambda *args: pytest.fail("weights were asked for"))
     findings = found(bare)
