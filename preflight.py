@@ -31,7 +31,7 @@ ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
 EAGER_BYTES = 8  # kept for each head and pair of tokens where scores are capped: the tanh, the softmax in float32, its copy in 16 bits
 KERNELS_GB = 0.75  # oneDNN's compiled matrix products on a CPU in bf16: one for each new shape, 0.7 MB each, up to 1,024 of them
-HEAD_CHUNK = 128  # trained positions whose logits losses.answer_loss holds at once
+HEAD_CHUNK = 256  # trained positions whose logits losses.answer_loss holds at once
 LOSSES = ("trained positions", "trl", "full")
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import attention
 import utils
 from preflight import Device, suited
 from utils import CourseError
@@ -148,7 +149,8 @@ def load_base(name: str, device: Device, quantize: str = "none"):
     tokenizer = load_tokenizer(name)  # before the weights, which may be gigabytes, are fetched
     fits = suited(device, load_config(name))
     device.attention, device.reason = fits.attention, fits.reason
-    options = {"dtype": getattr(torch, device.dtype), "attn_implementation": device.attention} | bits
+    by_row = device.name == "cpu" and device.attention == "sdpa"  # still SDPA, but of each packed row alone
+    options = {"dtype": getattr(torch, device.dtype), "attn_implementation": attention.register() if by_row else device.attention} | bits
     try:
         with _explained(name):
             model = AutoModelForCausalLM.from_pretrained(place := source(name), token=_token(place), **options)

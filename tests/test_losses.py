@@ -2,6 +2,7 @@
 
 import pytest
 
+import attention
 import losses
 from chat import IGNORED
 
@@ -11,7 +12,7 @@ VOCABULARY = 500
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def build(kind: str = "gemma", rank: int = 4):
+def build(kind: str = "gemma", rank: int = 4, by_row: bool = False):
     """A tiny random model with a LoRA adapter that already does something. Large weights, so that what a token sees matters."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -37,8 +38,8 @@ def build(kind: str = "gemma", rank: int = 4):
         "llama, untied head": lambda: LlamaConfig(**options),
     }[kind]()
     torch.manual_seed(0)
-    attention = "eager" if "gemma 2" in kind else "sdpa"  # transformers has no SDPA for Gemma 2, whose attention is capped too
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    how = attention.register() if by_row else "eager" if "gemma 2" in kind else "sdpa"  # no SDPA for Gemma 2, whose attention is capped too
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=how, dtype=torch.float32)
     lora = LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     return get_peft_model(model, lora)
 
@@ -178,6 +179,9 @@ def batches(strategy: str, rows: list[dict]) -> list[dict]:
     return [DataCollatorForLanguageModeling(0, padding_free=strategy == "bfd")(examples)]
 
 
+BY_ROW = [(kind, by_row) for kind in KINDS for by_row in (False, True) if not (by_row and "gemma 2" in kind)]
+
+
 def total(model, prepared: list[dict], loss_of=losses.answer_loss) -> tuple[float, int]:
     import torch
 
@@ -186,15 +190,43 @@ def total(model, prepared: list[dict], loss_of=losses.answer_loss) -> tuple[floa
     return sum(loss.item() for loss, _ in results), sum(int(count) for _, count in results)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_packing_does_not_contaminate(kind):
+@pytest.mark.parametrize(("kind", "by_row"), BY_ROW)
+def test_packing_does_not_contaminate(kind, by_row):
     """Rows laid end to end see only themselves (trl#3067, #3695): on SDPA, without FlashAttention, the loss is that of single rows."""
-    model, rows = build(kind), encoded(8)
+    model, rows = build(kind, by_row=by_row), encoded(8)
     alone = total(model, [losses.padded([row], 0, "cpu") for row in rows])
     assert alone[1] == sum(label != IGNORED for row in rows for label in row["labels"])
     for strategy in ("padded", "padding_free", "bfd"):
         loss, count = total(model, batches(strategy, rows))
         assert (loss, count) == (pytest.approx(alone[0], rel=1e-5), alone[1]), strategy
+
+
+@pytest.mark.parametrize("kind", ("gemma", "gemma 3, sliding window", "llama, untied head"))
+def test_row_by_row_is_the_same_attention_on_fewer_scores(kind, monkeypatch):
+    """Loss and gradients of a packed batch are those of plain SDPA, from blocks of one row, longer than the sliding window of 8."""
+    import torch
+
+    rows, asked = encoded(), []
+    batch = dict(batches("padding_free", rows)[0])
+    value, gradients = value_and_gradients(build(kind), losses.answer_loss, batch)
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, **kwargs):
+        asked.append((query.shape[2], key.shape[2]))
+        return plain(query, key, value, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model = build(kind, by_row=True)
+    other, theirs = value_and_gradients(model, losses.answer_loss, batch)
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert asked == [(length, length) for length in lengths] * 2 and max(lengths) > 8, "two layers, a block for every row"
+    assert other == pytest.approx(value, abs=1e-5)
+    assert all(torch.allclose(gradients[name], theirs[name], atol=1e-4) for name in gradients)
+
+    asked.clear()
+    padded = losses.padded(rows, 0, "cpu")
+    losses.answer_loss(model, **padded)
+    assert asked == [(max(lengths), max(lengths))] * 2, "a padded batch goes to SDPA whole"
 
 
 @pytest.mark.parametrize("kind", ("gemma", "gemma 3, sliding window"))
