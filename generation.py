@@ -116,7 +116,7 @@ class Vllm:
     Args:
         source: hub id or folder of the base model.
         adapter: folder of the LoRA adapter.
-        dtype: as in `preflight.Device`.
+        dtype: as in `machine.Device`.
         share: of the GPU's memory; the rest is for the model that the losses are computed with.
     """
 

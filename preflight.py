@@ -1,6 +1,6 @@
-"""Before anything is loaded: what this machine can do, what a training will cost on it, and whether it fits.
+"""Before anything is loaded: what a training will cost on this machine, and whether it fits.
 
-What it does: choose precision and attention, and predict parameters, memory, speed and time from a model's config and the batch alone.
+What it does: predict parameters, memory, speed and time from a model's config and the batch alone, and tell what it really took.
 What it does not do: load weights. The prediction is arithmetic that can be followed by hand; tests/test_preflight.py holds its parts
 against what autograd really keeps, benchmarks/loss.py and memory.py its sum against measured steps. Importing it does not import torch.
 
@@ -13,11 +13,11 @@ import contextlib
 import dataclasses
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import utils
+from architecture import Shape, kept_bytes, shape
+from machine import BASELINE_GB, Device, free_gb, matmul_flops
 from utils import CourseError
 
 # Dense bf16 (T4, V100: fp16) matrix products, in TFLOP/s, from the makers' data sheets: for a GPU that is not at hand.
@@ -26,168 +26,12 @@ GPU_TFLOPS = {"T4": 65, "V100": 125, "L4": 121, "A10G": 70, "A100": 312, "L40S":
 # time is a rough guide. GPU: the middle of what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet
 # (benchmarks/gpu_train.py does).
 EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
-BASELINE_GB = {"cuda": 0.8, "cpu": 0.9}  # the CUDA context; Python with torch, transformers, trl and a tokenizer
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
 EAGER_BYTES = 8  # kept for each head and pair of tokens where scores are capped: the tanh, the softmax in float32, its copy in 16 bits
 KERNELS_GB = 0.75  # oneDNN's compiled matrix products on a CPU in bf16: one for each new shape, 0.7 MB each, up to 1,024 of them
 HEAD_CHUNK = 256  # trained positions whose logits losses.answer_loss holds at once
 LOSSES = ("trained positions", "trl", "full")
-
-
-@dataclasses.dataclass
-class Device:
-    """Where and how the model computes, with the reason, to be printed."""
-
-    name: str  # "cuda" or "cpu"
-    dtype: str  # "bfloat16", "float16" or "float32"
-    attention: str  # transformers' attn_implementation
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.dtype}, {self.attention} attention: {self.reason}"
-
-
-def choose_device(config=None) -> Device:
-    """Precision and attention from what the hardware computes natively, and with a model's `config` from what that model computes.
-
-    On CUDA bf16 needs compute capability 8 (`torch.cuda.is_bf16_supported()` also counts a T4's slow emulation), and so does
-    FlashAttention-2. On a CPU bf16 pays only where AMX or AVX512-BF16 multiplies it; elsewhere it is emulated in fp32.
-    """
-    device = _hardware()
-    return device if config is None else suited(device, config)
-
-
-def suited(device: Device, config) -> Device:
-    """`device`, with eager attention in place of SDPA for a model that caps its attention scores, and the reason.
-
-    Gemma 2 squashes scores with a tanh (`attn_logit_softcapping`). SDPA has no argument for that, and transformers
-    5.23 refuses to load such a model with it. FlashAttention-2 has one, and stays.
-    """
-    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    if cap is None or device.attention != "sdpa":
-        return device
-    why = f"{device.reason}; this model caps attention scores at {cap:g} (attn_logit_softcapping), which SDPA cannot"
-    return dataclasses.replace(device, attention="eager", reason=why)
-
-
-def _hardware() -> Device:
-    import torch
-
-    if torch.cuda.is_available():
-        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        if major < 8:
-            return Device("cuda", "float16", "sdpa", f"{name} (capability {major}.{minor}) has neither bf16 nor FlashAttention-2")
-        if utils.installed("flash_attn"):
-            return Device("cuda", "bfloat16", "flash_attention_2", f"{name} (capability {major}.{minor}) and flash-attn is installed")
-        if utils.installed("kernels"):  # a prebuilt FlashAttention-2 from the hub, so that nothing is compiled
-            return Device(
-                "cuda", "bfloat16", "kernels-community/flash-attn2", f"{name} (capability {major}.{minor}), prebuilt by `kernels`"
-            )
-        return Device("cuda", "bfloat16", "sdpa", f"{name} has bf16; neither flash-attn nor kernels is installed")
-    if torch.cpu._is_amx_tile_supported():
-        return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU multiplies bf16 in AMX tiles")
-    if torch.cpu._is_avx512_bf16_supported():
-        return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU has AVX512-BF16 instructions")
-    return Device("cpu", "float32", "sdpa", "no GPU, and this CPU would only emulate bf16")
-
-
-# --- the model, from its config -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What a config says about a decoder-only model; sizes in numbers of weights or features."""
-
-    parameters: int  # all, a tied head counted once
-    embedding: int  # the input embedding, and the head where it is not tied to it
-    tied: bool
-    linear: int  # weights of the linear layers that LoRA adapts (all but the head)
-    lora_per_rank: int  # weights of an adapter of rank 1 on all of them: the sum of inputs + outputs
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    queries: int  # heads times their size
-    keys: int
-    vocabulary: int
-    norms: int  # RMSNorms of width `hidden` in a layer
-    head_norms: bool  # Gemma 3 and Qwen 3 also normalise queries and keys
-
-
-def skeleton(config):
-    """The model of a config on PyTorch's "meta" device: every layer with its name and shape, and no memory.
-
-    Raises:
-        CourseError: the config is not that of a causal language model.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config.get_text_config())
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise CourseError(
-            f"A {config.model_type} model is no causal language model, so it cannot continue text: set BASE_MODEL to a Gemma, Llama or "
-            "Qwen, say."
-        ) from None
-
-
-def shape(config) -> Shape:
-    """Count on the `skeleton`, so that it holds for any dense decoder in transformers.
-
-    Raises:
-        CourseError: the config is not that of a dense decoder like Gemma, Llama or Qwen.
-    """
-    import torch
-
-    text = config.get_text_config()
-    for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"):
-        if not isinstance(getattr(text, name, None), int):
-            raise CourseError(
-                f"What training needs cannot be predicted for {config.model_type} models (no single {name} in the config): choose a dense "
-                "Gemma, Llama or Qwen as BASE_MODEL, or leave the prediction out."
-            )
-    model = skeleton(config)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    tied = bool(getattr(text, "tie_word_embeddings", False))
-    parameters = sum(parameter.numel() for parameter in model.parameters()) - (
-        0 if head.weight is embedding or not tied else head.weight.numel()
-    )
-    per_layer = [name for name, _ in model.named_modules() if re.search(r"\.layers\.0\..*norm$", name)]
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Shape(
-        parameters=parameters,
-        embedding=embedding.numel() + (0 if tied else head.weight.numel()),
-        tied=tied,
-        linear=sum(module.weight.numel() for module in linear),
-        lora_per_rank=sum(module.in_features + module.out_features for module in linear),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        feed_forward=text.intermediate_size,
-        heads=text.num_attention_heads,
-        queries=text.num_attention_heads * head_size,
-        keys=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head_size,
-        vocabulary=embedding.shape[0],
-        norms=sum("self_attn" not in name for name in per_layer),
-        head_norms=any("self_attn" in name for name in per_layer),
-    )
-
-
-def kept_bytes(of: Shape, rank: int, dtype: str) -> int:
-    """Bytes that autograd keeps of one layer for one token, with LoRA on all linear layers and without checkpointing.
-
-    Four tensors of the feed-forward's width (gate, its activation, up, their product), what LoRA's A matrices multiply, queries, keys,
-    values and the attention's output, and the inputs of the norms, which compute in float32. In 16 bits PEFT makes a copy of an
-    input for each adapter that reads it; in float32 they share it.
-    """
-    size, inputs, outputs = (4, 2, 2) if dtype == "float32" else (2, 5, 3)
-    linear = size * (4 * of.feed_forward + inputs * of.hidden + outputs * of.queries + 4 * of.keys + 7 * rank)
-    return linear + 4 * of.norms * of.hidden + (4 * (of.queries + of.keys) if of.head_norms else 0)
 
 
 # --- the prediction -----------------------------------------------------------------------------------------------------
@@ -350,39 +194,7 @@ def predict(
     return Prediction(shape(config), device, batch, length, rank, trained, loss, checkpointing, quantize, answers, flops, ceiling)
 
 
-def matmul_flops(device: Device, seconds: float = 1.0) -> float:
-    """This machine's matrix-product ceiling in FLOP/s, in the dtype of the training: the median of products within `seconds`."""
-    import statistics
-
-    import torch
-
-    size = 8192 if device.name == "cuda" else 1024
-    a, b = (torch.randn(size, size, dtype=getattr(torch, device.dtype), device=device.name) for _ in range(2))
-    wait = torch.cuda.synchronize if device.name == "cuda" else lambda: None
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 4 or time.perf_counter() < end:
-        started = time.perf_counter()
-        a @ b
-        wait()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(times[1:])  # the first one warms up
-
-
 # --- does it fit? -------------------------------------------------------------------------------------------------------
-
-
-def free_gb(device: Device) -> float:
-    """Memory that this process can still get or already has, GB: VRAM or RAM."""
-    if device.name == "cuda":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info()
-        return (free + torch.cuda.memory_reserved()) / 1e9 + BASELINE_GB["cuda"]  # the context is up, and is in the prediction too
-    import psutil
-
-    own = psutil.Process().memory_info()
-    # Weights that are mapped from a file are in the page cache, which counts as available already
-    return (psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)) / 1e9
 
 
 def check(prediction: Prediction, free: float | None = None) -> Prediction:

@@ -21,7 +21,7 @@ from adapter import adapter_folder, disk_errors, finished, load_adapter, model_c
 from chat import IGNORED, TWO_TURNS, Stop, chat_prompt, choose_stop, conversation, encode, encode_all, mask_figure, question
 from generation import Answer, generate
 from losses import answer_loss, held_out_loss, padded
-from preflight import Device, choose_device
+from machine import Device, choose_device
 from student import load_base, packaged_student
 from utils import CourseError
 

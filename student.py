@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attention
 import utils
-from preflight import Device, suited
+from machine import Device, suited
 from utils import CourseError
 
 
@@ -130,7 +130,7 @@ def load_base(name: str, device: Device, quantize: str = "none"):
 
     Args:
         name: `utils.PACKAGED_STUDENT`, a hub id or a local folder.
-        device: from `choose_device`. Where the model cannot compute its attention so (see `preflight.suited`), attention and reason are
+        device: from `choose_device`. Where the model cannot compute its attention so (see `machine.suited`), attention and reason are
             corrected *in it*, so that what is printed, predicted and recorded afterwards is what computes.
         quantize: "none", or "4bit" for QLoRA's NF4 weights, which need an NVIDIA GPU and bitsandbytes.
 

@@ -17,7 +17,9 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import architecture
 import chat
+import machine
 import preflight
 import student
 import utils
@@ -51,7 +53,7 @@ def check(name: str, languages: tuple[str, ...] = tuple(utils.LANGUAGES)) -> tup
     tokenizer = student.load_tokenizer(name)
     folder = Path(student.source(name))
     config = None if folder.is_dir() and not (folder / "config.json").exists() else student.load_config(name)
-    empty = None if config is None else preflight.skeleton(config)
+    empty = None if config is None else architecture.skeleton(config)
     weights = config is not None and weights_here(name)
     rows = [row for row in utils.read_jsonl(utils.DATA / "instruction.jsonl") if row["language"] in languages]
 
@@ -71,7 +73,7 @@ def check(name: str, languages: tuple[str, ...] = tuple(utils.LANGUAGES)) -> tup
         ask("<bos>", bos, tokenizer, ends)
         ask("label mask", mask, tokenizer, ends)
         encoded = ask("shipped rows", shipped, rows, tokenizer, ends)
-    device = preflight.choose_device(config)
+    device = machine.choose_device(config)
     findings.append(Finding("machine", "ok", f"{device}."))
     if config is not None:
         ask("LoRA targets", lora, empty)
@@ -202,7 +204,7 @@ def lora(empty) -> tuple[str, str, None]:
     return "ok", f"{len(adapted)} layers ({names}), {tuned.get_nb_trainable_parameters()[0]:,} parameters at r = {RANK}.", None
 
 
-def memory(config, device: preflight.Device, encoded: list[dict]) -> tuple[str, str, bool]:
+def memory(config, device: machine.Device, encoded: list[dict]) -> tuple[str, str, bool]:
     """What train.ipynb would predict for the longest rows on this machine, and whether it fits; False where nothing makes it fit."""
     lengths = sorted(len(row["input_ids"]) for row in encoded)
     trained = sum(label != chat.IGNORED for row in encoded for label in row["labels"]) / sum(lengths)
@@ -215,7 +217,7 @@ def memory(config, device: preflight.Device, encoded: list[dict]) -> tuple[str, 
         return "warn" if possible else "FAIL", str(error), possible
     sentence = (
         f"About {forecast.gb:.1f} GB ({forecast.of.parameters:,} parameters) and {forecast.tokens_per_second:,.0f} tokens/s on this "
-        f"machine, which has {preflight.free_gb(device):.1f} GB free."
+        f"machine, which has {machine.free_gb(device):.1f} GB free."
     )
     dense = forecast.of.linear / (forecast.of.parameters - forecast.of.embedding)
     if dense < DENSE:
@@ -230,7 +232,7 @@ def memory(config, device: preflight.Device, encoded: list[dict]) -> tuple[str, 
 def end_token(name: str, tokenizer, ends: dict[int, str], weights: bool) -> tuple[str, str, None]:
     """Which token would end an answer: from the weights' rank of the turn's end, or, without them, what the rule would do."""
     if weights:
-        stop = str(chat.choose_stop(student.load_base(name, preflight.choose_device())[0], tokenizer))
+        stop = str(chat.choose_stop(student.load_base(name, machine.choose_device())[0], tokenizer))
         return "ok", f"{stop[0].upper()}{stop[1:]}.", None
     end = next(iter(ends))
     if len(ends) == 1:

@@ -83,13 +83,14 @@ def rows_as_tokens(made: list[dict]) -> tuple[list[int], float]:
 
 def forecasts(lengths: list[int], trained: float) -> dict:
     """`{GPU: preflight.Prediction}` of the course's training: gemma-2b, r = 4, checkpointing, the four longest rows in one batch."""
+    import machine
     import preflight
     from benchmarks import gpu_train
 
     config, largest = gpu_train.config(tiny=False), sum(sorted(lengths)[-BATCH:])
     return {
         gpu: preflight.predict(
-            config, preflight.Device("cuda", dtype, "sdpa", "data sheet"), 1, largest, RANK, trained, checkpointing=True, gpu=gpu
+            config, machine.Device("cuda", dtype, "sdpa", "data sheet"), 1, largest, RANK, trained, checkpointing=True, gpu=gpu
         )
         for gpu, dtype in GPUS.items()
     }

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import losses
+import machine
 import preflight
 import utils
 
@@ -46,7 +47,7 @@ def main() -> None:
         print(json.dumps(measure(options, *json.loads(options.case))))
         return
     attentions = ["sdpa"]
-    chosen = preflight.choose_device() if options.device == "cuda" else None
+    chosen = machine.choose_device() if options.device == "cuda" else None
     if chosen and chosen.attention != "sdpa":
         attentions.append(chosen.attention)
     else:
@@ -121,7 +122,7 @@ def measure(options, length: int, packed: bool, attention: str, way: str) -> dic
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    device = preflight.Device(options.device, "bfloat16", attention, "")
+    device = machine.Device(options.device, "bfloat16", attention, "")
     with torch.device(options.device):
         model = AutoModelForCausalLM.from_config(config(options.tiny), dtype=torch.bfloat16, attn_implementation=attention)
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")).train()
@@ -143,7 +144,7 @@ def measure(options, length: int, packed: bool, attention: str, way: str) -> dic
         return (loss / count).item()
 
     first = step(0)  # warms up; the adapter is still zero, so that every way must say the same
-    flops = preflight.matmul_flops(device)
+    flops = machine.matmul_flops(device)
     wait()
     with preflight.peak_memory() as peak:
         started = time.perf_counter()

@@ -94,11 +94,12 @@ def measure(job: str) -> dict:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     import attention
+    import machine
     import preflight
 
     with preflight.peak_memory() as baseline:
         way, packed = JOBS[job]
-    prepared, device = utils.read_json(ROWS), preflight.choose_device()
+    prepared, device = utils.read_json(ROWS), machine.choose_device()
     torch.manual_seed(0)
     kind = {"dtype": getattr(torch, device.dtype), "attn_implementation": attention.register()}  # as student.load_base
     model = AutoModelForCausalLM.from_pretrained(utils.CACHE / utils.PACKAGED_STUDENT, **kind)
@@ -114,7 +115,7 @@ def measure(job: str) -> dict:
         return (loss / count).item()
 
     step(batch)  # kernels are chosen, weights read and memory taken from the system, as in the first of a training's many steps
-    before = preflight.matmul_flops(device, 0.5)
+    before = machine.matmul_flops(device, 0.5)
     with preflight.peak_memory() as peak:
         started, worked = time.perf_counter(), time.process_time()
         loss = step(batch)
@@ -124,7 +125,7 @@ def measure(job: str) -> dict:
     rows, length = batch["input_ids"].shape
     kind = {"full logits": "full", TRL: "trl", OURS: "trained positions"}[way]
     predicted = preflight.predict(model.config, device, rows, length, trained=trained * useful / (rows * length), loss=kind, gpu="L4")
-    flops = (before + preflight.matmul_flops(device, 0.5)) / 2
+    flops = (before + machine.matmul_flops(device, 0.5)) / 2
     return {
         "loss": loss,
         "seconds": seconds,
@@ -134,7 +135,7 @@ def measure(job: str) -> dict:
         "trained_share": trained,
         "peak_gb": peak.gb,
         # Without a tokenizer Python is smaller here, and two steps compile few kernels
-        "predicted_gb": predicted.gb - preflight.BASELINE_GB["cpu"] - predicted.memory.get("kernels", 0) + baseline.gb,
+        "predicted_gb": predicted.gb - machine.BASELINE_GB["cpu"] - predicted.memory.get("kernels", 0) + baseline.gb,
         "matmul_flops": flops,
         "efficiency": predicted.flop_per_token * rows * length / seconds / flops,
         "dtype": device.dtype,

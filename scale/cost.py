@@ -37,7 +37,7 @@ class Assumptions:
     critique_prompt_tokens: float = 217  # measured: a request to score one row
     critique_tokens: float = 33  # measured: the score and its reason
     kept_share: float = 0.66  # measured on 444 recorded rows, flawed on purpose; assumed for more
-    exact_seconds: tuple[float, float] = (4.7, 20.6)  # measured: README, ROUGE-L near-duplicates on two cores ...
+    exact_seconds: tuple[float, float] = (2.0, 11.7)  # measured: README, ROUGE-L near-duplicates on two cores ...
     exact_texts: tuple[float, float] = (52_000, 208_000)  # ... of so many texts, and 0.5 GiB for the larger
     exact_bytes: float = 2600  # measured: memory of the exact filter per text, 0.5 GiB / 208,000
     lsh_bands: int = 40  # computed: scale/duplicates.py at 0.7
@@ -75,10 +75,11 @@ class Cost:
 
 def training(a: Assumptions, gpu: str):
     """`preflight`'s prediction for the course's model on one GPU."""
+    import machine
     import preflight
     from benchmarks import gpu_train
 
-    device = preflight.Device("cuda", "bfloat16", "sdpa", "on paper")
+    device = machine.Device("cuda", "bfloat16", "sdpa", "on paper")
     return preflight.predict(gpu_train.config(tiny=False), device, 1, a.pack_tokens, a.rank, a.trained_share, checkpointing=True, gpu=gpu)
 
 

@@ -106,7 +106,7 @@ def train_dictionary(name: str, device) -> dict:
 
 def test_the_course_settings_for_gemma_2b_it_are_the_specified_ones():
     """r=4, alpha=32, bf16, 1e-4 with a cosine, fused AdamW, batches of 4 accumulated twice (FlashAttention-2: tests of choose_device)."""
-    from preflight import Device
+    from machine import Device
 
     course = train_dictionary("course", Device("cuda", "bfloat16", "flash_attention_2", "an L4"))
     specified = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "optim": "adamw_torch_fused", "bf16": True, "fp16": False}

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 import utils
-from assets import draw, estimates, results
+from assets import draw, estimates, results, svg
 
 PAGES = sorted(path.name for path in (utils.ROOT).glob("*.md"))
 READMES = results.PAGES
@@ -162,10 +162,10 @@ def test_figures_are_small_and_legible_on_any_background(name):
     assert len(DRAWN[name].encode()) < 60_000 and root.get("role") == "img" and len(root.get("aria-label")) > 10
     style = root.find("{*}style").text
     card = root.find("{*}rect")  # the first thing drawn: all text lies on it
-    assert card.get("class") == "card" and float(card.get("width")) >= draw.WIDTH - 1 and "@media (prefers-color-scheme: dark)" in style
+    assert card.get("class") == "card" and float(card.get("width")) >= svg.WIDTH - 1 and "@media (prefers-color-scheme: dark)" in style
     written = [element for element in root.iter() if element.tag.endswith(("}text", "}tspan")) and element.text]
     assert written and {element.get("class").split()[0] for element in written} <= {"ink", "soft", "deep"}
-    for colours in (draw.LIGHT, draw.DARK):
+    for colours in (svg.LIGHT, svg.DARK):
         for ink in ("ink", "soft", "deep"):
             assert contrast(colours[ink], colours["card"][0]) >= 4.5, ink  # WCAG AA
         for box in ("plain", "blue", "green", "red", "yellow"):
@@ -193,7 +193,7 @@ def test_every_figure_is_shown_and_described():
 
 
 def test_a_text_that_does_not_fit_is_an_error():
-    picture = draw.Picture("x", 100, False)
+    picture = svg.Picture("x", 100, False)
     with pytest.raises(ValueError, match="pixels wide"):
         picture.box(10, 10, 60, 30, "much too long for this")
     picture.box(10, 10, 60, 30, "fits")

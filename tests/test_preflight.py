@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import architecture
+import machine
 import preflight
 import utils
-from preflight import Device, check, predict
+from machine import Device
+from preflight import check, predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,7 +112,7 @@ def kept_by_autograd(kind: str, layers: int, dtype: str, tokens: int, checkpoint
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    attention = preflight.suited(Device("cpu", dtype, "sdpa", ""), tiny(kind)).attention
+    attention = machine.suited(Device("cpu", dtype, "sdpa", ""), tiny(kind)).attention
     model = AutoModelForCausalLM.from_config(tiny(kind, layers), dtype=getattr(torch, dtype), attn_implementation=attention)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
     if checkpointing:
@@ -134,8 +137,8 @@ def kept_by_autograd(kind: str, layers: int, dtype: str, tokens: int, checkpoint
 def test_kept_activations_are_what_autograd_keeps(kind, dtype):
     tokens = 256
     measured = (kept_by_autograd(kind, 3, dtype, tokens, False) - kept_by_autograd(kind, 2, dtype, tokens, False)) / tokens
-    shape = preflight.shape(tiny(kind))
-    assert preflight.kept_bytes(shape, 4, dtype) == pytest.approx(measured, rel=0.06)
+    shape = architecture.shape(tiny(kind))
+    assert architecture.kept_bytes(shape, 4, dtype) == pytest.approx(measured, rel=0.06)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -143,7 +146,7 @@ def test_eager_attention_keeps_scores_too(dtype):
     """Gemma 2 without FlashAttention-2: each head keeps a number for each pair of tokens, which soon is most of it."""
     tokens = 512
     measured = kept_by_autograd("gemma 2", 3, dtype, tokens, False) - kept_by_autograd("gemma 2", 2, dtype, tokens, False)
-    device = preflight.suited(Device("cpu", dtype, "sdpa", ""), tiny("gemma 2"))
+    device = machine.suited(Device("cpu", dtype, "sdpa", ""), tiny("gemma 2"))
     predicted = predict(tiny("gemma 2", 3), device, 1, tokens, gpu="L4").memory["activations"] * 1e9 / 3
     assert predicted == pytest.approx(measured, rel=0.06)
     sdpa = predict(tiny("gemma 2", 3), Device("cpu", dtype, "sdpa", ""), 1, tokens, gpu="L4").memory["activations"] * 1e9 / 3
@@ -219,7 +222,7 @@ def test_a_model_that_is_no_dense_decoder_is_one_sentence():
     from transformers import GPT2Config, T5Config
 
     with pytest.raises(utils.CourseError, match="A t5 model is no causal language model, so it cannot continue text: set BASE_MODEL"):
-        preflight.skeleton(T5Config())
+        architecture.skeleton(T5Config())
 
     with pytest.raises(utils.CourseError, match="cannot be predicted for gpt2 models .no single intermediate_size"):
         predict(GPT2Config(), CPU, 1, 8, gpu="L4")
@@ -286,7 +289,7 @@ def test_what_fits_comes_back_and_free_memory_is_read(course, monkeypatch):
     import torch
 
     small = predict(tiny("llama"), CPU, 1, 8, gpu="L4")
-    assert check(small) is small and small.gb < preflight.free_gb(CPU) < psutil.virtual_memory().total / 1e9
+    assert check(small) is small and small.gb < machine.free_gb(CPU) < psutil.virtual_memory().total / 1e9
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5_000_000_000, 24_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1_000_000_000)
     with pytest.raises(utils.CourseError, match="and 6.8 GB are free"):  # what is free, what this process has, its context
@@ -297,7 +300,7 @@ def test_what_fits_comes_back_and_free_memory_is_read(course, monkeypatch):
 
 
 ALLOCATE = """
-import torch, preflight
+import torch, preflight, utils
 for system in ("this", "without /proc"):
     with preflight.peak_memory() as before:
         pass
@@ -308,7 +311,7 @@ for system in ("this", "without /proc"):
         for _ in range(3):
             torch.ones(100_000_000).sum()
     print(before.gb, small.gb, large.gb)
-    preflight.Path = lambda path: preflight.utils.ROOT / "absent" / path[1:]
+    preflight.Path = lambda path: utils.ROOT / "absent" / path[1:]
 """
 
 
@@ -327,7 +330,8 @@ def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch):
 
     from benchmarks import gpu_train
 
-    monkeypatch.setattr(preflight, "matmul_flops", lambda device: 1e12)
+    for module in (machine, preflight):
+        monkeypatch.setattr(module, "matmul_flops", lambda device: 1e12)
     options = argparse.Namespace(device="cpu", tiny=True, steps=1)
     results = [gpu_train.measure(options, 256, True, "sdpa", way) for way in gpu_train.KINDS]
     assert [result["loss"] for result in results] == pytest.approx([results[0]["loss"]] * 3, abs=1e-3)

@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, ROWS, TURNS
 
 import adapter
 import contamination
-import preflight
+import machine
 import sft
 import student as student_module
 import utils
@@ -185,7 +185,7 @@ def test_capped_attention_scores_are_computed_eagerly_and_it_says_so(tmp_path, m
     config = AutoConfig.from_pretrained(folder)
     assert sft.choose_device(config).attention == "eager" and sft.choose_device().attention == "sdpa"
     for attention in ("flash_attention_2", "kernels-community/flash-attn2"):
-        assert preflight.suited(sft.Device("cuda", "bfloat16", attention, ""), config).attention == attention
+        assert machine.suited(sft.Device("cuda", "bfloat16", attention, ""), config).attention == attention
 
     device = sft.Device("cpu", "float32", "sdpa", "no GPU")
     model, _ = sft.load_base(str(folder), device)

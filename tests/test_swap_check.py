@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 from tiny_models import FAMILIES
 
+import machine
 import preflight
 import student
 import swap_check
@@ -61,8 +62,7 @@ def test_the_adapters_size_is_that_of_the_training(family_folder):
     _, folder = family_folder
     config = AutoConfig.from_pretrained(folder)
     assert (
-        f"{preflight.predict(config, preflight.choose_device(), 1, 8, gpu='L4').lora:,} parameters"
-        in found(folder)["LoRA targets"].sentence
+        f"{preflight.predict(config, machine.choose_device(), 1, 8, gpu='L4').lora:,} parameters" in found(folder)["LoRA targets"].sentence
     )
 
 
@@ -183,7 +183,7 @@ def test_bytes_for_hangul_are_slow(llama):
 
 
 def test_what_does_not_fit_is_a_warning_where_a_setting_helps_and_fails_where_none_does(llama, monkeypatch):
-    monkeypatch.setattr(preflight, "choose_device", lambda config=None: preflight.Device("cpu", "float32", "sdpa", ""))
+    monkeypatch.setattr(machine, "choose_device", lambda config=None: machine.Device("cpu", "float32", "sdpa", ""))
     monkeypatch.setattr(preflight, "free_gb", lambda device: 0.001)
     findings = found(llama)
     assert findings["memory"].status == "FAIL" and "no setting brings it down" in findings["memory"].sentence
