@@ -22,9 +22,9 @@ from utils import CourseError
 
 # Dense bf16 (T4, V100: fp16) matrix products, in TFLOP/s, from the makers' data sheets: for a GPU that is not at hand.
 GPU_TFLOPS = {"T4": 65, "V100": 125, "L4": 121, "A10G": 70, "A100": 312, "L40S": 362, "RTX 4090": 165, "H100": 989, "H200": 989}
-# What training reaches of the matrix-product ceiling. CPU: 0.31 to 0.59 in benchmarks/loss.py on two busy cores of an AMD EPYC, so the
-# time is a rough guide. GPU: the middle of what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet
-# (benchmarks/gpu_train.py does).
+# What training reaches of the matrix-product ceiling. CPU: 0.31 to 0.67 in benchmarks/loss.py on two cores of AMD EPYCs, with bf16 and
+# without, so the time is a rough guide. GPU: the middle of what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not
+# measured here yet (benchmarks/gpu_train.py does).
 EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
