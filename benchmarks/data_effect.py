@@ -27,7 +27,7 @@ RATE, RANK, LONGEST = 5e-4, 4, 128  # the student's own settings in train.ipynb,
 HELD_OUT, ASKED, NEW_TOKENS = 48, 24, 64  # rows, how many of them are asked, and tokens of an answer
 BASE = "no training"
 GROUPS = {  # panels of the figure: condition, label
-    "how many rows": {BASE: "0", "100 rows": "100", "300 rows": "300", "all rows": "all"},
+    "how many rows": {BASE: "0", "100 rows": "100", "300 rows": "300", "all rows": "all 615"},
     "which language, 100 rows": {"English only": "English", "Korean only": "Korean", "100 rows": "both"},
     "which rows, 100 of each": {"seeds only": "seeds", "generated only": "generated", "100 rows": "shipped"},
 }
