@@ -10,8 +10,8 @@ ARGS ?=
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
 	$(BIN)/python run.py $(ARGS)
 
-test: $(VENV)/.ready ## run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.ready ## run the tests, two files at a time
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
 	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/test_scale*.py $(ARGS)

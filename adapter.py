@@ -48,8 +48,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A neighbour of `folder` to write into, moved over it as the last step: a crash or a full disk leaves the old one as it was."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             yield work

@@ -27,7 +27,8 @@ class Journal:
 
     def __init__(self, path: str | Path, fields: tuple[str, ...] = REPLIES) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with utils.disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             content = self.path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]

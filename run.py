@@ -89,7 +89,8 @@ def execute(name: str, folder) -> float:
     )
     started = time.time()
     print(f"=== {name}.ipynb, {len(notebook.cells)} cells", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    with utils.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with memory_watch() as peak, (folder / "kernel.log").open("w") as log:  # what the kernel itself says on its way out
         try:
             client.execute(stderr=log)

