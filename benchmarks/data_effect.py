@@ -158,7 +158,8 @@ def figure(record: dict | None = None):
     import matplotlib.pyplot as plt
 
     measured = (record or utils.read_json(RESULTS))["conditions"]
-    drawing, panels = plt.subplots(1, len(GROUPS), figsize=(9, 3), sharey=True)
+    wide = {"width_ratios": [len(group) for group in GROUPS.values()]}
+    drawing, panels = plt.subplots(1, len(GROUPS), figsize=(9, 3), sharey=True, gridspec_kw=wide)
     for axes, (title, group) in zip(panels, GROUPS.items(), strict=True):
         shown = {label: measured[name] for name, label in group.items() if name in measured}
         for key, label, colour in (("held_out_loss_en", "English rows", "#3b7dd8"), ("held_out_loss_ko", "Korean rows", "#d8573b")):
