@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import json
 import os
@@ -70,7 +71,7 @@ def execute(name: str, folder) -> float:
     """Run one notebook; leave it and its HTML page in `folder`; return the peak memory of its kernel in GB.
 
     Raises:
-        CourseError: a cell failed; names notebook and cell. What was executed so far is saved.
+        CourseError: a cell failed; names notebook and cell. What was executed so far is saved. Or the kernel did not start.
     """
     import nbformat
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -102,6 +103,14 @@ def execute(name: str, folder) -> float:
             raise utils.CourseError(
                 f"{name}.ipynb, cell {client.current[0] + 1}: the kernel died, most likely for lack of memory: close other programs and "
                 "run the same command again; finished work is reused."
+            ) from None
+        except RuntimeError as error:
+            if client.current[1]:  # a cell had begun
+                raise
+            atexit.unregister(client._cleanup_kernel)  # it fails where there is no kernel
+            raise utils.CourseError(
+                f"{name}.ipynb: its kernel did not start ({error}). It is reached through ports of 127.0.0.1: allow them in your firewall "
+                f"or sandbox; what else it said is in {utils.short(folder / 'kernel.log')}."
             ) from None
         finally:
             write(notebook, name, folder)

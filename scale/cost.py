@@ -42,7 +42,7 @@ class Assumptions:
     exact_bytes: float = 2600  # measured: memory of the exact filter per text, 0.5 GiB / 208,000
     lsh_bands: int = 40  # computed: scale/duplicates.py at 0.7
     lsh_bytes: float = 36  # computed: one row of one band in the shuffle
-    lsh_core_seconds: float = 1.5e-3  # assumed until benchmarks/scale_duplicates.py has run: core seconds a text on Ray
+    lsh_core_seconds: float = 5.2e-4  # measured: a million texts on two cores in 260 s (benchmarks/scale_duplicates.py)
     cores: int = 64  # assumed: of a cluster, for near-duplicates by LSH
     teacher_tokens_per_second: float = 2500  # assumed: written by one GPU, a model of about 8B parameters in vLLM at full batches
     gpu_dollars: float = 2.50  # assumed: an hour of an H100

@@ -171,6 +171,20 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on():
         shutil.rmtree(utils.ROOT / "runs" / name, ignore_errors=True)
 
 
+def test_a_kernel_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
+    """Where a firewall or a sandbox closes the ports of 127.0.0.1, the kernel lives and never answers."""
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+
+    async def silence(self, timeout=None):
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), tmp_path / "deaf.ipynb")
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    monkeypatch.setattr(AsyncKernelClient, "wait_for_ready", silence)
+    with pytest.raises(utils.CourseError, match=r"deaf.ipynb: its kernel did not start \(Kernel didn't respond.*ports of 127.0.0.1"):
+        run.execute("deaf", tmp_path / "out")
+
+
 def test_dead_kernel_is_one_sentence(tmp_path, monkeypatch):
     """The usual cause is the kernel's memory; the reader should not have to know what a DeadKernelError is."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os\nos._exit(1)")])
