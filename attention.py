@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import itertools
 
+from machine import Device
+
 BY_ROW = "sdpa_by_row"
 
 
+def implementation(device: Device) -> str:
+    """What transformers is to compute for a device's `attention`: on a CPU SDPA by rows, elsewhere as it is called there."""
+    return register() if device.name == "cpu" and device.attention == "sdpa" else device.attention
+
+
 def register() -> str:
-    """Make the attention known to transformers and return its name, for `attn_implementation`.
+    """Make SDPA by rows known to transformers and return its name.
 
     SDPA alone computes all (total x total) scores of a packed batch and masks most of them away. TRL's collator says where rows begin
     (`cu_seq_lens_q`, and the total at its end), so the blocks on the diagonal are enough. Every block keeps its part of the mask: a sliding

@@ -67,6 +67,7 @@ class Prediction:
     def flop_per_token(self) -> float:
         """Forward, backward without gradients of frozen weights (the same again) and, with checkpointing, the forward once more.
 
+        Attention is that of one row of `length`: more than packed rows need, each of which attends to itself only.
         The head's share: every position, or only trained ones. TRL's head on a GPU skips masked positions, on a CPU it does not;
         it computes its logits twice.
         """

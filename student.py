@@ -140,7 +140,8 @@ def load_base(name: str, device: Device, quantize: str = "none"):
     Args:
         name: `utils.PACKAGED_STUDENT`, a hub id or a local folder.
         device: from `choose_device`. Where the model cannot compute its attention so (see `machine.suited`), attention and reason are
-            corrected *in it*, so that what is printed, predicted and recorded afterwards is what computes.
+            corrected *in it*, so that what is printed, predicted and recorded afterwards is what computes. ("sdpa" on a CPU is SDPA too,
+            of each packed row alone: see attention.py.)
         quantize: "none", or "4bit" for QLoRA's NF4 weights, which need an NVIDIA GPU and bitsandbytes.
 
     Returns:
@@ -158,8 +159,7 @@ def load_base(name: str, device: Device, quantize: str = "none"):
     tokenizer = load_tokenizer(name)  # before the weights, which may be gigabytes, are fetched
     fits = suited(device, load_config(name))
     device.attention, device.reason = fits.attention, fits.reason
-    by_row = device.name == "cpu" and device.attention == "sdpa"  # still SDPA, but of each packed row alone
-    options = {"dtype": getattr(torch, device.dtype), "attn_implementation": attention.register() if by_row else device.attention} | bits
+    options = {"dtype": getattr(torch, device.dtype), "attn_implementation": attention.implementation(device)} | bits
     try:
         with _explained(name):
             model = AutoModelForCausalLM.from_pretrained(place := source(name), token=_token(place), **options)

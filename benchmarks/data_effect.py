@@ -26,8 +26,8 @@ RESULTS = Path(__file__).parent / "results" / "data_effect.json"
 RATE, RANK, LONGEST = 5e-4, 4, 128  # the student's own settings in train.ipynb, and tokens of a row
 HELD_OUT, ASKED, NEW_TOKENS = 48, 24, 64  # rows, how many of them are asked, and tokens of an answer
 BASE = "no training"
-GROUPS = {  # panels of the figure: condition, label
-    "how many rows": {BASE: "0", "100 rows": "100", "300 rows": "300", "all rows": "all 615"},
+GROUPS = {  # panels of the figure: condition, label ({rows}: how many)
+    "how many rows": {BASE: "0", "100 rows": "100", "300 rows": "300", "all rows": "all {rows}"},
     "which language, 100 rows": {"English only": "English", "Korean only": "Korean", "100 rows": "both"},
     "which rows, 100 of each": {"seeds only": "seeds", "generated only": "generated", "100 rows": "shipped"},
 }
@@ -161,7 +161,7 @@ def figure(record: dict | None = None):
     wide = {"width_ratios": [len(group) for group in GROUPS.values()]}
     drawing, panels = plt.subplots(1, len(GROUPS), figsize=(9, 3), sharey=True, gridspec_kw=wide)
     for axes, (title, group) in zip(panels, GROUPS.items(), strict=True):
-        shown = {label: measured[name] for name, label in group.items() if name in measured}
+        shown = {label.format(**measured[name]): measured[name] for name, label in group.items() if name in measured}
         for key, label, colour in (("held_out_loss_en", "English rows", "#3b7dd8"), ("held_out_loss_ko", "Korean rows", "#d8573b")):
             axes.plot(list(shown), [point[key] for point in shown.values()], "o", color=colour, label=label)
         for place, point in enumerate(shown.values()):

@@ -101,7 +101,7 @@ def measure(job: str) -> dict:
         way, packed = JOBS[job]
     prepared, device = utils.read_json(ROWS), machine.choose_device()
     torch.manual_seed(0)
-    kind = {"dtype": getattr(torch, device.dtype), "attn_implementation": attention.register()}  # as student.load_base
+    kind = {"dtype": getattr(torch, device.dtype), "attn_implementation": attention.implementation(device)}
     model = AutoModelForCausalLM.from_pretrained(utils.CACHE / utils.PACKAGED_STUDENT, **kind)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")).train()
     collate = DataCollatorForLanguageModeling(prepared["pad"], padding_free=packed)
