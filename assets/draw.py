@@ -264,7 +264,8 @@ def code_tree(korean: bool) -> str:
     for i, room in enumerate(lower):
         draw(room, 22 + i * (column + gap), 116 + tall + gap, low)
     note = (
-        "blue: a notebook imports it  ·  →: the rooms that this one imports from, never the other way round",
+        "blue: a notebook imports it  ·  →: the rooms that this one imports from, never the other "
+        "way round",
         "파란색: 노트북이 불러오는 모듈  ·  →: 이 폴더가 불러오는 폴더. 거꾸로 불러오는 일은 없음",
     )
     p.text(22, 116 + tall + gap + low + 28, note, 12, tone="soft")
@@ -402,8 +403,8 @@ def join(
     for (
         i,
         j,
-        # no two of these few words share one of the 1,024 bits, so the bits that differ are the words
-        # that differ
+        # no two of these few words share one of the 1,024 bits, so the bits that differ are the
+        # words that differ
     ) in meet:
         apart = (
             Counter(tokens[i]) - Counter(tokens[j]) | Counter(tokens[j]) - Counter(tokens[i])
@@ -637,8 +638,8 @@ def lora(korean: bool) -> str:
 
 
 def position_swap(korean: bool) -> str:
-    """Both orders of a pair, and the outcome of every combination of two verdicts, as evaluation/outcomes.py
-    computes it."""
+    """Both orders of a pair, and the outcome of every combination of two verdicts, as
+    evaluation/outcomes.py computes it."""
     p = Picture(("Both orders, five outcomes", "순서를 바꿔 두 번, 결과는 다섯 가지"), 450, korean)
     p.text(22, 34, ("The judge sees each pair twice", "심판은 쌍마다 두 번 봅니다"), 15, bold=True)
     base, tuned = ("base", "튜닝 전"), ("tuned", "튜닝 후")

@@ -2,7 +2,8 @@
 estimates` (ARGS="--run NAME").
 
 What it does: count the tokens of a rehearsal run's requests, multiply them by the prices in
-llm/models.py, and let training/preflight.py predict the training of gemma-2b-it on each GPU. Both are
+llm/models.py, and let training/preflight.py predict the training of gemma-2b-it on each GPU. Both
+are
 arithmetic: nobody has paid for these requests or trained on these GPUs for this page.
 What it does not do: price a GPU (Colab does that, and changes it), or predict the minutes of
 installing, downloading and answering.

@@ -2,8 +2,8 @@
 its likeness to the reference.
 
 What it does: flaws of one answer, and the measures of a set of answers. What it does not do:
-generate (training/generation.py), judge (judge.py), or compute a loss (training/losses.py). Importing it imports
-neither torch nor numpy.
+generate (training/generation.py), judge (judge.py), or compute a loss (training/losses.py).
+Importing it imports neither torch nor numpy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A blind vote by the learner: which answer is better, and does the judge agree?
 
-    python -m evaluation.vote --run default opens a page on this machine: pairs without names, in shuffled
-    order and on shuffled sides python -m evaluation.vote --run default --result prints the agreement so far,
-    without a page
+    python -m evaluation.vote --run default opens a page on this machine: pairs without names, in
+    shuffled order and on shuffled sides python -m evaluation.vote --run default --result prints the
+    agreement so far, without a page
 
 What it does: show pairs, write every vote to `runs/<name>/votes.jsonl` at once (stop whenever you
 like, the same command goes on), and report the learner-judge agreement as LLM-as-a-judge (arXiv
@@ -149,8 +149,8 @@ class Result:
 
     s1: (
         Agreement | None
-        # all votes; a tie and an inconsistent verdict are both a tie; a coin with three sides agrees in
-        # 33 %
+        # all votes; a tie and an inconsistent verdict are both a tie; a coin with three sides
+        # agrees in 33 %
     )
     s2: Agreement | None  # only where neither calls a tie; a coin agrees in 50 %
     judge: str
@@ -226,7 +226,8 @@ def result(ballot: Ballot, folder: Path) -> str:
     """The agreement in sentences. Raises CourseError where nothing was voted or judged."""
     if not ballot.votes:
         raise CourseError(
-            "There are no votes on the answers of this run: run `python -m evaluation.vote` and choose "
+            "There are no votes on the answers of this run: run `python -m evaluation.vote` and "
+            "choose "
             "between a few pairs first."
         )
     return str(

@@ -104,8 +104,8 @@ def state(data: Path) -> dict:
 
 
 def main() -> None:
-    """`python -m preprocessing.contamination data/instruction.jsonl`: check a data set and write its record
-    (`make gate` for the shipped one)."""
+    """`python -m preprocessing.contamination data/instruction.jsonl`: check a data set and write
+    its record (`make gate` for the shipped one)."""
     import sys
 
     from preprocessing import curation

@@ -2,8 +2,8 @@
 the Hugging Face hub.
 
 What it does: write down counts, teacher, cost, thresholds, licences and the teacher's terms; for
-the shipped data too (`python -m preprocessing.data_card` writes data/README.md). What it does not do: choose a
-licence for the reader.
+the shipped data too (`python -m preprocessing.data_card` writes data/README.md). What it does not
+do: choose a licence for the reader.
 """
 
 from __future__ import annotations

@@ -249,8 +249,8 @@ def asks_for_text(prompt: str) -> bool:
 
 
 def sections(prompt: str) -> dict[str, str]:
-    """The sections of a judge prompt by their names in prompts.JUDGE_HEADINGS (evaluation/judge.py quotes
-    headings within an answer)."""
+    """The sections of a judge prompt by their names in prompts.JUDGE_HEADINGS (evaluation/judge.py
+    quotes headings within an answer)."""
     names = {
         heading: name
         for headings in prompts.JUDGE_HEADINGS.values()
@@ -458,8 +458,8 @@ def separate(**knobs) -> Iterator[str]:
 
 
 def main() -> None:
-    """`python -m rehearsal.stand_ins --port 8000 --latency 0.2`: print the base URL, serve until standard
-    input ends."""
+    """`python -m rehearsal.stand_ins --port 8000 --latency 0.2`: print the base URL, serve until
+    standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     for knob in dataclasses.fields(Knobs):

@@ -5,7 +5,8 @@ as vLLM servers.
     http://b:8000/v1 --output tasks/ python -m scale.generate judge --answers runs/big/answers.jsonl
     --model qwen --endpoint http://a:8000/v1 --output verdicts/
 
-What it does: the requests of `preprocessing/self_instruct.py` and `evaluation/judge.py`, in shards, by `pool.py`. What it
+What it does: the requests of `preprocessing/self_instruct.py` and `evaluation/judge.py`, in shards,
+by `pool.py`. What it
 does not do: filter near-duplicates, which is the next step (scale/duplicates.py on the tasks), or
 analyse verdicts (evaluation.ipynb's functions do).
 """

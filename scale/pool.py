@@ -7,9 +7,9 @@ spent and what may still be spent under one limit, and go on after a crash of a 
 program. What it does not do: know what is asked (generate.py). All nodes must see the output folder
 under the same path.
 
-Money: before a shard starts, its worst case is reserved, as `llm/budget.py` does for one request; then
-its client gets no more than that. What a dead worker had under way may have been billed, so its
-worst case counts as spent; a file remembers it over crashes.
+Money: before a shard starts, its worst case is reserved, as `llm/budget.py` does for one request;
+then its client gets no more than that. What a dead worker had under way may have been billed, so
+its worst case counts as spent; a file remembers it over crashes.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import settings
 import utils
 from evaluation import calibration, judge, outcomes, stats
 from preprocessing import contamination
-from training import adapter, chat, generation, machine, student
+from training import adapter, chat, generation, losses, machine, student
 
 # Ten pairs for exercise 1: the longer answer says more, and is worse for it
 LONGER_IS_WORSE = [

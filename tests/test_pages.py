@@ -317,7 +317,10 @@ def test_the_code_tree_has_every_module_and_notebook():
 
 
 def test_the_code_tree_sees_imports_as_python_does():
-    code = "from llm import models, replies\nfrom llm.client import Client\n    import utils\nimport json"
+    code = (
+        "from llm import models, replies\nfrom llm.client import Client\n    import "
+        "utils\nimport json"
+    )
     expected = {("llm", "models"), ("llm", "replies"), ("llm", "client"), ("root", "utils")}
     assert draw.imported(code, draw.modules()) == expected
 

@@ -29,8 +29,8 @@ def register() -> str:
     SDPA alone computes all (total x total) scores of a packed batch and masks most of them away.
     TRL's collator says where rows begin (`cu_seq_lens_q`, and the total at its end), so the blocks
     on the diagonal are enough. Every block keeps its part of the mask: a sliding window stays as it
-    is, and the result is the same (tests/training/test_losses.py). Batches that are not packed go to SDPA as
-    they are.
+    is, and the result is the same (tests/training/test_losses.py). Batches that are not packed go
+    to SDPA as they are.
     """
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -3,8 +3,8 @@ one model in memory.
 
 What it does: answer conversations of one or two turns, greedily unless asked otherwise, and say
 whether each answer ended by itself.
-What it does not do: load a model (sft.py), measure answers (evaluation/measures.py) or judge them (evaluation/judge.py).
-torch and vllm are imported only where they are needed.
+What it does not do: load a model (sft.py), measure answers (evaluation/measures.py) or judge them
+(evaluation/judge.py). torch and vllm are imported only where they are needed.
 
 Answers are cut from token ids at the first stop token. Splitting the decoded text at the prompt or
 at "model", as such notebooks do, breaks as soon as an answer contains either.

