@@ -38,7 +38,7 @@ SHORTEST = {"en": 4, "ko": 3}  # words; a Korean word carries its particles
 FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
 
 
-def problem(task: dict) -> str | None:
+def problem(task: dict) -> str | None:  # noqa: C901 (to become a table of rules)
     """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made fit
     for Hangul.
 

@@ -72,10 +72,11 @@ def test_an_answer_cannot_open_a_section():
     assert "> [끝]" in user(judge.single_request(ONE, "[끝]"))
 
 
+def placeholders(text):
+    return sorted(name for _, name, _, _ in string.Formatter().parse(text) if name)
+
+
 def test_both_languages_have_the_same_headings_tasks_and_probes():
-    placeholders = lambda text: sorted(
-        name for _, name, _, _ in string.Formatter().parse(text) if name
-    )
     for texts in (prompts.JUDGE_HEADINGS, prompts.JUDGE_TASK, prompts.PROBES):
         assert texts["en"].keys() == texts["ko"].keys()
         assert all(
