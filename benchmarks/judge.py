@@ -1,10 +1,12 @@
-"""What does an evaluation cost in time: verdicts over the wire, and the answers of two models? (About six minutes on two cores.)
+"""What does an evaluation cost in time: verdicts over the wire, and the answers of two models?
+(About six minutes on two cores.)
 
-Run: .venv/bin/python benchmarks/judge.py [--only verdicts answers]
-Verdicts: 60 prompts in both orders, by the rehearsal judge in a process of its own with 200 ms latency, against the ideal of nothing but
-waiting. The stand-in's embeddings are computed in a first round, whose time does not count: a real judge computes elsewhere. Answers: base
-and tuned (the committed example adapter) for 60 evaluation prompts on this machine, and some of them again one by one, which is what such
-notebooks do.
+Run: .venv/bin/python -m benchmarks.judge [--only verdicts answers]
+Verdicts: 60 prompts in both orders, by the rehearsal judge in a process of its own with 200 ms
+latency, against the ideal of nothing but waiting. The stand-in's embeddings are computed in a first
+round, whose time does not count: a real judge computes elsewhere. Answers: base and tuned (the
+committed example adapter) for 60 evaluation prompts on this machine, and some of them again one by
+one, which is what such notebooks do.
 """
 
 from __future__ import annotations
@@ -14,16 +16,14 @@ import asyncio
 import os
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import contamination
-import generation
-import judge
-import llm
-import rehearsal
+import settings
 import utils
+from evaluation import judge
+from llm.client import Client
+from preprocessing import contamination
+from rehearsal import stand_ins
+from training import adapter, chat, generation, machine, student
 
 LATENCY, LONGEST, ALONE = 0.2, 96, 12
 
@@ -31,10 +31,14 @@ LATENCY, LONGEST, ALONE = 0.2, 96, 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=60)
-    parser.add_argument("--only", nargs="+", choices=("verdicts", "answers"), default=("verdicts", "answers"))
+    parser.add_argument(
+        "--only", nargs="+", choices=("verdicts", "answers"), default=("verdicts", "answers")
+    )
     options = parser.parse_args()
     items = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS)
-    items = judge.sample([item for item in items if not item.get("follow_up")], options.prompts, seed=42)
+    items = judge.sample(
+        [item for item in items if not item.get("follow_up")], options.prompts, seed=42
+    )
     rows = []
     if "verdicts" in options.only:
         rows += verdicts(items)
@@ -48,11 +52,14 @@ def main() -> None:
 
 
 def verdicts(items: list[dict]) -> list[tuple]:
-    good, bad = [item["reference"] for item in items], [f"{item['reference'][:10]} ..." for item in items]
-    with rehearsal.separate(latency=LATENCY) as url:
+    good, bad = (
+        [item["reference"] for item in items],
+        [f"{item['reference'][:10]} ..." for item in items],
+    )
+    with stand_ins.separate(latency=LATENCY) as url:
 
-        def compare() -> tuple[float, list[dict], llm.Client]:
-            client = llm.Client(rehearsal.MODEL, url, rehearsal.KEY)
+        def compare() -> tuple[float, list[dict], Client]:
+            client = Client(stand_ins.MODEL, url, stand_ins.KEY)
             started = time.perf_counter()
             records = asyncio.run(judge.Judge(client).compare(items, good, bad))
             return time.perf_counter() - started, records, client
@@ -61,24 +68,32 @@ def verdicts(items: list[dict]) -> list[tuple]:
         seconds, records, client = compare()
     assert records == expected, "the same questions had other verdicts"
     wins = sum(record["outcome"] == "win" for record in records)
-    assert wins >= 0.9 * len(items), f"the judge prefers a stump to the reference: {wins} wins of {len(items)}"
+    assert wins >= 0.9 * len(items), (
+        f"the judge prefers a stump to the reference: {wins} wins of {len(items)}"
+    )
     count = 2 * len(items)
     rounds = -(-count // client.max_concurrency)
     ideal = rounds * LATENCY
     name = f"{count} verdicts, {LATENCY * 1000:.0f} ms each, {client.max_concurrency} at once"
-    return [(name, f"{seconds:.2f} s, ideal {ideal:.2f} s: {seconds / ideal:.2f} times", "<= 1.2", seconds <= 1.2 * ideal)]
+    return [
+        (
+            name,
+            f"{seconds:.2f} s, ideal {ideal:.2f} s: {seconds / ideal:.2f} times",
+            "<= 1.2",
+            seconds <= 1.2 * ideal,
+        )
+    ]
 
 
 def answers(items: list[dict]) -> list[tuple]:
-    import sft
 
-    device = sft.choose_device()
-    base, tokenizer = sft.load_base(utils.PACKAGED_STUDENT, device)
-    stop = sft.choose_stop(base, tokenizer)
-    model = sft.load_adapter(base, utils.DATA / "example_adapter")
+    device = machine.choose_device()
+    base, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
+    stop = chat.choose_stop(base, tokenizer)
+    model = adapter.load_adapter(base, utils.DATA / "example_adapter")
     writer = generation.Transformers(model, tokenizer, stop, generation.Decoding(LONGEST))
     started = time.perf_counter()
-    both = [generation.converse(writer, items, adapter) for adapter in (False, True)]
+    both = [generation.converse(writer, items, tuned) for tuned in (False, True)]
     seconds = time.perf_counter() - started
     some = [item["prompt"] for item in items[:: len(items) // ALONE]][:ALONE]
     one_by_one = []
@@ -95,14 +110,24 @@ def answers(items: list[dict]) -> list[tuple]:
     ratio = alone_seconds / batch_seconds
     tokens = sum(turns[0].tokens for answers in both for turns in answers)
     return [
-        (f"answers of base and tuned, {2 * len(items)}, {tokens:,} tokens, {device.dtype}", f"{seconds:.0f} s", "<= 180 s", seconds <= 180),
+        (
+            f"answers of base and tuned, {2 * len(items)}, {tokens:,} tokens, {device.dtype}",
+            f"{seconds:.0f} s",
+            "<= 180 s",
+            seconds <= 180,
+        ),
         (
             f"{ALONE} answers in a batch against one by one",
             f"{batch_seconds:.1f} s against {alone_seconds:.1f} s: {ratio:.1f} times",
             ">= 3",
             ratio >= 3,
         ),
-        (f"of these {ALONE} answers the same to the token", f"{same}, the others differ by rounding in {device.dtype}", "", True),
+        (
+            f"of these {ALONE} answers the same to the token",
+            f"{same}, the others differ by rounding in {device.dtype}",
+            "",
+            True,
+        ),
     ]
 
 

@@ -1,10 +1,12 @@
-"""Near-duplicates on Ray: how many of the exact join's pairs does LSH propose, and how do time, memory and disk grow?
+"""Near-duplicates on Ray: how many of the exact join's pairs does LSH propose, and how do time,
+memory and disk grow?
 
-Run: .venv/scale/bin/python benchmarks/scale_duplicates.py [--recall 52000] [--sizes 100000 316000 1000000] [--store-gib 2]
-Prints one table and fails if recall is below 0.97 or the memory limit is passed. Needs `make .venv/scale/.ready`. The texts are those of
-benchmarks/duplicates.py, about 410,000 real sentences; for more, and that share of the rows is printed, halves of two of them are joined,
-one in ten a lightly changed copy. Memory is that of the driver and all of Ray's processes, shared pages counted once; disk is what Ray
-spilled at most, both looked at once a second.
+Run: .venv/scale/bin/python -m benchmarks.scale_duplicates [--recall 52000] [--sizes 100000 316000
+1000000] [--store-gib 2] Prints one table and fails if recall is below 0.97 or the memory limit is
+passed. Needs `make .venv/scale/.ready`. The texts are those of benchmarks/duplicates.py, about
+410,000 real sentences; for more, and that share of the rows is printed, halves of two of them are
+joined, one in ten a lightly changed copy. Memory is that of the driver and all of Ray's processes,
+shared pages counted once; disk is what Ray spilled at most, both looked at once a second.
 """
 
 from __future__ import annotations
@@ -18,8 +20,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
@@ -48,12 +48,16 @@ def texts(count: int) -> tuple[list[str], float]:
 
 def shard(made: list[str], folder: Path) -> None:
     for k, start in enumerate(range(0, len(made), SHARD)):
-        rows = ({"id": start + i, "instruction": text} for i, text in enumerate(made[start : start + SHARD]))
+        rows = (
+            {"id": start + i, "instruction": text}
+            for i, text in enumerate(made[start : start + SHARD])
+        )
         utils.write_jsonl(folder / f"{k:05d}.jsonl", rows)
 
 
 class Watch(threading.Thread):
-    """The peak of memory (GiB, proportional set size of this process and its children) and of Ray's spilled files (GiB)."""
+    """The peak of memory (GiB, proportional set size of this process and its children) and of Ray's
+    spilled files (GiB)."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -75,8 +79,15 @@ class Watch(threading.Thread):
             self.gib = max(self.gib, total / 2**20)
             if ray.is_initialized():
                 session = Path(ray._private.worker._global_node.get_session_dir_path())
-                files = [path for folder in session.glob("ray_spilled_objects*") for path in folder.rglob("*")]
-                self.spilled = max(self.spilled, sum(path.stat().st_size for path in files if path.exists()) / 2**30)
+                files = [
+                    path
+                    for folder in session.glob("ray_spilled_objects*")
+                    for path in folder.rglob("*")
+                ]
+                self.spilled = max(
+                    self.spilled,
+                    sum(path.stat().st_size for path in files if path.exists()) / 2**30,
+                )
 
 
 def measure(count: int, store_gib: float) -> dict:
@@ -93,8 +104,19 @@ def measure(count: int, store_gib: float) -> dict:
             report = duplicates.run([Path(work) / "in"], Path(work) / "out")
         seconds = time.time() - ready
         watch.over.set()
-        kept = [json.loads(line)["id"] for path in sorted((Path(work) / "out" / "kept").glob("*")) for line in path.open()]
-    report |= {"seconds": seconds, "start": ready - started, "real": real, "gib": watch.gib, "spilled": watch.spilled, "kept_ids": kept}
+        kept = [
+            json.loads(line)["id"]
+            for path in sorted((Path(work) / "out" / "kept").glob("*"))
+            for line in path.open()
+        ]
+    report |= {
+        "seconds": seconds,
+        "start": ready - started,
+        "real": real,
+        "gib": watch.gib,
+        "spilled": watch.spilled,
+        "kept_ids": kept,
+    }
     return report
 
 
@@ -112,23 +134,39 @@ def recall(count: int, store_gib: float) -> None:
     made, _ = texts(count)
     index = rouge.RougeLIndex()
     started = time.time()
-    forms = rouge._Forms.of([form for form in dict.fromkeys(index._encode(made)) if form], index.WORDS)
+    forms = rouge._Forms.of(
+        [form for form in dict.fromkeys(index._encode(made)) if form], index.WORDS
+    )
     # A set, because texts that share several rare words meet several times
-    exact = len({tuple(sorted((form, other))) for form, found in index._neighbours(forms).items() for other, _ in found})
+    exact = len(
+        {
+            tuple(sorted((form, other)))
+            for form, found in index._neighbours(forms).items()
+            for other, _ in found
+        }
+    )
     join = time.time() - started
     expected = set(rouge.rouge_l_duplicates(made).kept)
     report = child(count, store_gib)
     kept = set(report["kept_ids"])
-    share = report["pairs"] / exact  # all of them are verified, so they are a part of the exact ones
+    share = (
+        report["pairs"] / exact
+    )  # all of them are verified, so they are a part of the exact ones
     same = 1 - len(expected ^ kept) / len(made)
-    row(f"recall of pairs above 0.7, {count:,} texts", f"{share:.4f}", f"{report['pairs']:,} of {exact:,} (exact join: {join:.1f} s)")
+    row(
+        f"recall of pairs above 0.7, {count:,} texts",
+        f"{share:.4f}",
+        f"{report['pairs']:,} of {exact:,} (exact join: {join:.1f} s)",
+    )
     row(
         "rows with the decision of the exact filter",
         f"{same:.4%}",
         f"{len(made) - len(kept):,} removed, exactly {len(made) - len(expected):,}",
     )
     assert share >= LEAST_RECALL, "recall target missed"
-    assert expected - kept == set() or share < 1, "a row was removed that the exact filter keeps, without a missed pair"
+    assert expected - kept == set() or share < 1, (
+        "a row was removed that the exact filter keeps, without a missed pair"
+    )
 
 
 def growth(sizes: list[int], store_gib: float) -> None:
@@ -139,7 +177,8 @@ def growth(sizes: list[int], store_gib: float) -> None:
         row(
             f"{count:,} texts ({report['real']:.0%} real sentences)",
             f"{report['seconds']:.0f} s, {report['gib']:.1f} GiB",
-            f"{report['pairs']:,} pairs, {report['removed']:,} removed, {report['spilled']:.1f} GiB spilled, "
+            f"{report['pairs']:,} pairs, {report['removed']:,} removed, {report['spilled']:.1f} "
+            "GiB spilled, "
             f"{report['pairs_left_out']:,} pairs left out (Ray started in {report['start']:.0f} s)",
         )
         assert report["gib"] <= MOST_GIB, "memory target missed"
@@ -158,7 +197,9 @@ def row(what: str, value: str, note: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recall", type=int, default=52_000, help="texts for the recall; 0: leave it out")
+    parser.add_argument(
+        "--recall", type=int, default=52_000, help="texts for the recall; 0: leave it out"
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[100_000, 316_000, 1_000_000])
     parser.add_argument("--store-gib", type=float, default=2.0)
     parser.add_argument("--size", type=int, help="internal: one size, as JSON")

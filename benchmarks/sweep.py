@@ -1,11 +1,13 @@
-"""The overfitting lesson: learning rate and steps against held-out loss and stop rate, on the packaged student.
+"""The overfitting lesson: learning rate and steps against held-out loss and stop rate, on the
+packaged student.
 
-Run: .venv/bin/python benchmarks/sweep.py  [--rates 1e-4 5e-4 2e-3] [--minutes 7]
-One long run for each learning rate on short shipped rows, at a constant rate after warm-up, so that every point says what stopping there
-would have given. Every point is written to benchmarks/results/overfitting.json as soon as it is measured and every run goes on from its
-last checkpoint (in .cache/sweep/), so that it can be stopped at any time, by Ctrl-C or by --minutes; what is there is not done again.
-train.ipynb draws the committed file with `figure()`; the file holds the rates that have been run. That the small student trains for a
-single pass comes from it.
+Run: .venv/bin/python -m benchmarks.sweep [--rates 1e-4 5e-4 2e-3] [--minutes 7] One long run for
+each learning rate on short shipped rows, at a constant rate after warm-up, so that every point says
+what stopping there would have given. Every point is written to benchmarks/results/overfitting.json
+as soon as it is measured and every run goes on from its last checkpoint (in .cache/sweep/), so that
+it can be stopped at any time, by Ctrl-C or by --minutes; what is there is not done again.
+train.ipynb draws the committed file with `figure()`; the file holds the rates that have been run.
+That the small student trains for a single pass comes from it.
 """
 
 from __future__ import annotations
@@ -13,28 +15,43 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import prompts
-import sft
+import settings
 import utils
+from training import chat, generation, machine, sft, student
 
 RESULTS = Path(__file__).parent / "results" / "overfitting.json"
 RATES = ("1e-4", "5e-4", "2e-3")
-STEPS, EVERY, SAVE, BATCH, RANK = 64, 16, 4, 4, 4  # four passes, a point after each, a checkpoint every four steps
-ROWS, HELD_OUT, ASKED, NEW_TOKENS = 88, 24, 12, 40  # the shortest shipped rows, and how many of them are held out and asked
+STEPS, EVERY, SAVE, BATCH, RANK = (
+    64,
+    16,
+    4,
+    4,
+    4,
+)  # four passes, a point after each, a checkpoint every four steps
+ROWS, HELD_OUT, ASKED, NEW_TOKENS = (
+    88,
+    24,
+    12,
+    40,
+)  # the shortest shipped rows, and how many of them are held out and asked
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rates", nargs="+", default=RATES)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; run again to go on")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after so many; run again to go on"
+    )
     options = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}  # on a shared machine, give way
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }  # on a shared machine, give way
     deadline = time.time() + 60 * options.minutes
     for rate in options.rates:
         if last_step(rate) < STEPS and time.time() < deadline:
@@ -52,15 +69,25 @@ def last_step(rate: str) -> int:
 
 def write(rate: str, point: dict) -> None:
     """Add one measured point to the file."""
-    record = utils.read_json(RESULTS) or {"model": utils.PACKAGED_HUB_ID, "rank": RANK, "batch": BATCH, "runs": {}}
-    record |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "train_rows": ROWS - HELD_OUT, "held_out_rows": HELD_OUT}
+    record = utils.read_json(RESULTS) or {
+        "model": settings.PACKAGED_HUB_ID,
+        "rank": RANK,
+        "batch": BATCH,
+        "runs": {},
+    }
+    record |= {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "train_rows": ROWS - HELD_OUT,
+        "held_out_rows": HELD_OUT,
+    }
     record["runs"].setdefault(rate, []).append(point)
     utils.write_json(RESULTS, record)
     print(f"rate {rate}: {point}", flush=True)
 
 
 def run(rate: str, deadline: float) -> None:
-    """Train at one learning rate from where an earlier call stopped, measuring every `EVERY` steps."""
+    """Train at one learning rate from where an earlier call stopped, measuring every `EVERY`
+    steps."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import TrainerCallback
@@ -68,28 +95,43 @@ def run(rate: str, deadline: float) -> None:
     from trl import SFTConfig
 
     utils.seed_everything(42)
-    device = sft.choose_device()
-    model, tokenizer = sft.load_base(utils.PACKAGED_STUDENT, device)
-    stop = sft.choose_stop(model, tokenizer)
+    device = machine.choose_device()
+    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
+    stop = chat.choose_stop(model, tokenizer)
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
-    lengths = {row["id"]: len(sft.encode(row, tokenizer, stop)["input_ids"]) for row in rows}
+    lengths = {row["id"]: len(chat.encode(row, tokenizer, stop)["input_ids"]) for row in rows}
     rows = sorted(rows, key=lambda row: lengths[row["id"]])[:ROWS]
     train, held_out = sft.split(rows, HELD_OUT, seed=42)
-    encoded, held = (sft.encode_all(part, tokenizer, stop, 512)[0] for part in (train, held_out))
-    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    encoded, held = (chat.encode_all(part, tokenizer, stop, 512)[0] for part in (train, held_out))
+    model = get_peft_model(
+        model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
 
     def measure(state) -> None:
         step = state.global_step
         if step % EVERY or last_step(rate) >= step:
             return
-        losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry and entry["step"] > step - EVERY]
+        losses = [
+            float(entry["loss"])
+            for entry in state.log_history
+            if "loss" in entry and entry["step"] > step - EVERY
+        ]
         trained = trainer.trained_model()
-        answers = sft.generate(trained, tokenizer, [prompts.user_message(row) for row in held_out[:ASKED]], stop, NEW_TOKENS, ASKED)
+        answers = generation.generate(
+            trained,
+            tokenizer,
+            [prompts.user_message(row) for row in held_out[:ASKED]],
+            stop,
+            NEW_TOKENS,
+            ASKED,
+        )
         point = {
             "step": step,
             "epoch": round(step * BATCH / len(encoded), 2),
-            "held_out_loss": round(sft.held_out_loss(trained, held, tokenizer.pad_token_id), 4),
-            "train_loss": round(sum(losses) / len(losses), 4) if losses else None,  # mean since the last point
+            "held_out_loss": round(losses.held_out_loss(trained, held, tokenizer.pad_token_id), 4),
+            "train_loss": round(sum(losses) / len(losses), 4)
+            if losses
+            else None,  # mean since the last point
             "stop_rate": round(sum(answer.stopped for answer in answers) / len(answers), 3),
         }
         write(rate, point)
@@ -123,25 +165,34 @@ def run(rate: str, deadline: float) -> None:
         seed=42,
     )
     trainer = sft.trainer_class()(
-        model=model, args=config, train_dataset=Dataset.from_list(encoded), processing_class=tokenizer, callbacks=[Measure()]
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(encoded),
+        processing_class=tokenizer,
+        callbacks=[Measure()],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
 
 
 def table() -> str:
     """The measured points as Markdown."""
-    lines = ["| learning rate | steps | passes | training loss | held-out loss | stop rate |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| learning rate | steps | passes | training loss | held-out loss | stop rate |",
+        "|---|---|---|---|---|---|",
+    ]
     for rate, measured in utils.read_json(RESULTS).get("runs", {}).items():
         for point in measured:
             trained = "" if point["train_loss"] is None else f"{point['train_loss']:.2f}"
             lines.append(
-                f"| {rate} | {point['step']} | {point['epoch']:.1f} | {trained} | {point['held_out_loss']:.3f} | {point['stop_rate']:.0%} |"
+                f"| {rate} | {point['step']} | {point['epoch']:.1f} | {trained} | "
+                f"{point['held_out_loss']:.3f} | {point['stop_rate']:.0%} |"
             )
     return "\n".join(lines)
 
 
 def figure(record: dict | None = None):
-    """The committed points: held-out and training loss on the left, stop rate on the right, a colour for each learning rate.
+    """The committed points: held-out and training loss on the left, stop rate on the right, a
+    colour for each learning rate.
 
     Args:
         record: the content of overfitting.json; None reads the committed file.
@@ -151,19 +202,43 @@ def figure(record: dict | None = None):
     record = record or utils.read_json(RESULTS)
     drawing, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     for (rate, measured), colour in zip(
-        sorted(record["runs"].items(), key=lambda run: float(run[0])), ("#9aa5b1", "#3b7dd8", "#d8573b", "#6a51a3"), strict=False
+        sorted(record["runs"].items(), key=lambda run: float(run[0])),
+        ("#9aa5b1", "#3b7dd8", "#d8573b", "#6a51a3"),
+        strict=False,
     ):
         steps = [point["step"] for point in measured]
-        left.plot(steps, [point["held_out_loss"] for point in measured], "o-", color=colour, label=f"{float(rate):g}")
+        left.plot(
+            steps,
+            [point["held_out_loss"] for point in measured],
+            "o-",
+            color=colour,
+            label=f"{float(rate):g}",
+        )
         known = [point for point in measured if point["train_loss"] is not None]
-        left.plot([point["step"] for point in known], [point["train_loss"] for point in known], ":", color=colour)
+        left.plot(
+            [point["step"] for point in known],
+            [point["train_loss"] for point in known],
+            ":",
+            color=colour,
+        )
         right.plot(steps, [point["stop_rate"] for point in measured], "o-", color=colour)
-    left.set(xlabel="step (passes over the rows)", ylabel="nats per token", title="held out (solid), training (dotted)")
-    right.set(xlabel="step (passes over the rows)", title="answers that stop by themselves", ylim=(-0.03, 1.03))
+    left.set(
+        xlabel="step (passes over the rows)",
+        ylabel="nats per token",
+        title="held out (solid), training (dotted)",
+    )
+    right.set(
+        xlabel="step (passes over the rows)",
+        title="answers that stop by themselves",
+        ylim=(-0.03, 1.03),
+    )
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     longest = max(record["runs"].values(), key=len)
     for axes in (left, right):
-        axes.set_xticks([point["step"] for point in longest], [f"{point['step']}\n({point['epoch']:g})" for point in longest])
+        axes.set_xticks(
+            [point["step"] for point in longest],
+            [f"{point['step']}\n({point['epoch']:g})" for point in longest],
+        )
     left.legend(frameon=False, title="learning rate", fontsize=8, title_fontsize=8)
     drawing.tight_layout()
     return drawing

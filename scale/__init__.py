@@ -1,1 +1,2 @@
-"""The course past one machine: thin drivers on Ray and accelerate. The logic is imported from the course's modules."""
+"""The course past one machine: thin drivers on Ray and accelerate. The logic is imported from the
+course's modules."""

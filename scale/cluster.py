@@ -1,7 +1,7 @@
 """Start Ray, or join a cluster, and turn what Ray says into one sentence.
 
-What it does: connect with settings that keep a run on this machine and its memory bounded. What it does not do: any work. Importing it
-does not import ray.
+What it does: connect with settings that keep a run on this machine and its memory bounded. What it
+does not do: any work. Importing it does not import ray.
 """
 
 from __future__ import annotations
@@ -14,43 +14,81 @@ from collections.abc import Iterator
 import utils
 from utils import CourseError
 
-INSTALL = "run `make .venv/scale/.ready` and use .venv/scale/bin/python (or `pip install -r requirements-scale.txt`)"
+INSTALL = (
+    "run `make .venv/scale/.ready` and use .venv/scale/bin/python (or `pip install -r "
+    "requirements/scale.txt`)"
+)
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None, store_gib: float = 2.0, cpus: int | None = None) -> Iterator[None]:
+def connected(
+    address: str | None = None, store_gib: float = 2.0, cpus: int | None = None
+) -> Iterator[None]:
     """A Ray session for the block, with all of Ray's errors as `CourseError`s of one sentence.
 
     Args:
-        address: of a running cluster, such as "10.0.0.5:6379" or "auto"; None starts Ray on this machine, for this block only.
-        store_gib: memory for shared objects on this machine; what does not fit is spilled to disk by Ray.
+        address: of a running cluster, such as "10.0.0.5:6379" or "auto"; None starts Ray on this
+            machine, for this block only.
+        store_gib: memory for shared objects on this machine; what does not fit is spilled to disk
+            by Ray.
         cpus: for a session of its own; None for all.
 
     Raises:
-        CourseError: Ray is not installed, the cluster cannot be reached, a node or the disk gave up, or the work itself failed.
+        CourseError: Ray is not installed, the cluster cannot be reached, a node or the disk gave
+            up, or the work itself failed.
     """
     if not utils.installed("ray"):
         raise CourseError(f"This program needs Ray, which is not installed here: {INSTALL}.")
-    # A run on this machine is nobody else's business; one thread a task, since Ray gives each task one core
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # seconds; Ray's own 30 are too few on a busy machine
+    # A run on this machine is nobody else's business; one thread a task, since Ray gives each task
+    # one core
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    os.environ.setdefault(
+        "RAY_raylet_start_wait_time_s", "120"
+    )  # seconds; Ray's own 30 are too few on a busy machine
     import logging
 
     import ray
 
-    alone = {} if address else {"object_store_memory": int(store_gib * 2**30), "num_cpus": cpus, "include_dashboard": False}
-    variables = {"PYTHONPATH": str(utils.ROOT), "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "COURSE_CACHE": str(utils.CACHE)}
+    alone = (
+        {}
+        if address
+        else {
+            "object_store_memory": int(store_gib * 2**30),
+            "num_cpus": cpus,
+            "include_dashboard": False,
+        }
+    )
+    variables = {
+        "PYTHONPATH": str(utils.ROOT),
+        "RAYON_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "COURSE_CACHE": str(utils.CACHE),
+    }
     try:
         if address and address != "auto":  # asked at once, for Ray itself tries for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address or "local", runtime_env={"env_vars": variables}, logging_level=logging.WARNING, log_to_driver=False, **alone)
+        ray.init(
+            address or "local",
+            runtime_env={"env_vars": variables},
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            **alone,
+        )
     except Exception as error:
-        if not isinstance(error, OSError | RuntimeError | ValueError) and type(error) is not Exception:
+        if (
+            not isinstance(error, OSError | RuntimeError | ValueError)
+            and type(error) is not Exception
+        ):
             raise  # Ray's "timed out during startup" is a plain Exception
         where = f"The Ray cluster at {address}" if address else "Ray on this machine"
         raise CourseError(
-            f"{where} cannot be reached ({_first(error)}): is `ray start --head` running there, with the same Ray {ray.__version__}, and "
+            f"{where} cannot be reached ({_first(error)}): is `ray start --head` running there, "
+            f"with the same Ray {ray.__version__}, and "
             "is the port open?"
         ) from None
     context = ray.data.DataContext.get_current()
@@ -68,7 +106,8 @@ def connected(address: str | None = None, store_gib: float = 2.0, cpus: int | No
 
 
 def sentence(error: BaseException) -> BaseException:
-    """What a distributed error says to its reader; an error of our own code stays as it is, so that its traceback is not lost."""
+    """What a distributed error says to its reader; an error of our own code stays as it is, so that
+    its traceback is not lost."""
     import ray
 
     for cause in _chain(error):
@@ -76,17 +115,34 @@ def sentence(error: BaseException) -> BaseException:
             return CourseError(str(cause))
     for cause in _chain(error):
         text = str(cause)
-        if isinstance(cause, ray.exceptions.OutOfDiskError) or "No space left on device" in text or "Errno 28" in text:
+        if (
+            isinstance(cause, ray.exceptions.OutOfDiskError)
+            or "No space left on device" in text
+            or "Errno 28" in text
+        ):
             return CourseError(
-                "No space left on a disk of the cluster (Ray spills to its temporary folder, /tmp/ray unless RAY_TMPDIR says otherwise): "
-                "free some or point RAY_TMPDIR to a larger disk, and run again; files that were written are whole."
+                "No space left on a disk of the cluster (Ray spills to its temporary folder, "
+                "/tmp/ray unless RAY_TMPDIR says otherwise): "
+                "free some or point RAY_TMPDIR to a larger disk, and run again; files that were "
+                "written are whole."
             )
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
-            return CourseError("A node ran out of memory and Ray ended the task: use fewer cores (--cpus) or smaller shards.")
-        e = ray.exceptions
-        if isinstance(cause, e.NodeDiedError | e.ObjectLostError | e.WorkerCrashedError | e.ActorDiedError | e.RaySystemError):
             return CourseError(
-                f"A node of the cluster or its worker went away and its work could not be done elsewhere ({_first(cause)}): check "
+                "A node ran out of memory and Ray ended the task: use fewer cores (--cpus) or "
+                "smaller shards."
+            )
+        e = ray.exceptions
+        if isinstance(
+            cause,
+            e.NodeDiedError
+            | e.ObjectLostError
+            | e.WorkerCrashedError
+            | e.ActorDiedError
+            | e.RaySystemError,
+        ):
+            return CourseError(
+                "A node of the cluster or its worker went away and its work could not be done "
+                f"elsewhere ({_first(cause)}): check "
                 "`ray status`, and run again; files that were written are whole."
             )
     return error

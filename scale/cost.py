@@ -1,10 +1,13 @@
-"""On paper: what 52 thousand, a million and a hundred million rows cost in tokens, dollars, GPU hours, time, memory and disk.
+"""On paper: what 52 thousand, a million and a hundred million rows cost in tokens, dollars, GPU
+hours, time, memory and disk.
 
-    .venv/bin/python scale/cost.py [--teacher gpt-4o-mini] [--gpu H100] [--figure assets/scale.png]
+    .venv/bin/python -m scale.cost [--teacher gpt-4o-mini] [--gpu H100] [--figure assets/scale.png]
 
-What it does: multiply. Every factor is a named field of `Assumptions` with where it comes from: *measured* here, *published*, or *assumed*;
-tests/test_scale_cost.py holds the measured ones against the data and the README. What it does not do: promise. The assumed ones move the
-result most: the share of rows that is kept, which falls as a data set grows, and the speed of a teacher of your own.
+What it does: multiply. Every factor is a named field of `Assumptions` with where it comes from:
+*measured* here, *published*, or *assumed*; tests/scale/test_cost.py holds the measured ones against
+the data and the README. What it does not do: promise. The assumed ones move the
+result most: the share of rows that is kept, which falls as a data set grows, and the speed of a
+teacher of your own.
 """
 
 from __future__ import annotations
@@ -16,10 +19,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import models
 import utils
+from llm import models
 from scale import generate
 
 SIZES = (52_000, 1_000_000, 100_000_000)
@@ -27,24 +28,37 @@ SIZES = (52_000, 1_000_000, 100_000_000)
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Tokens are Gemma's; a row is one of half English, half Korean, as in data/instruction.jsonl."""
+    """Tokens are Gemma's; a row is one of half English, half Korean, as in
+    data/instruction.jsonl."""
 
     row_tokens: float = 110  # measured: instruction, input and output of a shipped row
     template_tokens: float = 8  # measured: turns and stop token around it
-    trained_share: float = 0.51  # measured: of a row's tokens in train.ipynb, the answer and its stop token
+    trained_share: float = (
+        0.51  # measured: of a row's tokens in train.ipynb, the answer and its stop token
+    )
     task_tokens: float = 94  # measured: one task as the teacher writes it, in JSON (data/rehearsal)
     prompt_tokens: float = 556  # measured: a request for twenty tasks, with three demonstrations
     critique_prompt_tokens: float = 217  # measured: a request to score one row
     critique_tokens: float = 33  # measured: the score and its reason
     kept_share: float = 0.66  # measured on 444 recorded rows, flawed on purpose; assumed for more
-    exact_seconds: tuple[float, float] = (2.0, 11.7)  # measured: README, ROUGE-L near-duplicates on two cores ...
-    exact_texts: tuple[float, float] = (52_000, 208_000)  # ... of so many texts, and 0.5 GiB for the larger
+    exact_seconds: tuple[float, float] = (
+        2.0,
+        11.7,
+    )  # measured: README, ROUGE-L near-duplicates on two cores ...
+    exact_texts: tuple[float, float] = (
+        52_000,
+        208_000,
+    )  # ... of so many texts, and 0.5 GiB for the larger
     exact_bytes: float = 2600  # measured: memory of the exact filter per text, 0.5 GiB / 208,000
     lsh_bands: int = 40  # computed: scale/duplicates.py at 0.7
     lsh_bytes: float = 36  # computed: one row of one band in the shuffle
-    lsh_core_seconds: float = 5.2e-4  # measured: a million texts on two cores in 260 s (benchmarks/scale_duplicates.py)
+    lsh_core_seconds: float = (
+        5.2e-4  # measured: a million texts on two cores in 260 s (benchmarks/scale_duplicates.py)
+    )
     cores: int = 64  # assumed: of a cluster, for near-duplicates by LSH
-    teacher_tokens_per_second: float = 2500  # assumed: written by one GPU, a model of about 8B parameters in vLLM at full batches
+    teacher_tokens_per_second: float = (
+        2500  # assumed: written by one GPU, a model of about 8B parameters in vLLM at full batches
+    )
     gpu_dollars: float = 2.50  # assumed: an hour of an H100
     epochs: int = 3  # the course's
     rank: int = 4  # the course's
@@ -75,21 +89,33 @@ class Cost:
 
 def training(a: Assumptions, gpu: str):
     """`preflight`'s prediction for the course's model on one GPU."""
-    import machine
-    import preflight
     from benchmarks import gpu_train
+    from training import machine, preflight
 
     device = machine.Device("cuda", "bfloat16", "sdpa", "on paper")
-    return preflight.predict(gpu_train.config(tiny=False), device, 1, a.pack_tokens, a.rank, a.trained_share, checkpointing=True, gpu=gpu)
+    return preflight.predict(
+        gpu_train.config(tiny=False),
+        device,
+        1,
+        a.pack_tokens,
+        a.rank,
+        a.trained_share,
+        checkpointing=True,
+        gpu=gpu,
+    )
 
 
 def exact_seconds(texts: float, a: Assumptions) -> float:
     """The power law through the two measured sizes."""
-    power = math.log(a.exact_seconds[1] / a.exact_seconds[0]) / math.log(a.exact_texts[1] / a.exact_texts[0])
+    power = math.log(a.exact_seconds[1] / a.exact_seconds[0]) / math.log(
+        a.exact_texts[1] / a.exact_texts[0]
+    )
     return a.exact_seconds[0] * (texts / a.exact_texts[0]) ** power
 
 
-def of(rows: int, a: Assumptions | None = None, teacher: str = "gpt-4o-mini", gpu: str = "H100") -> Cost:
+def of(
+    rows: int, a: Assumptions | None = None, teacher: str = "gpt-4o-mini", gpu: str = "H100"
+) -> Cost:
     """The cost of `rows` rows.
 
     Raises:
@@ -97,7 +123,10 @@ def of(rows: int, a: Assumptions | None = None, teacher: str = "gpt-4o-mini", gp
     """
     a = a or Assumptions()
     if teacher not in models.PRICES:
-        raise utils.CourseError(f"No price is known for {teacher!r}: choose one of {', '.join(models.PRICES)}, or add it to models.py.")
+        raise utils.CourseError(
+            f"No price is known for {teacher!r}: choose one of {', '.join(models.PRICES)}, or add "
+            "it to llm/models.py."
+        )
     asked = round(rows / a.kept_share)
     prompt = asked * (a.prompt_tokens / generate.TASKS + a.critique_prompt_tokens)
     written = asked * (a.task_tokens + a.critique_tokens)
@@ -125,7 +154,13 @@ def of(rows: int, a: Assumptions | None = None, teacher: str = "gpt-4o-mini", gp
 
 def table(costs: list[Cost], teacher: str, gpu: str, a: Assumptions) -> str:
     """Markdown, a column a size."""
-    short = lambda value: f"{value / 1e9:.3g} B" if value >= 1e9 else f"{value / 1e6:.3g} M" if value >= 1e6 else f"{value:,.0f}"  # noqa: E731
+    short = lambda value: (
+        f"{value / 1e9:.3g} B"
+        if value >= 1e9
+        else f"{value / 1e6:.3g} M"
+        if value >= 1e6
+        else f"{value:,.0f}"
+    )
     many = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"  # noqa: E731
     lines = [
         ("rows kept", "rows", short),
@@ -144,8 +179,13 @@ def table(costs: list[Cost], teacher: str, gpu: str, a: Assumptions) -> str:
         (f"memory of one {gpu}, GB", "train_gb", many),
         ("rows on disk, GB", "disk_gb", many),
     ]
-    head = "| | " + " | ".join(short(cost.rows) for cost in costs) + " |\n|---|" + "---|" * len(costs)
-    body = [f"| {title} | " + " | ".join(show(getattr(cost, name)) for cost in costs) + " |" for title, name, show in lines[1:]]
+    head = (
+        "| | " + " | ".join(short(cost.rows) for cost in costs) + " |\n|---|" + "---|" * len(costs)
+    )
+    body = [
+        f"| {title} | " + " | ".join(show(getattr(cost, name)) for cost in costs) + " |"
+        for title, name, show in lines[1:]
+    ]
     return "\n".join([head, *body])
 
 
@@ -165,13 +205,26 @@ def figure(a: Assumptions, teacher: str, gpu: str):
         "lsh_hours": (f"near-duplicates, LSH, {a.cores} cores", "#4a9d5b", "-"),
     }
     for name, (label, colour, style) in curves.items():
-        left.loglog(sizes, [getattr(cost, name) for cost in costs], style, color=colour, label=label)
+        left.loglog(
+            sizes, [getattr(cost, name) for cost in costs], style, color=colour, label=label
+        )
     left.axhline(24, color="#cccccc", lw=0.8)
     left.text(1.1e4, 28, "a day", fontsize=8, color="#777777")
     left.set(xlabel="rows kept", ylabel="hours", title="Time, on paper")
     for model, colour in zip(models.PRICES, ("#9a3b3b", "#e07b39", "#4a9d5b"), strict=False):
-        right.loglog(sizes, [of(round(size), a, model, gpu).dollars_batch for size in sizes], color=colour, label=f"{model}, in batches")
-    right.loglog(sizes, [cost.own_gpu_hours * a.gpu_dollars for cost in costs], "--", color="#3b7dd8", label="teacher of your own")
+        right.loglog(
+            sizes,
+            [of(round(size), a, model, gpu).dollars_batch for size in sizes],
+            color=colour,
+            label=f"{model}, in batches",
+        )
+    right.loglog(
+        sizes,
+        [cost.own_gpu_hours * a.gpu_dollars for cost in costs],
+        "--",
+        color="#3b7dd8",
+        label="teacher of your own",
+    )
     right.set(xlabel="rows kept", ylabel="dollars", title="Money for the rows, on paper")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=7)
@@ -191,12 +244,22 @@ def main() -> None:
     options = parser.parse_args()
     a = dataclasses.replace(Assumptions(), kept_share=options.kept_share)
     try:
-        print(table([of(size, a, options.teacher, options.gpu) for size in SIZES], options.teacher, options.gpu, a))
+        print(
+            table(
+                [of(size, a, options.teacher, options.gpu) for size in SIZES],
+                options.teacher,
+                options.gpu,
+                a,
+            )
+        )
         figure(a, options.teacher, options.gpu).savefig(options.figure)
     except utils.CourseError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print("\nOn paper, with: " + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(a).items()))
+    print(
+        "\nOn paper, with: "
+        + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(a).items())
+    )
 
 
 if __name__ == "__main__":

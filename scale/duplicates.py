@@ -1,16 +1,22 @@
-"""Near-duplicates among millions of rows, on Ray Data: MinHash-LSH proposes pairs, the course's exact ROUGE-L decides them.
+"""Near-duplicates among millions of rows, on Ray Data: MinHash-LSH proposes pairs, the course's
+exact ROUGE-L decides them.
 
-    .venv/scale/bin/python scale/duplicates.py SHARDS... --output FOLDER --field instruction --threshold 0.7
+    .venv/scale/bin/python -m scale.duplicates SHARDS... --output FOLDER --field instruction
+    --threshold 0.7
 
-What it does: read shards of JSON Lines or Parquet, find the pairs that `rouge.py` scores above the threshold, keep one of each group, and
-write every shard as kept and removed rows. What it does not do: find every pair. ROUGE-L F1 > t means more than t / 2 of all tokens in
-common, in any order, hence a Jaccard similarity of the token multisets above t / (2 - t); the number of bands is chosen so that even a
-pair right there is proposed with a probability of `RECALL`, and those further up nearly always.
+What it does: read shards of JSON Lines or Parquet, find the pairs that `rouge.py` scores above the
+threshold, keep one of each group, and
+write every shard as kept and removed rows. What it does not do: find every pair. ROUGE-L F1 > t
+means more than t / 2 of all tokens in common, in any order, hence a Jaccard similarity of the token
+multisets above t / (2 - t); the number of bands is chosen so that even a pair right there is
+proposed with a probability of `RECALL`, and those further up nearly always.
 
-The order of the rows is that of the shards' names and of the lines in them: the first of two duplicates survives. Nothing depends on
-timing, on the number of workers or on which of them died: tasks are functions of their input, and Ray runs a lost one again.
+The order of the rows is that of the shards' names and of the lines in them: the first of two
+duplicates survives. Nothing depends on timing, on the number of workers or on which of them died:
+tasks are functions of their input, and Ray runs a lost one again.
 
-Sources: Broder (1997) for MinHash, which the package rensa computes; Leskovec et al., Mining of Massive Datasets, ch. 3, for banding.
+Sources: Broder (1997) for MinHash, which the package rensa computes; Leskovec et al., Mining of
+Massive Datasets, ch. 3, for banding.
 """
 
 from __future__ import annotations
@@ -25,8 +31,6 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
 import rouge
@@ -36,7 +40,9 @@ from utils import CourseError
 
 RECALL = 0.97  # chance that a pair exactly at the threshold is proposed
 ROWS = 4  # minimum hashes in a band: fewer propose more pairs in vain, more need more bands
-LARGEST = 1000  # texts in one bucket that all its others are compared with: a bucket of n texts costs at most n times this
+# texts in one bucket that all its others are compared with: a bucket of n texts costs at most n
+# times this
+LARGEST = 1000
 SEED = 42
 ROW_BITS = 36  # a position is shard << 36 | row number
 PAIRS_AT_ONCE = 4_000_000
@@ -50,8 +56,9 @@ class Filter:
     Args:
         threshold: ROUGE-L F1 in (0, 1]; a pair is a duplicate above it.
         tokenizer: see `rouge.tokenize`.
-        survivors: "greedy": a row goes if a row that stays, and stands before it, is its duplicate, as in `rouge.rouge_l_duplicates`;
-            "one": exactly one, the first, of everything that is connected by duplicates, so that also the two ends of a chain are one.
+        survivors: "greedy": a row goes if a row that stays, and stands before it, is its duplicate,
+            as in `rouge.rouge_l_duplicates`; "one": exactly one, the first, of everything that is
+            connected by duplicates, so that also the two ends of a chain are one.
     """
 
     threshold: float = 0.7
@@ -60,19 +67,23 @@ class Filter:
 
     def __post_init__(self) -> None:
         if not 0.3 <= self.threshold <= 1:
-            raise CourseError(f"The threshold is {self.threshold}, but LSH can find pairs from 0.3 to 1 only: use similarity.py for less.")
+            raise CourseError(
+                f"The threshold is {self.threshold}, but LSH can find pairs from 0.3 to 1 only: "
+                "use similarity.py for less."
+            )
         if self.survivors not in ("greedy", "one"):
             raise CourseError(f"--survivors is {self.survivors!r}; choose 'greedy' or 'one'.")
         rouge.tokenize("", self.tokenizer)
 
     @property
     def bands(self) -> int:
-        """So many that a pair at the threshold agrees in one of them with probability `RECALL`: 1 - (1 - J^rows)^bands."""
+        """So many that a pair at the threshold agrees in one of them with probability `RECALL`: 1 -
+        (1 - J^rows)^bands."""
         jaccard = min(self.threshold / (2 - self.threshold), 1 - 1e-9)
         return math.ceil(math.log(1 - RECALL) / math.log(1 - jaccard**ROWS))
 
 
-# --- pure functions of arrays, one a stage --------------------------------------------------------------------------------
+# --- pure functions of arrays, one a stage --------------------------------------------------------
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -83,12 +94,16 @@ def mixed(values: np.ndarray) -> np.ndarray:
 
 
 def elements(tokens: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """`(hashes, lengths)`: a 64-bit hash for every token of every text, in which the first, second, ... occurrence of a token in a text
-    differ, so that sets of them are multisets of tokens."""
+    """`(hashes, lengths)`: a 64-bit hash for every token of every text, in which the first, second,
+    ... occurrence of a token in a text differ, so that sets of them are multisets of tokens."""
     from rensa import RMinHash
 
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    hashes = np.fromiter((value for row in RMinHash.hash_token_sets(tokens) for value in row), np.uint64, int(lengths.sum()))
+    hashes = np.fromiter(
+        (value for row in RMinHash.hash_token_sets(tokens) for value in row),
+        np.uint64,
+        int(lengths.sum()),
+    )
     rows = np.repeat(np.arange(len(tokens)), lengths)
     order = np.lexsort((hashes, rows))  # sorts within each text, and leaves every text where it was
     hashes = hashes[order]
@@ -99,11 +114,17 @@ def elements(tokens: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def buckets(hashes: np.ndarray, lengths: np.ndarray, bands: int) -> np.ndarray:
-    """(texts, bands) uint64: texts with the same number in a column meet there. No text may be empty."""
+    """(texts, bands) uint64: texts with the same number in a column meet there. No text may be
+    empty."""
     from rensa import RMinHash
 
     offsets = np.r_[0, np.cumsum(lengths)].astype(np.uint64)
-    signatures = np.array(RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, bands * ROWS, SEED).to_rows(), np.uint64)
+    signatures = np.array(
+        RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes, offsets, bands * ROWS, SEED
+        ).to_rows(),
+        np.uint64,
+    )
     made = np.tile(np.arange(1, bands + 1, dtype=np.uint64) * MIX, (len(lengths), 1))
     for part in np.moveaxis(signatures.reshape(len(lengths), bands, ROWS), 2, 0):
         made = mixed(made + part * MIX)
@@ -111,41 +132,67 @@ def buckets(hashes: np.ndarray, lengths: np.ndarray, bands: int) -> np.ndarray:
 
 
 def sketches(hashes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(texts,) uint64, the bitmap of `rouge.RougeLIndex` in 64 bits: popcount(a ^ b) >= (1 - t)(m + n) shows that ROUGE-L <= t."""
-    return np.bitwise_xor.reduceat(np.uint64(1) << (hashes & np.uint64(63)), np.cumsum(lengths) - lengths)
+    """(texts,) uint64, the bitmap of `rouge.RougeLIndex` in 64 bits: popcount(a ^ b) >= (1 - t)(m +
+    n) shows that ROUGE-L <= t."""
+    return np.bitwise_xor.reduceat(
+        np.uint64(1) << (hashes & np.uint64(63)), np.cumsum(lengths) - lengths
+    )
 
 
-def propose(bucket: np.ndarray, position: np.ndarray, sketch: np.ndarray, length: np.ndarray, threshold: float):
-    """Pairs of positions (left < right) that share a bucket and pass the bitmap, each once, and how many a crowded bucket left out.
+def propose(
+    bucket: np.ndarray,
+    position: np.ndarray,
+    sketch: np.ndarray,
+    length: np.ndarray,
+    threshold: float,
+):
+    """Pairs of positions (left < right) that share a bucket and pass the bitmap, each once, and how
+    many a crowded bucket left out.
 
-    The first `LARGEST` texts of a bucket meet all of it; the others meet only those, so that a hundred thousand copies of one template
-    cost 10^8 comparisons and not 10^10.
+    The first `LARGEST` texts of a bucket meet all of it; the others meet only those, so that a
+    hundred thousand copies of one template cost 10^8 comparisons and not 10^10.
     """
     order = np.lexsort((position, bucket))
-    bucket, position, sketch, length = bucket[order], position[order], sketch[order], length[order].astype(np.int64)
-    starts = np.flatnonzero(np.r_[True, bucket[1:] != bucket[:-1]]) if len(bucket) else np.zeros(0, np.int64)
+    bucket, position, sketch, length = (
+        bucket[order],
+        position[order],
+        sketch[order],
+        length[order].astype(np.int64),
+    )
+    starts = (
+        np.flatnonzero(np.r_[True, bucket[1:] != bucket[:-1]])
+        if len(bucket)
+        else np.zeros(0, np.int64)
+    )
     sizes = np.diff(np.r_[starts, len(bucket)])
     place = np.arange(len(bucket)) - np.repeat(starts, sizes)
     partners = np.minimum(place, LARGEST)
     left_out = int((place - partners).sum())
     total, found = np.cumsum(partners), [np.zeros((0, 2), np.int64)]
-    for chunk in np.array_split(np.arange(len(bucket)), int(total[-1] // PAIRS_AT_ONCE) + 1 if len(total) else 1):
+    for chunk in np.array_split(
+        np.arange(len(bucket)), int(total[-1] // PAIRS_AT_ONCE) + 1 if len(total) else 1
+    ):
         right = np.repeat(chunk, partners[chunk])
         first = np.cumsum(partners[chunk]) - partners[chunk]
         left = (right - place[right]) + np.arange(len(right)) - np.repeat(first, partners[chunk])
         slack = (1 - threshold) * (length[left] + length[right]) + 1e-6
-        close = (np.bitwise_count(sketch[left] ^ sketch[right]) <= slack) & (np.abs(length[left] - length[right]) <= slack)
+        close = (np.bitwise_count(sketch[left] ^ sketch[right]) <= slack) & (
+            np.abs(length[left] - length[right]) <= slack
+        )
         found.append(np.stack([position[left[close]], position[right[close]]], axis=1))
     return np.unique(np.concatenate(found), axis=0), left_out
 
 
-def decide(left: np.ndarray, right: np.ndarray, score: np.ndarray, copies: dict[int, int], survivors: str) -> dict[int, tuple[int, float]]:
+def decide(
+    left: np.ndarray, right: np.ndarray, score: np.ndarray, copies: dict[int, int], survivors: str
+) -> dict[int, tuple[int, float]]:
     """`{removed position: (the row that stays, ROUGE-L or NaN)}`.
 
     Args:
         left, right, score: duplicates among the first rows of every token sequence, left < right.
         copies: later rows with the same tokens, and the first one of each.
-        survivors: see `Filter`; for "one" the score is NaN where a row is no duplicate of its survivor itself, only of others.
+        survivors: see `Filter`; for "one" the score is NaN where a row is no duplicate of its
+            survivor itself, only of others.
     """
     neighbours: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for a, b, s in zip(left.tolist(), right.tolist(), score.tolist(), strict=True):
@@ -167,18 +214,26 @@ def decide(left: np.ndarray, right: np.ndarray, score: np.ndarray, copies: dict[
             removed[copy] = removed.get(first, (first, 1.0))
         return removed
     best = lambda place, position: min(  # noqa: E731
-        ((-s, other) for other, s in neighbours.get(place, ()) if other < position and other not in removed), default=None
+        (
+            (-s, other)
+            for other, s in neighbours.get(place, ())
+            if other < position and other not in removed
+        ),
+        default=None,
     )
     for position in sorted(neighbours):
         if found := best(position, position):
             removed[position] = (found[1], -found[0])
-    for copy, first in copies.items():  # between the first and this copy another neighbour may have joined
+    for (
+        copy,
+        first,
+    ) in copies.items():  # between the first and this copy another neighbour may have joined
         found = best(first, copy) if first in removed else (-1.0, first)
         removed[copy] = (found[1], -found[0])
     return removed
 
 
-# --- the stages on Ray Data -----------------------------------------------------------------------------------------------
+# --- the stages on Ray Data -----------------------------------------------------------------------
 
 
 def read(items, paths: list[str], field: str, skip_torn: bool):
@@ -192,7 +247,12 @@ def read(items, paths: list[str], field: str, skip_torn: bool):
             positions = np.array(numbers, np.int64) | (number << ROW_BITS)
             # Bytes, because JSON may hold half a surrogate pair, which Arrow's strings may not
             yield pa.table(
-                {"position": positions, "text": pa.array([text.encode("utf-8", "surrogatepass") for text in found], pa.binary())}
+                {
+                    "position": positions,
+                    "text": pa.array(
+                        [text.encode("utf-8", "surrogatepass") for text in found], pa.binary()
+                    ),
+                }
             )
         if empty:  # keeps the columns
             yield pa.table({"position": np.zeros(0, np.int64), "text": pa.array([], pa.binary())})
@@ -203,15 +263,28 @@ def decoded(table) -> list[str]:
 
 
 def forms(table, tokenizer: str, partitions: int):
-    """`position` and the 128-bit hash of the token sequence; rows without tokens are left out, they resemble nothing."""
+    """`position` and the 128-bit hash of the token sequence; rows without tokens are left out, they
+    resemble nothing."""
     import pyarrow as pa
 
     tokens = [rouge.tokenize(text, tokenizer) for text in decoded(table)]
     some = np.flatnonzero([bool(row) for row in tokens])
-    digests = b"".join(hashlib.blake2b("\n".join(tokens[i]).encode("utf-8", "surrogatepass"), digest_size=16).digest() for i in some)
+    digests = b"".join(
+        hashlib.blake2b(
+            "\n".join(tokens[i]).encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
+        for i in some
+    )
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     part = (halves[:, 0] % np.uint64(partitions)).astype(np.int64)
-    return pa.table({"position": table["position"].to_numpy()[some], "high": halves[:, 0], "low": halves[:, 1], "part": part})
+    return pa.table(
+        {
+            "position": table["position"].to_numpy()[some],
+            "high": halves[:, 0],
+            "low": halves[:, 1],
+            "part": part,
+        }
+    )
 
 
 def copies_in(table):
@@ -227,34 +300,64 @@ def copies_in(table):
 
 
 def banded(table, chosen: Filter, copies, partitions: int):
-    """For every row and band: `bucket`, `position`, `sketch`, `length` and `part`. Copies are left out."""
+    """For every row and band: `bucket`, `position`, `sketch`, `length` and `part`. Copies are left
+    out."""
     import pyarrow as pa
     import ray
 
     known = ray.get(copies)
     position = table["position"].to_numpy()
     at = np.searchsorted(known, position)
-    new = known[np.minimum(at, len(known) - 1)] != position if len(known) else np.ones(len(position), bool)
+    new = (
+        known[np.minimum(at, len(known) - 1)] != position
+        if len(known)
+        else np.ones(len(position), bool)
+    )
     texts = decoded(table)
-    tokens = [rouge.tokenize(texts[i], chosen.tokenizer) if new[i] else [] for i in range(len(texts))]
+    tokens = [
+        rouge.tokenize(texts[i], chosen.tokenizer) if new[i] else [] for i in range(len(texts))
+    ]
     some = np.flatnonzero([bool(row) for row in tokens])
-    columns = {"bucket": np.uint64, "position": np.int64, "sketch": np.uint64, "length": np.int32, "part": np.int64}
+    columns = {
+        "bucket": np.uint64,
+        "position": np.int64,
+        "sketch": np.uint64,
+        "length": np.int32,
+        "part": np.int64,
+    }
     if not len(some):
         return pa.table({name: np.zeros(0, kind) for name, kind in columns.items()})
     hashes, lengths = elements([tokens[i] for i in some])
     bucket = buckets(hashes, lengths, chosen.bands).ravel()
-    each = [np.repeat(values, chosen.bands) for values in (position[some], sketches(hashes, lengths), lengths.astype(np.int32))]
-    return pa.table(dict(zip(columns, [bucket, *each, (bucket % np.uint64(partitions)).astype(np.int64)], strict=True)))
+    each = [
+        np.repeat(values, chosen.bands)
+        for values in (position[some], sketches(hashes, lengths), lengths.astype(np.int32))
+    ]
+    return pa.table(
+        dict(
+            zip(
+                columns,
+                [bucket, *each, (bucket % np.uint64(partitions)).astype(np.int64)],
+                strict=True,
+            )
+        )
+    )
 
 
 def proposed(table, threshold: float, partitions: int):
-    """`left`, `right`, `part` of the pairs in one part of the buckets; a row with left -1 says how many pairs were left out."""
+    """`left`, `right`, `part` of the pairs in one part of the buckets; a row with left -1 says how
+    many pairs were left out."""
     import pyarrow as pa
 
-    pairs, left_out = propose(*(table[name].to_numpy() for name in ("bucket", "position", "sketch", "length")), threshold)
+    pairs, left_out = propose(
+        *(table[name].to_numpy() for name in ("bucket", "position", "sketch", "length")), threshold
+    )
     if left_out:
         pairs = np.concatenate([pairs, [[-1, left_out]]])
-    part = (mixed(pairs[:, 0].astype(np.uint64) + pairs[:, 1].astype(np.uint64) * MIX) % np.uint64(partitions)).astype(np.int64)
+    part = (
+        mixed(pairs[:, 0].astype(np.uint64) + pairs[:, 1].astype(np.uint64) * MIX)
+        % np.uint64(partitions)
+    ).astype(np.int64)
     return pa.table({"left": pairs[:, 0], "right": pairs[:, 1], "part": part})
 
 
@@ -268,7 +371,10 @@ def verified(table, chosen: Filter, blocks: list, starts):
     for part in np.array_split(pairs, len(pairs) // 200_000 + 1):
         positions, places = np.unique(part, return_inverse=True)
         i, j, score = rouge.rouge_l_above(
-            lookup(positions, blocks, starts), tuple(places.reshape(-1, 2).T), chosen.threshold, chosen.tokenizer
+            lookup(positions, blocks, starts),
+            tuple(places.reshape(-1, 2).T),
+            chosen.threshold,
+            chosen.tokenizer,
         )
         found.append((positions[i], positions[j], score))
     left, right, score = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -276,14 +382,17 @@ def verified(table, chosen: Filter, blocks: list, starts):
 
 
 def lookup(positions: np.ndarray, blocks: list, starts: np.ndarray) -> list[str]:
-    """The texts at sorted positions, from blocks whose first positions are `starts`, sorted: read in place from Ray's shared memory."""
+    """The texts at sorted positions, from blocks whose first positions are `starts`, sorted: read
+    in place from Ray's shared memory."""
     import ray
 
     found: list[str] = []
     owner = np.searchsorted(starts, positions, side="right") - 1
     for number in np.unique(owner):
         table = ray.get(blocks[number])
-        found += decoded(table.take(np.searchsorted(table["position"].to_numpy(), positions[owner == number])))
+        found += decoded(
+            table.take(np.searchsorted(table["position"].to_numpy(), positions[owner == number]))
+        )
     return found
 
 
@@ -295,19 +404,30 @@ def run(
     skip_torn: bool = False,
     partitions: int | None = None,
 ) -> dict:
-    """Filter shards into `output`/kept, /removed and /torn, within `cluster.connected`; returns what is also in `output`/report.json.
+    """Filter shards into `output`/kept, /removed and /torn, within `cluster.connected`; returns
+    what is also in `output`/report.json.
 
     Raises:
-        CourseError: no shards, a torn line (unless `skip_torn`), output that belongs to other input, or a full disk.
+        CourseError: no shards, a torn line (unless `skip_torn`), output that belongs to other
+            input, or a full disk.
     """
     import ray
 
     started, chosen, output = time.time(), chosen or Filter(), Path(output)
     found = shards.find(paths)
-    if output.resolve() in {shard.resolve().parent for shard in found} | {shard.resolve().parent.parent for shard in found}:
-        raise CourseError(f"The output {output} is the folder of the shards, or above it: choose another.")
-    if other := {path.name for path in (output / "kept").glob("*")} - {shard.name for shard in found}:
-        raise CourseError(f"{output}/kept holds {min(other)}, which is no shard of this input: choose another output folder.")
+    if output.resolve() in {shard.resolve().parent for shard in found} | {
+        shard.resolve().parent.parent for shard in found
+    }:
+        raise CourseError(
+            f"The output {output} is the folder of the shards, or above it: choose another."
+        )
+    if other := {path.name for path in (output / "kept").glob("*")} - {
+        shard.name for shard in found
+    }:
+        raise CourseError(
+            f"{output}/kept holds {min(other)}, which is no shard of this input: choose another "
+            "output folder."
+        )
     items = [{"shard": k} for k in range(len(found))]
     names = [str(path.resolve()) for path in found]
 
@@ -330,24 +450,57 @@ def run(
     cores = int(ray.cluster_resources().get("CPU", 1))
     partitions = partitions or min(4096, max(cores, count * chosen.bands // 2_000_000))
 
-    shaped = rows.map_batches(forms, batch_size=shards.BATCH, fn_kwargs={"tokenizer": chosen.tokenizer, "partitions": partitions}, **arrow)
-    same = shaped.groupby("part", num_partitions=partitions).map_groups(copies_in, batch_format="pyarrow").to_pandas()
-    copies = {} if same.empty else dict(zip(same["position"].tolist(), same["first"].tolist(), strict=True))
+    shaped = rows.map_batches(
+        forms,
+        batch_size=shards.BATCH,
+        fn_kwargs={"tokenizer": chosen.tokenizer, "partitions": partitions},
+        **arrow,
+    )
+    same = (
+        shaped.groupby("part", num_partitions=partitions)
+        .map_groups(copies_in, batch_format="pyarrow")
+        .to_pandas()
+    )
+    copies = (
+        {}
+        if same.empty
+        else dict(zip(same["position"].tolist(), same["first"].tolist(), strict=True))
+    )
     known = ray.put(np.array(sorted(copies), np.int64))
 
-    bands = rows.map_batches(banded, batch_size=4096, fn_kwargs={"chosen": chosen, "copies": known, "partitions": partitions}, **arrow)
+    bands = rows.map_batches(
+        banded,
+        batch_size=4096,
+        fn_kwargs={"chosen": chosen, "copies": known, "partitions": partitions},
+        **arrow,
+    )
     pairs = bands.groupby("part", num_partitions=partitions).map_groups(
-        proposed, batch_format="pyarrow", fn_kwargs={"threshold": chosen.threshold, "partitions": partitions}
+        proposed,
+        batch_format="pyarrow",
+        fn_kwargs={"threshold": chosen.threshold, "partitions": partitions},
     )
     edges = (
         pairs.groupby("part", num_partitions=partitions)
-        .map_groups(verified, batch_format="pyarrow", fn_kwargs={"chosen": chosen, "blocks": blocks, "starts": starts})
+        .map_groups(
+            verified,
+            batch_format="pyarrow",
+            fn_kwargs={"chosen": chosen, "blocks": blocks, "starts": starts},
+        )
         .to_pandas()
     )
-    left, right, score = (edges[name].to_numpy() if not edges.empty else np.zeros(0) for name in ("left", "right", "score"))
+    left, right, score = (
+        edges[name].to_numpy() if not edges.empty else np.zeros(0)
+        for name in ("left", "right", "score")
+    )
     real = left >= 0
     left_out = int(right[~real].sum())
-    removed = decide(left[real].astype(np.int64), right[real].astype(np.int64), score[real], copies, chosen.survivors)
+    removed = decide(
+        left[real].astype(np.int64),
+        right[real].astype(np.int64),
+        score[real],
+        copies,
+        chosen.survivors,
+    )
 
     name = lambda position: f"{found[position >> ROW_BITS].name}:{position & ((1 << ROW_BITS) - 1)}"  # noqa: E731
     gone: list[dict[int, dict]] = [{} for _ in found]
@@ -357,7 +510,13 @@ def run(
         gone[position >> ROW_BITS][position & ((1 << ROW_BITS) - 1)] = why
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").unlink(missing_ok=True)  # it says that the output is whole
-    written = each(divide, paths=names, output=str(output.resolve()), removed=[ray.put(part) for part in gone], field=field).to_pandas()
+    written = each(
+        divide,
+        paths=names,
+        output=str(output.resolve()),
+        removed=[ray.put(part) for part in gone],
+        field=field,
+    ).to_pandas()
     report = {
         "rows": int(written[["kept", "removed", "torn"]].to_numpy().sum()),
         **{key: int(written[key].sum()) for key in ("kept", "removed", "torn")},
@@ -376,7 +535,10 @@ def divide(items, paths: list[str], output: str, removed: list, field: str) -> d
     """Write the shards of one batch; counts by shard."""
     import ray
 
-    counts = [shards.divide(Path(paths[number]), Path(output), ray.get(removed[number]), field) for number in items["shard"].tolist()]
+    counts = [
+        shards.divide(Path(paths[number]), Path(output), ray.get(removed[number]), field)
+        for number in items["shard"].tolist()
+    ]
     return {key: np.array([count[key] for count in counts]) for key in ("kept", "removed", "torn")}
 
 
@@ -384,15 +546,27 @@ def main() -> None:
     """The command line; a mistake of the reader's ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", nargs="+", help="files or folders of .jsonl or .parquet")
-    parser.add_argument("--output", required=True, help="folder for kept/, removed/, torn/ and report.json")
+    parser.add_argument(
+        "--output", required=True, help="folder for kept/, removed/, torn/ and report.json"
+    )
     parser.add_argument("--field", default="instruction")
     parser.add_argument("--threshold", type=float, default=0.7)
-    parser.add_argument("--tokenizer", default="unicode", help="unicode, char (Korean) or rouge_score")
-    parser.add_argument("--survivors", default="greedy", help="greedy (the course's rule) or one (a connected group)")
-    parser.add_argument("--skip-torn", action="store_true", help="set torn lines aside in torn/ instead of stopping")
+    parser.add_argument(
+        "--tokenizer", default="unicode", help="unicode, char (Korean) or rouge_score"
+    )
+    parser.add_argument(
+        "--survivors",
+        default="greedy",
+        help="greedy (the course's rule) or one (a connected group)",
+    )
+    parser.add_argument(
+        "--skip-torn", action="store_true", help="set torn lines aside in torn/ instead of stopping"
+    )
     parser.add_argument("--address", help="of a Ray cluster; default: this machine")
     parser.add_argument("--cpus", type=int)
-    parser.add_argument("--store-gib", type=float, default=2.0, help="shared memory before Ray spills to disk")
+    parser.add_argument(
+        "--store-gib", type=float, default=2.0, help="shared memory before Ray spills to disk"
+    )
     a = parser.parse_args()
     try:
         chosen = Filter(a.threshold, a.tokenizer, a.survivors)
@@ -403,7 +577,10 @@ def main() -> None:
         raise SystemExit(2) from None
     print(json.dumps(report, indent=1))
     if report["pairs_left_out"]:
-        print(f"{report['pairs_left_out']:,} pairs in crowded buckets were not compared (see LARGEST in scale/duplicates.py).")
+        print(
+            f"{report['pairs_left_out']:,} pairs in crowded buckets were not compared (see "
+            "LARGEST in scale/duplicates.py)."
+        )
 
 
 if __name__ == "__main__":

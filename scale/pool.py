@@ -1,11 +1,15 @@
-"""Many shards of paid work over a pool of OpenAI-compatible endpoints, on Ray: one budget, one journal a shard, nothing asked twice.
+"""Many shards of paid work over a pool of OpenAI-compatible endpoints, on Ray: one budget, one
+journal a shard, nothing asked twice.
 
-What it does: give every live endpoint the next shard, move the shards of an endpoint that dies to the others, keep the sum of what is
-spent and what may still be spent under one limit, and go on after a crash of a worker or of this program. What it does not do: know what
-is asked (generate.py). All nodes must see the output folder under the same path.
+What it does: give every live endpoint the next shard, move the shards of an endpoint that dies to
+the others, keep the sum of what is
+spent and what may still be spent under one limit, and go on after a crash of a worker or of this
+program. What it does not do: know what is asked (generate.py). All nodes must see the output folder
+under the same path.
 
-Money: before a shard starts, its worst case is reserved, as `budget.py` does for one request; then its client gets no more than that.
-What a dead worker had under way may have been billed, so its worst case counts as spent; a file remembers it over crashes.
+Money: before a shard starts, its worst case is reserved, as `llm/budget.py` does for one request;
+then its client gets no more than that. What a dead worker had under way may have been billed, so
+its worst case counts as spent; a file remembers it over crashes.
 """
 
 from __future__ import annotations
@@ -18,25 +22,32 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import llm
 import utils
-from journal import Journal
+from llm.budget import BudgetExceeded
+from llm.client import Client
+from llm.journal import Journal
+from llm.replies import Reply
 from utils import CourseError
 
 NOTHING = 1e-9  # dollars; sums of floats are not exact
 TRIES = 3  # of a shard whose worker dies
 
 
-class Client(llm.Client):
-    """A client of one endpoint of a pool, whose journal's keys name the pool: another endpoint need not answer again what this one did."""
+class Client(Client):
+    """A client of one endpoint of a pool, whose journal's keys name the pool: another endpoint need
+    not answer again what this one did."""
 
     def __init__(self, model: str, base_url: str | None, **options) -> None:
         super().__init__(model, base_url, **options)
         if base_url is not None:
-            self.base_url = "http://pool/v1"  # from here on only part of the keys: the endpoint is chosen
-        self.unanswered = 0  # requests that the endpoint failed to answer, and that the next run asks again
+            self.base_url = (
+                "http://pool/v1"  # from here on only part of the keys: the endpoint is chosen
+            )
+        self.unanswered = (
+            0  # requests that the endpoint failed to answer, and that the next run asks again
+        )
 
-    async def complete(self, requests: list[dict], schema=None) -> list[llm.Reply]:
+    async def complete(self, requests: list[dict], schema=None) -> list[Reply]:
         """`llm.Client.complete`, counting."""
         found = await super().complete(requests, schema)
         self.unanswered += sum(self._entry(reply.key) is None for reply in found)
@@ -51,7 +62,8 @@ class Pool:
         model: its name, the same at every endpoint.
         urls: of the endpoints, such as vLLM servers; [None] is OpenAI itself.
         at_once: shards in flight at one endpoint.
-        client: further arguments of `llm.Client`, such as prices, max_concurrency, attempts, api_key.
+        client: further arguments of `llm.Client`, such as prices, max_concurrency, attempts,
+            api_key.
     """
 
     model: str
@@ -75,25 +87,34 @@ class Job:
     """
 
     name: str
-    ask: Callable[[llm.Client, list[dict]], Awaitable[list[dict]]]
-    worst: Callable[[llm.Client, list[dict]], float]
+    ask: Callable[[Client, list[dict]], Awaitable[list[dict]]]
+    worst: Callable[[Client, list[dict]], float]
 
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Wait until no other process writes this shard's journal: the worker of a program that crashed may live on for a moment."""
+    """Wait until no other process writes this shard's journal: the worker of a program that crashed
+    may live on for a moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def work(pool: Pool, job: Job, url: str | None, items: list[dict], journal: str, output: str, lease_usd: float | None) -> dict:
+def work(
+    pool: Pool,
+    job: Job,
+    url: str | None,
+    items: list[dict],
+    journal: str,
+    output: str,
+    lease_usd: float | None,
+) -> dict:
     """Do one shard, in a Ray task.
 
     Returns:
-        `state` ("done", "unreachable" or "stopped"), `message`, `unanswered` (requests), `spent_usd` (of the journal) and `lost_usd` (at
-        worst, for answers that never arrived).
+        `state` ("done", "unreachable" or "stopped"), `message`, `unanswered` (requests),
+        `spent_usd` (of the journal) and `lost_usd` (at worst, for answers that never arrived).
     """
     path = Path(journal)
     with alone(path):
@@ -102,25 +123,47 @@ def work(pool: Pool, job: Job, url: str | None, items: list[dict], journal: str,
         try:
             records = asyncio.run(job.ask(client, items))
             rejected = lambda record: "error" in record or "problem" in record  # noqa: E731
-            utils.write_jsonl(Path(output).parent / "rejected" / Path(output).name, filter(rejected, records))
-            utils.write_jsonl(output, (record for record in records if not rejected(record)))  # last: it says that the shard is done
+            utils.write_jsonl(
+                Path(output).parent / "rejected" / Path(output).name, filter(rejected, records)
+            )
+            utils.write_jsonl(
+                output, (record for record in records if not rejected(record))
+            )  # last: it says that the shard is done
         except CourseError as error:
-            message, state = str(error), "unreachable" if "cannot be reached" in str(error) else "stopped"
-        lost = {"lost_usd": client.lost_usd, "spent_usd": client.spent_usd, "unanswered": client.unanswered}
+            message, state = (
+                str(error),
+                "unreachable" if "cannot be reached" in str(error) else "stopped",
+            )
+        lost = {
+            "lost_usd": client.lost_usd,
+            "spent_usd": client.spent_usd,
+            "unanswered": client.unanswered,
+        }
         return {"state": state, "message": message} | lost
 
 
 def spent(journal: Path) -> float:
     """Dollars in a journal."""
-    return sum(entry["cost_usd"] for entry in Journal(journal).entries.values()) if journal.exists() else 0.0
+    return (
+        sum(entry["cost_usd"] for entry in Journal(journal).entries.values())
+        if journal.exists()
+        else 0.0
+    )
 
 
-def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budget_usd: float | None = None) -> dict:
-    """Do all shards within `cluster.connected`; output/00000.jsonl and so on, whole or absent, and output/rejected for records with an
-    `error` or a `problem`. Run again to go on after any stop.
+def run(
+    pool: Pool,
+    job: Job,
+    shards: list[list[dict]],
+    output: str | Path,
+    budget_usd: float | None = None,
+) -> dict:
+    """Do all shards within `cluster.connected`; output/00000.jsonl and so on, whole or absent, and
+    output/rejected for records with an `error` or a `problem`. Run again to go on after any stop.
 
     Raises:
-        CourseError: no endpoint answers any more, or one refuses (a wrong key, no such model). What was answered is kept.
+        CourseError: no endpoint answers any more, or one refuses (a wrong key, no such model). What
+            was answered is kept.
         BudgetExceeded: the next shard may cost more than is left.
     """
     import ray
@@ -137,12 +180,16 @@ def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budg
         with alone(journal):
             costs.append(spent(journal))
     lost = sum(entry["at_risk_usd"] for entry in ledger.entries.values())
-    waiting = deque(number for number, key in enumerate(jobs) if key not in done or not place(number).exists())
+    waiting = deque(
+        number for number, key in enumerate(jobs) if key not in done or not place(number).exists()
+    )
     free = deque(url for _ in range(pool.at_once) for url in pool.urls)
     running: dict[object, tuple[int, str | None, float, str, float]] = {}
     dead: dict[str | None, str] = {}
     tries, unanswered, stopped, moved = [0] * len(shards), 0, None, 0
-    start = ray.remote(max_retries=0, num_cpus=0.1)(work)  # it waits for answers nearly all the time
+    start = ray.remote(max_retries=0, num_cpus=0.1)(
+        work
+    )  # it waits for answers nearly all the time
     while waiting or running:
         while waiting and free and stopped is None:
             number, url = waiting[0], free[0]
@@ -152,10 +199,16 @@ def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budg
             held = sum(costs) + lost + sum(one[2] for one in running.values())
             if budget_usd is not None and held + lease > budget_usd + NOTHING:
                 if not running:
-                    unsure = f" (and up to ${lost:.4f} for answers that were lost)" if lost > NOTHING else ""
-                    stopped = llm.BudgetExceeded(
-                        f"Shard {number} of {len(shards)} may cost ${lease:.4f}, and ${sum(costs):.4f} of the budget of ${budget_usd:.2f} "
-                        f"is spent{unsure}: raise --budget-usd or use smaller shards. What was answered is kept; run again to go on."
+                    unsure = (
+                        f" (and up to ${lost:.4f} for answers that were lost)"
+                        if lost > NOTHING
+                        else ""
+                    )
+                    stopped = BudgetExceeded(
+                        f"Shard {number} of {len(shards)} may cost ${lease:.4f}, and "
+                        f"${sum(costs):.4f} of the budget of ${budget_usd:.2f} "
+                        f"is spent{unsure}: raise --budget-usd or use smaller shards. What was "
+                        "answered is kept; run again to go on."
                     )
                 break  # what is under way may turn out cheaper
             waiting.popleft(), free.popleft()
@@ -165,23 +218,41 @@ def run(pool: Pool, job: Job, shards: list[list[dict]], output: str | Path, budg
             attempt = f"{number} {len(ledger.entries)}"
             ledger.write({"key": attempt, "at_risk_usd": risk})
             allowed = None if budget_usd is None else lease
-            ref = start.remote(pool, job, url, shards[number], str(journals[number].resolve()), str(place(number).resolve()), allowed)
+            ref = start.remote(
+                pool,
+                job,
+                url,
+                shards[number],
+                str(journals[number].resolve()),
+                str(place(number).resolve()),
+                allowed,
+            )
             running[ref] = number, url, lease, attempt, risk
         if stopped and not running:
             break
         if not running:
             reasons = "; ".join(dict.fromkeys(dead.values()))
-            raise CourseError(f"None of the {len(pool.urls)} endpoints answers any more ({reasons}) What was answered is kept: run again.")
+            raise CourseError(
+                f"None of the {len(pool.urls)} endpoints answers any more ({reasons}) What was "
+                "answered is kept: run again."
+            )
         (ref,), _ = ray.wait(list(running), num_returns=1)
         number, url, _, attempt, risk = running.pop(ref)
         try:
             result = ray.get(ref)
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+        except (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.NodeDiedError,
+            ray.exceptions.OutOfMemoryError,
+        ) as error:
             costs[number], lost = spent(journals[number]), lost + risk
             if url not in dead:
                 free.append(url)
             if tries[number] >= TRIES:
-                stopped = CourseError(f"The worker of shard {number} died {TRIES} times ({str(error).splitlines()[0][:120]}): run again.")
+                stopped = CourseError(
+                    f"The worker of shard {number} died {TRIES} times "
+                    f"({str(error).splitlines()[0][:120]}): run again."
+                )
             waiting.append(number)
             continue
         costs[number], lost = result["spent_usd"], lost + result["lost_usd"]

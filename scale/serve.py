@@ -1,11 +1,13 @@
-"""Serve what was trained: the merged weights as GGUF for llama.cpp, and the answers of any served model for the evaluation.
+"""Serve what was trained: the merged weights as GGUF for llama.cpp, and the answers of any served
+model for the evaluation.
 
-    python scale/serve.py gguf --merged runs/default/merged --base student.gguf --output tuned.gguf
-    python scale/serve.py answers --endpoint http://localhost:8000/v1 --base gemma --tuned tuned --output runs/served/answers.jsonl
+    python -m scale.serve gguf --merged runs/default/merged --base student.gguf --output tuned.gguf
+    python -m scale.serve answers --endpoint http://localhost:8000/v1 --base gemma --tuned tuned
+    --output runs/served/answers.jsonl
 
-What it does: put merged weights into a copy of their base's GGUF file, tokenizer and all, and ask an OpenAI-compatible server (vLLM,
-llama.cpp) the evaluation prompts. What it does not do: convert any model, for which llama.cpp has convert_hf_to_gguf.py, or start a
-server (README.md says how).
+What it does: put merged weights into a copy of their base's GGUF file, tokenizer and all, and ask
+an OpenAI-compatible server (vLLM, llama.cpp) the evaluation prompts. What it does not do: convert
+any model, for which llama.cpp has convert_hf_to_gguf.py, or start a server (README.md says how).
 """
 
 from __future__ import annotations
@@ -19,28 +21,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import generation
-import llm
 import utils
-from generation import Answer, Conversation, Decoding
+from llm.client import Client
+from training import generation
+from training.generation import Answer, Conversation, Decoding
 from utils import CourseError
 
 KINDS = {"q8": "Q8_0", "bf16": "BF16", "f32": "F32"}
 
 
 def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
-    """Write `merged` (the folder of `adapter.save_merged`) as GGUF, with everything that LoRA does not change taken from `base`.
+    """Write `merged` (the folder of `adapter.save_merged`) as GGUF, with everything that LoRA does
+    not change taken from `base`.
 
-    Matrices are replaced; vectors (the norms) stay as they are. Chat template and stop token come from the merged folder.
+    Matrices are replaced; vectors (the norms) stay as they are. Chat template and stop token come
+    from the merged folder.
 
     Args:
         base: a GGUF of the same base model.
         kind: "q8", 8 bits a weight; "bf16"; "f32".
 
     Raises:
-        CourseError: not a Gemma (llama.cpp orders the weights of others anew), or the two are not the same model, or the disk is full.
+        CourseError: not a Gemma (llama.cpp orders the weights of others anew), or the two are not
+            the same model, or the disk is full.
     """
     import gguf
     import torch
@@ -48,13 +51,19 @@ def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
     from transformers import AutoTokenizer
 
     if not (merged / "model.safetensors").exists():
-        raise CourseError(f"{utils.short(merged)} has no model.safetensors: run train.ipynb with MERGE = 'on' first.")
+        raise CourseError(
+            f"{utils.short(merged)} has no model.safetensors: run train.ipynb with MERGE = 'on' "
+            "first."
+        )
     if kind not in KINDS:
         raise CourseError(f"The kind {kind!r} is unknown: choose one of {', '.join(KINDS)}.")
     reader = gguf.GGUFReader(base)
     family = reader.fields["general.architecture"].contents()
     if family not in ("gemma", "gemma2", "gemma3"):
-        raise CourseError(f"{base.name} is a {family} model, and only Gemma's weights can be copied one by one: use convert_hf_to_gguf.py.")
+        raise CourseError(
+            f"{base.name} is a {family} model, and only Gemma's weights can be copied one by one: "
+            "use convert_hf_to_gguf.py."
+        )
     named = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     blocks = reader.fields[f"{family}.block_count"].contents()
     names = gguf.get_tensor_name_map(named[family], blocks)
@@ -63,19 +72,37 @@ def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
     with _whole(output) as path:
         writer = gguf.GGUFWriter(path, family)
         for name, part in reader.fields.items():
-            if not name.startswith("GGUF.") and name not in ("general.architecture", "general.file_type", "tokenizer.chat_template"):
-                writer.add_key_value(name, part.contents(), part.types[0], part.types[-1] if len(part.types) > 1 else None)
-        writer.add_file_type(gguf.LlamaFileType[{"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[kind]])
+            if not name.startswith("GGUF.") and name not in (
+                "general.architecture",
+                "general.file_type",
+                "tokenizer.chat_template",
+            ):
+                writer.add_key_value(
+                    name,
+                    part.contents(),
+                    part.types[0],
+                    part.types[-1] if len(part.types) > 1 else None,
+                )
+        writer.add_file_type(
+            gguf.LlamaFileType[{"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[kind]]
+        )
         writer.add_chat_template(AutoTokenizer.from_pretrained(merged).chat_template)
         stops = settings.get("eos_token_id") or []
-        for turn in set(stops if isinstance(stops, list) else [stops]) - {reader.fields["tokenizer.ggml.eos_token_id"].contents()}:
+        for turn in set(stops if isinstance(stops, list) else [stops]) - {
+            reader.fields["tokenizer.ggml.eos_token_id"].contents()
+        }:
             writer.add_eot_token_id(turn)
         with safe_open(merged / "model.safetensors", "pt") as weights:
             own = {names.get_name(name, try_suffixes=(".weight",)): name for name in weights.keys()}  # noqa: SIM118 (no mapping)
             for tensor in reader.tensors:
                 shape = tuple(int(size) for size in reversed(tensor.shape))
-                if tensor.name not in own or weights.get_slice(own[tensor.name]).get_shape() != list(shape):
-                    raise CourseError(f"{base.name} has {tensor.name} of shape {shape}, and {utils.short(merged)} does not: not its base.")
+                if tensor.name not in own or weights.get_slice(
+                    own[tensor.name]
+                ).get_shape() != list(shape):
+                    raise CourseError(
+                        f"{base.name} has {tensor.name} of shape {shape}, and "
+                        f"{utils.short(merged)} does not: not its base."
+                    )
                 if len(shape) < 2:
                     writer.add_tensor(tensor.name, tensor.data)
                     continue
@@ -90,7 +117,8 @@ def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
 
 @contextlib.contextmanager
 def _whole(output: Path) -> Iterator[Path]:
-    """A neighbour of `output` for a library that opens files by itself, moved over it as the last step."""
+    """A neighbour of `output` for a library that opens files by itself, moved over it as the last
+    step."""
     output.parent.mkdir(parents=True, exist_ok=True)
     path = output.with_name(f".{output.name}.part")
     with utils.disk_errors(output):
@@ -103,13 +131,15 @@ def _whole(output: Path) -> Iterator[Path]:
 
 @dataclass
 class Served:
-    """A `generation.Writer` whose two models are served: by one server under two names, or by two servers.
+    """A `generation.Writer` whose two models are served: by one server under two names, or by two
+    servers.
 
-    The chat template and the stop tokens are the server's, so that what is evaluated is what users of that server get.
+    The chat template and the stop tokens are the server's, so that what is evaluated is what users
+    of that server get.
     """
 
-    base: llm.Client
-    tuned: llm.Client
+    base: Client
+    tuned: Client
     decoding: Decoding
 
     def answers(self, conversations: Sequence[Conversation], adapter: bool) -> list[Answer]:
@@ -118,23 +148,41 @@ class Served:
         Raises:
             CourseError: the server cannot be reached, or one request has no answer.
         """
-        asked = [[{"role": "user", "content": said}] if isinstance(said, str) else said for said in conversations]
+        asked = [
+            [{"role": "user", "content": said}] if isinstance(said, str) else said
+            for said in conversations
+        ]
         limit = {
             "max_completion_tokens": self.decoding.max_new_tokens,
             "temperature": self.decoding.temperature,
             "seed": self.decoding.seed,
         }
         client = self.tuned if adapter else self.base
-        replies = asyncio.run(client.complete([{"messages": messages} | limit for messages in asked]))
+        replies = asyncio.run(
+            client.complete([{"messages": messages} | limit for messages in asked])
+        )
         for reply, messages in zip(replies, asked, strict=True):
             if reply.error and reply.finish_reason != "length":
-                raise CourseError(f"{client.model} gave no answer to {messages[-1]['content'][:60]!r} ({reply.error}): run again.")
-        return [Answer(reply.text.strip(), reply.finish_reason == "stop", reply.usage.get("completion_tokens", 0)) for reply in replies]
+                raise CourseError(
+                    f"{client.model} gave no answer to {messages[-1]['content'][:60]!r} "
+                    f"({reply.error}): run again."
+                )
+        return [
+            Answer(
+                reply.text.strip(),
+                reply.finish_reason == "stop",
+                reply.usage.get("completion_tokens", 0),
+            )
+            for reply in replies
+        ]
 
 
 def answer(writer: Served, items: list[dict], output: Path) -> Path:
-    """`answers.jsonl` of both models, as evaluation.ipynb writes it, for `scale/generate.py judge`."""
-    job = utils.fingerprint("served", writer.base.model, writer.tuned.model, vars(writer.decoding), items)
+    """`answers.jsonl` of both models, as evaluation.ipynb writes it, for `scale/generate.py
+    judge`."""
+    job = utils.fingerprint(
+        "served", writer.base.model, writer.tuned.model, vars(writer.decoding), items
+    )
     base, tuned = (generation.converse(writer, items, adapter) for adapter in (False, True))
     return generation.write_answers(output, items, base, tuned, writer.decoding, job)
 
@@ -163,7 +211,12 @@ def main() -> None:
             return
         urls = {a.base: a.endpoint, a.tuned: a.tuned_endpoint or a.endpoint}
         clients = [
-            llm.Client(name, urls[name], journal=a.output.with_name(f"served_{k}.jsonl"), max_concurrency=a.concurrency)
+            Client(
+                name,
+                urls[name],
+                journal=a.output.with_name(f"served_{k}.jsonl"),
+                max_concurrency=a.concurrency,
+            )
             for k, name in enumerate((a.base, a.tuned))
         ]
         writer = Served(*clients, Decoding(a.max_new_tokens, engine="served"))

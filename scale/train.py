@@ -1,10 +1,13 @@
-"""Train the adapter as `train.ipynb` does, as a script that `accelerate launch` runs on one GPU, on several, or on several machines.
+"""Train the adapter as `train.ipynb` does, as a script that `accelerate launch` runs on one GPU, on
+several, or on several machines.
 
-    .venv/bin/accelerate launch --config_file scale/configs/ddp.yaml scale/train.py --run big --base-model google/gemma-2b-it
+    .venv/bin/accelerate launch --config_file scale/configs/ddp.yaml -m scale.train --run big
+    --base-model google/gemma-2b-it
 
-What it does: the notebook's settings and `sft` functions with a fixed *global* batch, so that more processes mean fewer accumulation steps
-and the same training; killed and started again, it goes on from the last whole checkpoint. What it does not do: show anything. The
-adapter lies in runs/<run>/adapter, where `evaluation.ipynb` finds it.
+What it does: the notebook's settings and `sft` functions with a fixed *global* batch, so that more
+processes mean fewer accumulation steps and the same training; killed and started again, it goes on
+from the last whole checkpoint. What it does not do: show anything. The adapter lies in
+runs/<run>/adapter, where `evaluation.ipynb` finds it.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ import sys
 import types
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import sft
+import settings
 import utils
+from training import adapter, chat, machine, sft, student
 from utils import CourseError
 
 # What train.ipynb shows and explains; a test holds the two together
@@ -46,16 +48,26 @@ def batches(global_batch: int, batch: int, processes: int) -> dict:
     """
     if global_batch % (batch * processes):
         raise CourseError(
-            f"A global batch of {global_batch} rows cannot be divided among {processes} processes of {batch} rows: set --batch or "
+            f"A global batch of {global_batch} rows cannot be divided among {processes} processes "
+            f"of {batch} rows: set --batch or "
             f"--global-batch so that {batch} x {processes} divides it."
         )
-    return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": global_batch // (batch * processes)}
+    return {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": global_batch // (batch * processes),
+    }
 
 
 def train(
-    chosen: utils.Settings, global_batch: int = 8, batch: int = 4, callbacks=(), rows: list[dict] | None = None, **changes
+    chosen: settings.Settings,
+    global_batch: int = 8,
+    batch: int = 4,
+    callbacks=(),
+    rows: list[dict] | None = None,
+    **changes,
 ) -> list[dict]:
-    """Train on this process's share and, in the first process, save the adapter; returns the trainer's log history.
+    """Train on this process's share and, in the first process, save the adapter; returns the
+    trainer's log history.
 
     Args:
         changes: of `SFTConfig`, such as max_steps.
@@ -66,34 +78,56 @@ def train(
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig
 
-    # First: it gives this process its GPU, and "cuda" means that one from here on; without GPUs the processes talk over gloo
+    # First: it gives this process its GPU, and "cuda" means that one from here on; without GPUs the
+    # processes talk over gloo
     state = PartialState(cpu=not torch.cuda.is_available())
     say = print if state.is_main_process else (lambda *_: None)
-    device = sft.choose_device()
+    device = machine.choose_device()
     with state.main_process_first():  # the packaged student is converted once
-        model, tokenizer = sft.load_base(chosen.base_model, device, chosen.quantize)
-    stop = sft.choose_stop(model, tokenizer)
+        model, tokenizer = student.load_base(chosen.base_model, device, chosen.quantize)
+    stop = chat.choose_stop(model, tokenizer)
     utils.seed_everything(chosen.seed)
     rows = sft.training_rows(chosen) if rows is None else rows
     kept, held = sft.split(rows, min(HELD_OUT, len(rows) // 4), chosen.seed)
-    train_set, too_long = sft.encode_all(kept, tokenizer, stop, MAX_LENGTH)
-    held_out, _ = sft.encode_all(held, tokenizer, stop, MAX_LENGTH)
+    train_set, too_long = chat.encode_all(kept, tokenizer, stop, MAX_LENGTH)
+    held_out, _ = chat.encode_all(held, tokenizer, stop, MAX_LENGTH)
     torch.manual_seed(chosen.seed)  # the same first adapter in every process
     variant = {"use_dora": chosen.adapter == "dora", "use_rslora": chosen.adapter == "rslora"}
     model = get_peft_model(model, LoraConfig(**LORA, **variant))
-    settings = COURSE | (SMALL if chosen.packaged else {}) | batches(global_batch, batch, state.num_processes)
-    settings |= {"bf16": device.dtype == "bfloat16", "fp16": device.dtype == "float16", "seed": chosen.seed}
-    settings |= {"gradient_checkpointing": device.name == "cuda"} | changes
-    steps = settings.get("max_steps") or -(-len(train_set) // global_batch) * settings["num_train_epochs"]
+    training_settings = (
+        COURSE
+        | (SMALL if chosen.packaged else {})
+        | batches(global_batch, batch, state.num_processes)
+    )
+    training_settings |= {
+        "bf16": device.dtype == "bfloat16",
+        "fp16": device.dtype == "float16",
+        "seed": chosen.seed,
+    }
+    training_settings |= {"gradient_checkpointing": device.name == "cuda"} | changes
+    steps = (
+        training_settings.get("max_steps")
+        or -(-len(train_set) // global_batch) * training_settings["num_train_epochs"]
+    )
     # The job does not depend on the number of processes: a run goes on with more or fewer of them
-    same = {key: value for key, value in settings.items() if key not in batches(global_batch, batch, 1)}
-    job = utils.fingerprint(chosen.base_model, device.dtype, LORA, variant, same, global_batch, train_set, held_out)
-    if sft.finished(chosen.folder / "adapter", job):
-        say(f"{utils.short(chosen.folder / 'adapter')} comes from exactly this training: nothing to do.")
-        return sft.finished(chosen.folder / "adapter", job)["history"]
+    same = {
+        key: value
+        for key, value in training_settings.items()
+        if key not in batches(global_batch, batch, 1)
+    }
+    job = utils.fingerprint(
+        chosen.base_model, device.dtype, LORA, variant, same, global_batch, train_set, held_out
+    )
+    if adapter.finished(chosen.folder / "adapter", job):
+        say(
+            f"{utils.short(chosen.folder / 'adapter')} comes from exactly this training: nothing "
+            "to do."
+        )
+        return adapter.finished(chosen.folder / "adapter", job)["history"]
     checkpoints = chosen.folder / "checkpoints" / job
     say(
-        f"{len(train_set):,} rows in {steps} steps of {global_batch} on {state.num_processes} processes; {len(too_long)} rows were too long"
+        f"{len(train_set):,} rows in {steps} steps of {global_batch} on {state.num_processes} "
+        f"processes; {len(too_long)} rows were too long"
     )
     with state.main_process_first():
         last = sft.last_checkpoint(checkpoints) if state.is_main_process else _whole(checkpoints)
@@ -101,7 +135,7 @@ def train(
     plumbing = sft.plumbing(checkpoints, steps, report_to) | {"use_cpu": device.name == "cpu"}
     trainer = sft.trainer_class()(
         model=model,
-        args=SFTConfig(**(plumbing | settings)),
+        args=SFTConfig(**(plumbing | training_settings)),
         train_dataset=train_set,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -109,15 +143,44 @@ def train(
     )
     trainer.train(resume_from_checkpoint=last)
     history = trainer.state.log_history
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers what FSDP has cut up, so every process must ask
+    weights = trainer.accelerator.get_state_dict(
+        trainer.model_wrapped
+    )  # gathers what FSDP has cut up, so every process must ask
     if state.is_main_process:
-        first, final = ([entry["eval_loss"] for entry in history if "eval_loss" in entry][at] for at in (0, -1))
-        record = {"job": job, "stop": stop.token, "stop_ids": stop.ids, "train_rows": len(train_set), "held_out_rows": len(held_out)}
-        record |= {"settings": LORA | variant | settings | vars(device) | {"processes": state.num_processes}, "history": history}
-        record |= {"base_model": chosen.base_model, "held_out_loss": {"first": first, "last": final}}
-        whole = types.SimpleNamespace(save_pretrained=functools.partial(trainer.trained_model().save_pretrained, state_dict=weights))
-        sft.save_adapter(whole, tokenizer, chosen.folder / "adapter", record, card(chosen, record))
-        say(f"held-out loss {first:.3f} -> {final:.3f}; the adapter lies in {utils.short(chosen.folder / 'adapter')}")
+        first, final = (
+            [entry["eval_loss"] for entry in history if "eval_loss" in entry][at] for at in (0, -1)
+        )
+        record = {
+            "job": job,
+            "stop": stop.token,
+            "stop_ids": stop.ids,
+            "train_rows": len(train_set),
+            "held_out_rows": len(held_out),
+        }
+        record |= {
+            "settings": LORA
+            | variant
+            | training_settings
+            | vars(device)
+            | {"processes": state.num_processes},
+            "history": history,
+        }
+        record |= {
+            "base_model": chosen.base_model,
+            "held_out_loss": {"first": first, "last": final},
+        }
+        whole = types.SimpleNamespace(
+            save_pretrained=functools.partial(
+                trainer.trained_model().save_pretrained, state_dict=weights
+            )
+        )
+        adapter.save_adapter(
+            whole, tokenizer, chosen.folder / "adapter", record, card(chosen, record)
+        )
+        say(
+            f"held-out loss {first:.3f} -> {final:.3f}; the adapter lies in "
+            f"{utils.short(chosen.folder / 'adapter')}"
+        )
     state.wait_for_everyone()
     return history
 
@@ -128,14 +191,19 @@ def _whole(folder: Path) -> str | None:
     return str(found[-1]) if found else None
 
 
-def card(chosen: utils.Settings, record: dict) -> str:
-    """A short model card; the notebook's has answers and stop rates too, which this script does not measure."""
+def card(chosen: settings.Settings, record: dict) -> str:
+    """A short model card; the notebook's has answers and stop rates too, which this script does not
+    measure."""
     loss = record["held_out_loss"]
     return (
-        f"# LoRA adapter: {chosen.base_model}, instruction-tuned\n\nMade by `scale/train.py` of *Instruction Tuning from Scratch* (run "
-        f"`{chosen.run}`), on {record['train_rows']} rows in {record['settings']['processes']} processes. Held-out loss "
-        f"{loss['first']:.3f} at the first evaluation, {loss['last']:.3f} at the last, in nats per answer token. Generation stops at "
-        f"{record['stop']}. The weights derive from {chosen.base_model} and stay under its licence.\n"
+        f"# LoRA adapter: {chosen.base_model}, instruction-tuned\n\nMade by `scale/train.py` of "
+        "*Instruction Tuning from Scratch* (run "
+        f"`{chosen.run}`), on {record['train_rows']} rows in {record['settings']['processes']} "
+        "processes. Held-out loss "
+        f"{loss['first']:.3f} at the first evaluation, {loss['last']:.3f} at the last, in nats "
+        "per answer token. Generation stops at "
+        f"{record['stop']}. The weights derive from {chosen.base_model} and stay under its "
+        "licence.\n"
     )
 
 
@@ -144,14 +212,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("run", "base-model", "train-on", "language", "adapter", "quantize", "tracking"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--global-batch", type=int, default=8, help="rows of one optimizer step, over all processes")
+    parser.add_argument(
+        "--global-batch", type=int, default=8, help="rows of one optimizer step, over all processes"
+    )
     parser.add_argument("--batch", type=int, default=4, help="rows of one process at once")
     parser.add_argument("--max-steps", type=int)
     a = vars(parser.parse_args())
     sizes, steps = (a.pop("global_batch"), a.pop("batch")), a.pop("max_steps")
     changes = {"max_steps": steps} if steps else {}
     try:
-        train(utils.settings({name.upper(): value for name, value in a.items() if value}), *sizes, **changes)
+        train(
+            settings.resolve({name.upper(): value for name, value in a.items() if value}),
+            *sizes,
+            **changes,
+        )
     except CourseError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         raise SystemExit(2) from None

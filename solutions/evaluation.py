@@ -1,10 +1,13 @@
 """Solutions of the exercises of evaluation.ipynb: one function each, on the course's own modules.
 
-    python solutions/evaluation.py                     exercises 1 and 2, judge as in the notebook (default: the stand-in)
-    python solutions/evaluation.py made shipped        exercise 3 as well, on the adapters of runs/made/ and runs/shipped/
+    python -m solutions.evaluation exercises 1 and 2, judge as in the notebook (default: the
+    stand-in) python -m solutions.evaluation made shipped exercise 3 as well, on the adapters of
+    runs/made/ and runs/shipped/
 
-What it does: calibrate, count and compare as the notebook does, with the one thing changed that the exercise is about. What it does not
-do: train the adapters of exercise 3; it prints the commands that do. Exercise 2 reads the verdicts of runs/default/.
+What it does: calibrate, count and compare as the notebook does, with the one thing changed that the
+exercise is about. What it does not
+do: train the adapters of exercise 3; it prints the commands that do. Exercise 2 reads the verdicts
+of runs/default/.
 """
 
 from __future__ import annotations
@@ -15,16 +18,11 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import calibration
-import contamination
-import generation
-import judge
-import outcomes
-import sft
-import stats
+import settings
 import utils
+from evaluation import calibration, judge, outcomes, stats
+from preprocessing import contamination
+from training import adapter, chat, generation, losses, machine, student
 
 # Ten pairs for exercise 1: the longer answer says more, and is worse for it
 LONGER_IS_WORSE = [
@@ -33,35 +31,40 @@ LONGER_IS_WORSE = [
         "prompt": "Which planet is closest to the Sun? One word.",
         "reference": "Mercury",
         "answer_good": "Mercury",
-        "answer_bad": "Mercury, which is also the hottest planet of all, because nothing stands between it and the Sun.",
+        "answer_bad": "Mercury, which is also the hottest planet of all, because nothing stands "
+        "between it and the Sun.",
     },
     {
         "language": "en",
         "prompt": "How many minutes are there in two and a half hours?",
         "reference": "It is 150 minutes.",
         "answer_good": "150 minutes.",
-        "answer_bad": "Two and a half hours are 150 minutes, as an hour has 60 of them; three hours would make 210 minutes.",
+        "answer_bad": "Two and a half hours are 150 minutes, as an hour has 60 of them; three "
+        "hours would make 210 minutes.",
     },
     {
         "language": "en",
         "prompt": 'Make this shorter: "Owing to the fact that it was raining, we stayed at home."',
         "reference": "It was raining, so we stayed at home.",
         "answer_good": "As it was raining, we stayed at home.",
-        "answer_bad": "Owing to the fact that it was raining rather heavily outside, we decided that it was best to stay at home.",
+        "answer_bad": "Owing to the fact that it was raining rather heavily outside, we decided "
+        "that it was best to stay at home.",
     },
     {
         "language": "en",
         "prompt": 'What does "a.m." stand for in a time of day?',
         "reference": 'It stands for the Latin "ante meridiem", before noon.',
         "answer_good": 'Ante meridiem, "before noon".',
-        "answer_bad": 'It stands for the Latin "ante meridiem", before noon, so that 12 a.m. is the middle of the day.',
+        "answer_bad": 'It stands for the Latin "ante meridiem", before noon, so that 12 a.m. is '
+        "the middle of the day.",
     },
     {
         "language": "en",
         "prompt": 'Answer this with a short no: "Dinner at ours on Friday?"',
         "reference": "Thank you, but I'm afraid Friday doesn't work for me.",
         "answer_good": "Thanks, but I can't on Friday.",
-        "answer_bad": "Thank you, what a lovely idea! I'm afraid I have missed you both, so Friday it is; shall I bring a dessert?",
+        "answer_bad": "Thank you, what a lovely idea! I'm afraid I have missed you both, so "
+        "Friday it is; shall I bring a dessert?",
     },
     {
         "language": "ko",
@@ -82,7 +85,8 @@ LONGER_IS_WORSE = [
         "prompt": "'지금 바로'라는 뜻으로는 '금새'와 '금세' 가운데 어느 쪽이 맞나요?",
         "reference": "'금시에'가 줄어든 말이므로 '금세'가 맞습니다.",
         "answer_good": "'금세'가 맞습니다.",
-        "answer_bad": "'금시에'가 줄어든 말이므로 '금세'가 맞지만, 요즘은 '금새'로 적어도 표준어로 인정됩니다.",
+        "answer_bad": "'금시에'가 줄어든 말이므로 '금세'가 맞지만, 요즘은 '금새'로 적어도 "
+        "표준어로 인정됩니다.",
     },
     {
         "language": "ko",
@@ -96,104 +100,157 @@ LONGER_IS_WORSE = [
         "prompt": "전세 계약서를 쓴 뒤에 할 일을 한 가지만 알려 주세요.",
         "reference": "주민센터나 인터넷등기소에서 확정일자를 받으세요.",
         "answer_good": "확정일자를 받으세요.",
-        "answer_bad": "주민센터에서 확정일자를 받는 일은 나중에 하시고, 먼저 계약서를 집주인에게 맡긴 다음 짐부터 옮기세요.",
+        "answer_bad": "주민센터에서 확정일자를 받는 일은 나중에 하시고, 먼저 계약서를 집주인에게 "
+        "맡긴 다음 짐부터 옮기세요.",
     },
 ]
 
 
-async def exercise_1(judged: judge.Judge, pairs: list[dict], added: list[dict] = LONGER_IS_WORSE) -> dict[str, dict]:
-    """Add ten calibration pairs, half Korean, in which the *longer* answer is worse. How accurate is the judge on all pairs, and on these?
+async def exercise_1(
+    judged: judge.Judge, pairs: list[dict], added: list[dict] = LONGER_IS_WORSE
+) -> dict[str, dict]:
+    """Add ten calibration pairs, half Korean, in which the *longer* answer is worse. How accurate
+    is the judge on all pairs, and on these?
 
-    Over all pairs nothing seems to happen: ten of 138 can move the accuracy by seven points at most. On the ten alone the stand-in is right
-    in nine, an interval that reaches from 60 to 98 %: not bad, and not proof. What such pairs are for shows a judge that always takes the
-    longer answer (`longer_wins`): on the shipped pairs it is right in 45 %, for their lengths are balanced: the gate stays closed; on
-    the ten it is never right. In a set whose better answers are mostly the longer ones it would have passed. The lesson: an accuracy is an
-    average over the faults that *you* put in. Look at it kind by kind, and put in what your two models differ in.
+    Over all pairs nothing seems to happen: ten of 138 can move the accuracy by seven points at
+    most. On the ten alone the stand-in is right in nine, an interval that reaches from 60 to 98 %:
+    not bad, and not proof. What such pairs are for shows a judge that always takes the longer
+    answer (`longer_wins`): on the shipped pairs it is right in 45 %, for their lengths are
+    balanced: the gate stays closed; on the ten it is never right. In a set whose better answers are
+    mostly the longer ones it would have passed. The lesson: an accuracy is an average over the
+    faults that *you* put in. Look at it kind by kind, and put in what your two models differ in.
 
     Returns:
-        For "before", "after" (with the ten) and "added" (the ten alone): `judge`, its calibration, and `longer`, that of `longer_wins`.
+        For "before", "after" (with the ten) and "added" (the ten alone): `judge`, its calibration,
+        and `longer`, that of `longer_wins`.
     """
-    added = [pair | {"id": f"longer-{number}", "kind": "longer_is_worse"} for number, pair in enumerate(added, 1)]
+    added = [
+        pair | {"id": f"longer-{number}", "kind": "longer_is_worse"}
+        for number, pair in enumerate(added, 1)
+    ]
     every = [*pairs, *added]
-    records = await judged.compare(every, *([pair[side] for pair in every] for side in ("answer_good", "answer_bad")))
+    records = await judged.compare(
+        every, *([pair[side] for pair in every] for side in ("answer_good", "answer_bad"))
+    )
     parts = {"before": records[: len(pairs)], "after": records, "added": records[len(pairs) :]}
     shown = {"before": pairs, "after": every, "added": added}
-    return {name: {"judge": calibration.calibrate(part), "longer": longer_wins(shown[name])} for name, part in parts.items()}
+    return {
+        name: {"judge": calibration.calibrate(part), "longer": longer_wins(shown[name])}
+        for name, part in parts.items()
+    }
 
 
 def longer_wins(pairs: list[dict]) -> stats.Estimate:
-    """How often the rule "the longer answer is better" is right on labelled pairs; equal lengths are a tie."""
+    """How often the rule "the longer answer is better" is right on labelled pairs; equal lengths
+    are a tie."""
     longer = [len(pair["answer_good"]) - len(pair["answer_bad"]) for pair in pairs]
     return stats.proportion([0.5 if gap == 0 else float(gap > 0) for gap in longer])
 
 
-def exercise_2(records: list[dict], sizes: tuple[int, ...] = (10, 20, 40, 80), seed: int = 0) -> list[tuple[int, stats.Estimate, str]]:
-    """Call `outcomes.headline` on 10, 20, 40 ... `verdicts` drawn at random. When does it name a winner, and how fast does the interval
-    shrink?
+def exercise_2(
+    records: list[dict], sizes: tuple[int, ...] = (10, 20, 40, 80), seed: int = 0
+) -> list[tuple[int, stats.Estimate, str]]:
+    """Call `outcomes.headline` on 10, 20, 40 ... `verdicts` drawn at random. When does it name a
+    winner, and how fast does the interval shrink?
 
-    At ten prompts it mostly says "not distinguishable" or names a winner whose interval covers half the scale; each doubling of the
-    prompts divides the interval by 1.4, the root of two, and not by two. So half the width costs four times the prompts. Drawn at random,
-    because the file begins with the English ones: the first twenty would be another population. The lesson: fix the number of prompts
-    before you look, for whoever adds prompts until a winner is named will find one.
+    At ten prompts it mostly says "not distinguishable" or names a winner whose interval covers half
+    the scale; each doubling of the prompts divides the interval by 1.4, the root of two, and not by
+    two. So half the width costs four times the prompts. Drawn at random, because the file begins
+    with the English ones: the first twenty would be another population. The lesson: fix the number
+    of prompts before you look, for whoever adds prompts until a winner is named will find one.
 
     Returns:
         For each size (and for all records): the size, the win rate with its interval, the headline.
     """
     shuffled = random.Random(seed).sample(records, len(records))
     steps = [size for size in sizes if size < len(records)] + [len(records)]
-    return [(n, stats.win_rate(outcomes.values(shuffled[:n])), outcomes.headline(shuffled[:n])) for n in steps]
+    return [
+        (n, stats.win_rate(outcomes.values(shuffled[:n])), outcomes.headline(shuffled[:n]))
+        for n in steps
+    ]
 
 
 async def exercise_3(
-    base: str, adapters: dict[str, Path], items: list[dict], judged: judge.Judge, device=None, new_tokens: int = 96
+    base: str,
+    adapters: dict[str, Path],
+    items: list[dict],
+    judged: judge.Judge,
+    device=None,
+    new_tokens: int = 96,
 ) -> dict:
-    """Tune on `TRAIN_ON = "run"` and, under another `RUN`, on "shipped". Compare the two adapters prompt by prompt: which rows teach more?
+    """Tune on `TRAIN_ON = "run"` and, under another `RUN`, on "shipped". Compare the two adapters
+    prompt by prompt: which rows teach more?
 
-    Let the two adapters meet each other, on the same prompts; do not compare two win rates against the base, which saturate and whose
-    errors add up. Take the difference of the losses prompt by prompt: prompts differ more than adapters do, so the paired interval is
-    far narrower than that of two separate means. And read it by language: an adapter that saw more Korean wins on Korean and may lose on
-    English, where one figure would say "the same". The lesson: "better data" needs an "at what", pairs, and more than one seed.
+    Let the two adapters meet each other, on the same prompts; do not compare two win rates against
+    the base, which saturate and whose errors add up. Take the difference of the losses prompt by
+    prompt: prompts differ more than adapters do, so the paired interval is far narrower than that
+    of two separate means. And read it by language: an adapter that saw more Korean wins on Korean
+    and may lose on English, where one figure would say "the same". The lesson: "better data" needs
+    an "at what", pairs, and more than one seed.
 
     Args:
         adapters: name and folder of two adapters.
 
     Returns:
-        By language: `difference` in the loss on the references (second minus first, nats per token; below 0 the second is better) and
-        `apart`, half the width of its interval had the prompts not been paired. And `headline`, with the adapters' names.
+        By language: `difference` in the loss on the references (second minus first, nats per token;
+        below 0 the second is better) and `apart`, half the width of its interval had the prompts
+        not been paired. And `headline`, with the adapters' names.
     """
-    device = device or sft.choose_device()
-    losses, answers = [], []
+    device = device or machine.choose_device()
+    reference_losses, answers = [], []
     for folder in adapters.values():
-        model, tokenizer = sft.load_base(base, device)
-        stop = sft.choose_stop(model, tokenizer)
-        model = sft.load_adapter(model, folder)
-        asked = [{"id": item["id"], "instruction": item["prompt"], "output": item["reference"]} for item in items]
-        encoded = [sft.encode(row, tokenizer, stop) for row in asked]
-        losses.append([sft.held_out_loss(model, [example], tokenizer.pad_token_id) for example in encoded])
+        model, tokenizer = student.load_base(base, device)
+        stop = chat.choose_stop(model, tokenizer)
+        model = adapter.load_adapter(model, folder)
+        asked = [
+            {"id": item["id"], "instruction": item["prompt"], "output": item["reference"]}
+            for item in items
+        ]
+        encoded = [chat.encode(row, tokenizer, stop) for row in asked]
+        reference_losses.append(
+            [losses.held_out_loss(model, [example], tokenizer.pad_token_id) for example in encoded]
+        )
         writer = generation.Transformers(model, tokenizer, stop, generation.Decoding(new_tokens))
-        answers.append([[turn.text for turn in turns] for turns in generation.converse(writer, items, adapter=True)])
+        answers.append(
+            [
+                [turn.text for turn in turns]
+                for turns in generation.converse(writer, items, adapter=True)
+            ]
+        )
     found = {}
     for language in sorted({item["language"] for item in items}):
-        one, two = ([loss for loss, item in zip(each, items, strict=True) if item["language"] == language] for each in losses)
-        spread = sum(sum((x - sum(part) / len(part)) ** 2 for x in part) / (len(part) - 1) / len(part) for part in (one, two))
-        found[language] = {"difference": stats.paired_difference(one, two), "apart": stats.Z95 * math.sqrt(spread)}
+        one, two = (
+            [loss for loss, item in zip(each, items, strict=True) if item["language"] == language]
+            for each in reference_losses
+        )
+        spread = sum(
+            sum((x - sum(part) / len(part)) ** 2 for x in part) / (len(part) - 1) / len(part)
+            for part in (one, two)
+        )
+        found[language] = {
+            "difference": stats.paired_difference(one, two),
+            "apart": stats.Z95 * math.sqrt(spread),
+        }
     first, second = adapters
     said = outcomes.headline(await judged.compare(items, answers[1], answers[0]))
     return found | {"headline": said.replace("tuned", second).replace("base", first)}
 
 
 async def main() -> None:
-    chosen = utils.settings({"RUN": "solutions"})
+    chosen = settings.resolve({"RUN": "solutions"})
     if chosen.rehearsal:
-        import rehearsal
+        from rehearsal import stand_ins
 
-        chosen.rehearsal_url = rehearsal.start()
+        chosen.rehearsal_url = stand_ins.start()
     judged = judge.connect(chosen)
     print(f"judge: {judged.name}\n\nExercise 1: ten pairs in which the longer answer is worse")
     pairs = utils.read_jsonl(utils.DATA / "judge_calibration.jsonl")
     for name, found in (await exercise_1(judged, pairs)).items():
         gate = found["judge"]
-        print(f"{name:<7} {gate.accuracy}, gate {'open' if gate.usable else 'closed'}; the longer answer is right in {found['longer']}")
+        print(
+            f"{name:<7} {gate.accuracy}, gate {'open' if gate.usable else 'closed'}; the longer "
+            f"answer is right in {found['longer']}"
+        )
 
     print("\nExercise 2: how many prompts name a winner")
     verdicts = utils.ROOT / "runs" / "default" / "verdicts.jsonl"
@@ -206,11 +263,15 @@ async def main() -> None:
     print("\nExercise 3: which rows teach more")
     adapters = {name: utils.ROOT / "runs" / name / "adapter" for name in sys.argv[1:3]}
     if len(adapters) < 2:
-        print("Make two adapters, then name them: python solutions/evaluation.py made shipped")
+        print("Make two adapters, then name them: python -m solutions.evaluation made shipped")
         print("  python run.py --run made --train-on run --only preprocess train")
         print("  python run.py --run shipped --train-on shipped --only train")
         return
-    items = [item for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS) if item["reference"]]
+    items = [
+        item
+        for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS)
+        if item["reference"]
+    ]
     items = judge.sample([item for item in items if "follow_up" not in item], 24, chosen.seed)
     for name, value in (await exercise_3(chosen.base_model, adapters, items, judged)).items():
         print(f"{name}: {value if name == 'headline' else value['difference']}")

@@ -1,4 +1,5 @@
-"""A headless Chromium for the tests of pages: Debian's `chromium` and `chromium-driver`, driven by Selenium, cut off from the network."""
+"""A headless Chromium for the tests of pages: Debian's `chromium` and `chromium-driver`, driven by
+Selenium, cut off from the network."""
 
 import contextlib
 import json
@@ -23,10 +24,15 @@ ARGUMENTS = (
 @contextlib.contextmanager
 def chromium():
     """A driver with an empty profile; skips the test, and says why, where there is no Chromium."""
-    program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+    program, driver = (
+        shutil.which("chromium") or shutil.which("chromium-browser"),
+        shutil.which("chromedriver"),
+    )
     if not (program and driver):
         pytest.skip("this test needs a browser: apt-get install chromium chromium-driver")
-    selenium = pytest.importorskip("selenium.webdriver", reason="this test needs Selenium: pip install -r requirements-dev.txt")
+    selenium = pytest.importorskip(
+        "selenium.webdriver", reason="this test needs Selenium: pip install -r requirements/dev.txt"
+    )
     options = selenium.ChromeOptions()
     options.binary_location = program
     for argument in ARGUMENTS:
@@ -43,15 +49,25 @@ def view(browser, width: int, height: int = 900, scheme: str = "light") -> None:
     """The size of the window in CSS pixels, and whether the reader prefers light or dark."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
 
 
 def requested(browser) -> list[str]:
-    """Every address that was asked for since the last call; `data:` and what the page's policy stopped are left out."""
+    """Every address that was asked for since the last call; `data:` and what the page's policy
+    stopped are left out."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    failed = [message["params"] for message in messages if message["method"] == "Network.loadingFailed"]
+    failed = [
+        message["params"] for message in messages if message["method"] == "Network.loadingFailed"
+    ]
     stopped = {params["requestId"] for params in failed if params.get("blockedReason") == "csp"}
-    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    sent = [
+        message["params"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
     urls = [params["request"]["url"] for params in sent if params["requestId"] not in stopped]
     return [url for url in urls if not url.startswith(("data:", "blob:"))]
 

@@ -1,4 +1,5 @@
-"""Fixtures that several test files share. Everything runs offline; the packaged student is converted once and cached."""
+"""Fixtures that several test files share. Everything runs offline; the packaged student is
+converted once and cached."""
 
 import os
 import sys
@@ -11,11 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import pytest
 import tiny_models
 
+import settings
 import utils
 
 
 def pytest_collection_modifyitems(items):
-    """The notebooks first: they take longest, and `make test` gives each of two processes a file at a time."""
+    """The notebooks first: they take longest, and `make test` gives each of two processes a file at
+    a time."""
     items.sort(key=lambda item: item.path.name != "test_run.py")
 
 
@@ -31,7 +34,8 @@ def clean_environment(monkeypatch):
 
 @pytest.fixture
 def course(tmp_path, monkeypatch):
-    """A copy of the course's root whose runs/ lies in tmp_path, so that tests leave nothing behind."""
+    """A copy of the course's root whose runs/ lies in tmp_path, so that tests leave nothing
+    behind."""
     monkeypatch.setattr(utils, "ROOT", tmp_path)
     return tmp_path
 
@@ -39,14 +43,15 @@ def course(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def endpoint():
     """The base URL of one rehearsal endpoint for the whole session."""
-    import rehearsal
+    from rehearsal import stand_ins
 
-    return rehearsal.start()
+    return stand_ins.start()
 
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Tiny layers are too small to share: on a busy machine two threads wait for one another a hundred times longer than they compute."""
+    """Tiny layers are too small to share: on a busy machine two threads wait for one another a
+    hundred times longer than they compute."""
     import torch
 
     before = torch.get_num_threads()
@@ -64,15 +69,16 @@ def family_folder(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def student():
     """`(model, tokenizer, stop)` of the packaged student."""
-    import sft
+    from training import chat, machine, student
 
-    model, tokenizer = sft.load_base(utils.PACKAGED_STUDENT, sft.choose_device())
-    return model, tokenizer, sft.choose_stop(model, tokenizer)
+    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, machine.choose_device())
+    return model, tokenizer, chat.choose_stop(model, tokenizer)
 
 
 @pytest.fixture(scope="session")
 def tiny(student):
-    """`(model, tokenizer)`: a random two-layer Gemma with the real Gemma tokenizer; enough for everything but language."""
+    """`(model, tokenizer)`: a random two-layer Gemma with the real Gemma tokenizer; enough for
+    everything but language."""
     import torch
     from transformers import GemmaConfig, GemmaForCausalLM
 
@@ -95,7 +101,8 @@ def tiny(student):
 
 @pytest.fixture
 def judged_by():
-    """`start(answer)`: a judge of our own on the wire, whose reply to a body is `answer(body)`, a content or a whole message."""
+    """`start(answer)`: a judge of our own on the wire, whose reply to a body is `answer(body)`, a
+    content or a whole message."""
     import socket
     import threading
     import time
@@ -104,31 +111,35 @@ def judged_by():
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
-    import judge
-    import llm
-    import rehearsal
-    import rehearsal_server
+    from evaluation import judge
+    from llm.client import Client
+    from rehearsal import stand_ins
+    from rehearsal.server import Knobs, Server
 
     servers = []
 
     def start(answer, reply_format: str = "schema", **options) -> judge.Judge:
         def respond(body: dict, number: int) -> tuple[int, dict]:
             said = answer(body)
-            completion = rehearsal.completion(body, said if isinstance(said, str) else "", "stop", number)
+            completion = stand_ins.completion(
+                body, said if isinstance(said, str) else "", "stop", number
+            )
             if not isinstance(said, str):
                 completion["choices"][0]["message"] |= said
             return 200, completion
 
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
-        wire = rehearsal_server.Server(respond, "key", lambda body: 100, rehearsal_server.Knobs())
+        wire = Server(respond, "key", lambda body: 100, Knobs())
         app = Starlette(routes=[Mount("/v1", routes=wire.routes())])
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
         threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
         servers.append(server)
         while not server.started:
             time.sleep(0.01)
-        client = llm.Client("x", f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "key", attempts=1, **options)
+        client = Client(
+            "x", f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "key", attempts=1, **options
+        )
         return judge.Judge(client, "judge X", reply_format)
 
     yield start

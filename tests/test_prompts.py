@@ -21,7 +21,9 @@ def test_languages_are_parallel(name):
         assert placeholders(texts["en"]) == placeholders(texts["ko"])
     elif isinstance(texts["en"], dict):
         assert texts["en"].keys() == texts["ko"].keys()
-        assert all(placeholders(texts["en"][key]) == placeholders(texts["ko"][key]) for key in texts["en"])
+        assert all(
+            placeholders(texts["en"][key]) == placeholders(texts["ko"][key]) for key in texts["en"]
+        )
     else:
         assert len(texts["en"]) == len(texts["ko"])
 
@@ -32,4 +34,7 @@ def test_every_category_has_a_name_in_both_languages():
 
 def test_user_message_has_one_form():
     assert prompts.user_message({"instruction": "요약해 주세요.", "input": ""}) == "요약해 주세요."
-    assert prompts.user_message({"instruction": "요약해 주세요.", "input": "글"}) == "요약해 주세요.\n\n글"
+    assert (
+        prompts.user_message({"instruction": "요약해 주세요.", "input": "글"})
+        == "요약해 주세요.\n\n글"
+    )

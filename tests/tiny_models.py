@@ -1,7 +1,9 @@
-"""Tiny random models of the families that people swap in, saved as folders: real configs and real chat templates (as TRL ships them), but a
-small byte-level vocabulary, trained here on the course's own rows, so that each is built and loaded in about a second.
+"""Tiny random models of the families that people swap in, saved as folders: real configs and real
+chat templates (as TRL ships them), but a small byte-level vocabulary, trained here on the course's
+own rows, so that each is built and loaded in about a second.
 
-Run as a program it trains one of them, for the test that kills it: `python tests/tiny_models.py MODEL OUTPUT`.
+Run as a program it trains one of them, for the test that kills it: `python -m
+tests.tiny_models MODEL OUTPUT`.
 """
 
 import os
@@ -9,15 +11,19 @@ import sys
 from functools import cache
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import utils
 
 GEMMA = ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"])
 QWEN = (None, "<|endoftext|>", ["<|im_start|>", "<|im_end|>"])
-LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
-# Family: its model type in transformers, its template in TRL, (bos, eos, turn tokens), the token that closes a turn
+LLAMA = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+)
+# Family: its model type in transformers, its template in TRL, (bos, eos, turn tokens), the token
+# that closes a turn
 FAMILIES = {
     "gemma": ("gemma", "gemma", GEMMA, "<end_of_turn>"),
     "gemma3": ("gemma3_text", "gemma3", GEMMA, "<end_of_turn>"),
@@ -28,17 +34,24 @@ FAMILIES = {
 
 
 def build(folder: Path, family: str, template: bool = True) -> Path:
-    """Save a random two-layer model of `family` and its tokenizer; without `template` it is a base model that has none."""
+    """Save a random two-layer model of `family` and its tokenizer; without `template` it is a base
+    model that has none."""
     import torch
     import trl
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     kind, name, (bos, eos, turns), _ = FAMILIES[family]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level(), bos_token=bos, eos_token=eos, pad_token="<pad>", additional_special_tokens=turns
+        tokenizer_object=byte_level(),
+        bos_token=bos,
+        eos_token=eos,
+        pad_token="<pad>",
+        additional_special_tokens=turns,
     )
     if template:
-        tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        tokenizer.chat_template = (
+            Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+        ).read_text(encoding="utf-8")
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         kind,
@@ -65,13 +78,18 @@ def _vocabulary() -> str:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    # Line breaks stand alone, as in the tokenizers of Llama 3 and Qwen; in GPT-2's, two of them are one token only before nothing
+    # Line breaks stand alone, as in the tokenizers of Llama 3 and Qwen; in GPT-2's, two of them are
+    # one token only before nothing
     lines = pre_tokenizers.Split(Regex(r"[\r\n]+"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [lines, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     texts = [row["output"] for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
+    )
     return tokenizer.to_str()
 
 
@@ -83,7 +101,14 @@ def byte_level():
 
 
 ROWS = [
-    {"id": "a", "language": "en", "category": "code", "instruction": "Say hello.", "input": "", "output": "Hello!"},
+    {
+        "id": "a",
+        "language": "en",
+        "category": "code",
+        "instruction": "Say hello.",
+        "input": "",
+        "output": "Hello!",
+    },
     {
         "id": "b",
         "language": "ko",
@@ -92,7 +117,14 @@ ROWS = [
         "input": "아침, 회사",
         "output": "좋은 아침입니다. 오늘도 잘 부탁드려요.",
     },
-    {"id": "c", "language": "ko", "category": "code", "instruction": "숫자 셋을 쓰세요.", "input": "", "output": "1, 2, 3"},
+    {
+        "id": "c",
+        "language": "ko",
+        "category": "code",
+        "instruction": "숫자 셋을 쓰세요.",
+        "input": "",
+        "output": "1, 2, 3",
+    },
 ]
 TURNS = {
     "id": "d",
@@ -109,8 +141,11 @@ TURNS = {
 }
 
 
-def trainer(model_folder: Path, output: Path, watch=None, callbacks=(), lora=None, stock=False, **changes):
-    """`(trainer, tokenizer, stop, encoded)`: the course's trainer on a tiny model in fp32, with small numbers.
+def trainer(
+    model_folder: Path, output: Path, watch=None, callbacks=(), lora=None, stock=False, **changes
+):
+    """`(trainer, tokenizer, stop, encoded)`: the course's trainer on a tiny model in fp32, with
+    small numbers.
 
     `lora` changes LoraConfig, other keywords change SFTConfig; `stock` takes TRL's own trainer.
     """
@@ -119,14 +154,21 @@ def trainer(model_folder: Path, output: Path, watch=None, callbacks=(), lora=Non
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    import sft
+    from training import chat, machine, sft, student
 
-    model, tokenizer = sft.load_base(str(model_folder), sft.Device("cpu", "float32", "sdpa", ""))
-    stop = sft.choose_stop(model, tokenizer)
+    model, tokenizer = student.load_base(
+        str(model_folder), machine.Device("cpu", "float32", "sdpa", "")
+    )
+    stop = chat.choose_stop(model, tokenizer)
     torch.manual_seed(0)
-    chosen = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | (lora or {})
+    chosen = {
+        "r": 4,
+        "lora_alpha": 32,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    } | (lora or {})
     model = get_peft_model(model, LoraConfig(**chosen))
-    encoded, _ = sft.encode_all([*ROWS, TURNS] * 6, tokenizer, stop, 512)
+    encoded, _ = chat.encode_all([*ROWS, TURNS] * 6, tokenizer, stop, 512)
     options = {
         "output_dir": str(output),
         "max_steps": 6,
@@ -165,12 +207,19 @@ if __name__ == "__main__":
 
     from transformers import TrainerCallback
 
-    import sft
+    from training import sft
 
     class Slow(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             time.sleep(0.5)  # so that there is a moment in which to be killed
 
     checkpoints = Path(sys.argv[2])
-    made, *_ = trainer(Path(sys.argv[1]), checkpoints, callbacks=[Slow()], save_strategy="steps", save_steps=2, save_total_limit=1)
+    made, *_ = trainer(
+        Path(sys.argv[1]),
+        checkpoints,
+        callbacks=[Slow()],
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+    )
     made.train(resume_from_checkpoint=sft.last_checkpoint(checkpoints))

@@ -1,0 +1,2 @@
+"""Programs that draw the pages' figures and put measured numbers into the pages: `python -m
+assets.<name>`."""

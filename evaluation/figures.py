@@ -1,0 +1,196 @@
+"""Figures of an evaluation: calibration by kind, position bias, outcomes with intervals, length,
+scores.
+
+What it does: draw what outcomes.py and calibration.py found, each figure naming the judge. What it
+does not do: compute anything else, save or show. matplotlib is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import settings
+from evaluation import outcomes, stats
+from evaluation.calibration import Calibration
+from evaluation.outcomes import Outcome
+
+COLOURS = dict(zip(Outcome, ("#2e8b57", "#c0504d", "#c9ced6", "#e0b040", "#555555"), strict=True))
+BASE, TUNED, LINE = "#8a94a3", "#3b7dd8", "#999999"
+
+
+def calibration_figure(calibration: Calibration):
+    """Accuracy on each kind of fault with its interval, and what happens to verdicts when the
+    answers change places."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), width_ratios=(3, 2))
+    groups = {"all kinds": calibration.accuracy} | calibration.by_kind
+    _intervals(left, {name.replace("_", " "): rate for name, rate in groups.items()})
+    left.set(xlabel="verdicts that are right, 95 % interval", title="by kind of fault")
+    p = calibration.positions
+    parts = {
+        "same verdict in both orders": (p.alike, "#3b7dd8"),
+        "a tie in one order only": (p.leaning, "#c9ced6"),
+        "always the first answer": (p.first, "#e0b040"),
+        "always the second answer": (p.second, "#c0504d"),
+    }
+    for row, (number, colour) in enumerate(parts.values()):
+        right.barh(row, number, color=colour)
+        right.text(number, row, f" {number}", va="center", fontsize=8)
+    right.set(
+        yticks=range(len(parts)),
+        yticklabels=parts,
+        xlabel="pairs",
+        title=f"position, {stats.p_value(p.p)}",
+    )
+    right.set_xlim(0, 1.15 * max(1, p.n))
+    right.invert_yaxis()
+    figure.suptitle(f"judge: {calibration.judge}", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def outcome_figure(records: Sequence[dict], rates: bool = True):
+    """The five outcomes as bars, for all prompts and each language, and beside them the win rates
+    with their intervals.
+
+    Args:
+        rates: False where the judge may not be believed: its verdicts are shown, but no win rate.
+    """
+    import matplotlib.pyplot as plt
+
+    groups = {"all": list(records)} | {
+        name: chosen
+        for code, name in settings.LANGUAGES.items()
+        if (chosen := [r for r in records if r["language"] == code])
+    }
+    height = 0.5 * len(groups) + 1.5
+    figure, panels = plt.subplots(
+        1,
+        2 if rates else 1,
+        figsize=(9.5, height),
+        width_ratios=(3, 2) if rates else None,
+        squeeze=False,
+    )
+    bars = panels[0][0]
+    for row, members in enumerate(groups.values()):
+        start = 0.0
+        for kind in Outcome:
+            share = sum(record["outcome"] == kind for record in members) / len(members)
+            bars.barh(
+                row, share, left=start, color=COLOURS[kind], label=kind.value if row == 0 else None
+            )
+            if share > 0.05:
+                colour = "black" if kind in (Outcome.TIE, Outcome.INCONSISTENT) else "white"
+                bars.text(
+                    start + share / 2,
+                    row,
+                    f"{share:.0%}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=colour,
+                )
+            start += share
+    names = [f"{name} ({len(members)})" for name, members in groups.items()]
+    bars.set(
+        yticks=range(len(groups)),
+        yticklabels=names,
+        xlim=(0, 1),
+        xlabel="share of prompts",
+        title="outcomes of tuned against base",
+    )
+    bars.invert_yaxis()
+    bars.xaxis.set_major_formatter(_percent)
+    bars.legend(
+        ncols=5,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.35),
+        frameon=False,
+        fontsize=8,
+        columnspacing=1,
+        handlelength=1,
+    )
+    if rates:
+        known = {
+            name: outcomes.values(members)
+            for name, members in groups.items()
+            if outcomes.values(members)
+        }
+        _intervals(
+            panels[0][1],
+            {
+                name: (stats.win_rate if name == "all" else stats.proportion)(known[name])
+                for name in known
+            },
+        )
+        panels[0][1].set(xlabel="win rate, 95 % interval", title="win rate of tuned")
+    figure.suptitle(f"judge: {records[0]['judge']}", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def spread_figure(records: Sequence[dict], longer: Sequence[float]):
+    """Does length win? And how are the single scores spread? Records with `scores`; `longer` in
+    tokens, one a prompt."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.0))
+    nudge = np.random.default_rng(0).uniform(
+        -0.04, 0.04, len(records)
+    )  # points on one another would hide how many they are
+    for record, gap, shift in zip(records, longer, nudge, strict=True):
+        if record["value"] is not None:
+            left.plot(
+                gap,
+                record["value"] + shift,
+                "o",
+                color=COLOURS[record["outcome"]],
+                ms=4,
+                alpha=0.75,
+            )
+    left.axvline(0, color=LINE, lw=0.8, ls=":")
+    left.set(
+        xlabel="tokens by which the tuned answer is longer",
+        ylabel="verdict (1: tuned)",
+        title="length",
+        ylim=(-0.12, 1.12),
+    )
+    bins = np.arange(0.75, 10.76, 0.5)
+    for name, colour in (("base", BASE), ("tuned", TUNED)):
+        scores = [
+            record["scores"][name] for record in records if record["scores"][name] is not None
+        ]
+        right.hist(scores, bins, color=colour, alpha=0.65, label=name)
+    right.set(xlabel="single score, 1 to 10", ylabel="prompts", title="scores", xticks=range(1, 11))
+    right.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"judge: {records[0]['judge']}", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def _intervals(axes, rates: dict[str, stats.Estimate]) -> None:
+    """One row a rate: a point, its interval, and n; a line at 50 %."""
+    for row, rate in enumerate(rates.values()):
+        axes.plot(
+            [rate.low, rate.high],
+            [row, row],
+            color=TUNED if row else "black",
+            lw=2 if row else 3,
+            solid_capstyle="round",
+        )
+        axes.plot(rate.value, row, "o", color=TUNED if row else "black", ms=5)
+    names = [f"{name} ({rate.n})" for name, rate in rates.items()]
+    axes.axvline(0.5, color=LINE, lw=0.8, ls=":")
+    axes.set(
+        yticks=range(len(rates)),
+        yticklabels=names,
+        xlim=(-0.02, 1.02),
+        ylim=(len(rates) - 0.5, -0.5),
+    )
+    axes.xaxis.set_major_formatter(_percent)
+
+
+def _percent(share: float, _) -> str:
+    return f"{share:.0%}"

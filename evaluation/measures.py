@@ -1,0 +1,97 @@
+"""What can be seen of an answer without a judge: where it ends, whether it circles, its language,
+its likeness to the reference.
+
+What it does: flaws of one answer, and the measures of a set of answers. What it does not do:
+generate (training/generation.py), judge (judge.py), or compute a loss (training/losses.py).
+Importing it imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import utils
+
+if TYPE_CHECKING:
+    from training.generation import Answer
+
+FLAWS = {
+    "truncated": "cut off at the limit",
+    "loop": "runs in circles",
+    "empty": "empty",
+    "wrong_language": "in the wrong language",
+}
+
+
+def flaws(answer: Answer, language: str, reference: str = "") -> list[str]:
+    """Which of `FLAWS` an answer has.
+
+    Args:
+        language: of the request. The language that is wanted is the reference's where there is one:
+            a translation's is the other one.
+    """
+    wanted = utils.hangul_share(reference) if _letters(reference) else float(language == "ko")
+    found = {
+        "truncated": not answer.stopped,
+        "loop": loops(answer.text),
+        "empty": not answer.text.strip(),
+        "wrong_language": _letters(answer.text) >= 10
+        and abs(utils.hangul_share(answer.text) - wanted) > 0.5,
+    }
+    return [name for name, there in found.items() if there]
+
+
+def loops(text: str, n: int = 4, share: float = 0.5) -> bool:
+    """True if more than `share` of the word n-grams repeat an earlier one: the model is going round
+    in circles."""
+    words = text.split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(grams) > n and 1 - len(set(grams)) / len(grams) > share
+
+
+def _letters(text: str) -> int:
+    return sum(character.isalpha() for character in text)
+
+
+def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]:
+    """Measures that need no judge: likeness to the references (of those prompts that have one),
+    length, and a rate for each flaw.
+
+    Args:
+        answers: one a prompt, of the first turn.
+        items: `language` and `reference` of the same prompts.
+    """
+    import similarity
+
+    with_reference = [
+        (answer.text, item["reference"])
+        for answer, item in zip(answers, items, strict=True)
+        if item["reference"]
+    ]
+    found = [
+        flaws(answer, item["language"], item["reference"])
+        for answer, item in zip(answers, items, strict=True)
+    ]
+    measured = {}
+    if with_reference:
+        said, wanted = (
+            similarity.embed([pair[side] or " " for pair in with_reference]) for side in (0, 1)
+        )
+        measured["ROUGE-L to the references"] = _mean(
+            similarity.rouge_l(text, reference) for text, reference in with_reference
+        )
+        measured["embedding similarity to the references"] = float(
+            (said * wanted).sum(axis=1).mean()
+        )
+    measured["tokens of an answer"] = _mean(answer.tokens for answer in answers)
+    measured["answers that end by themselves"] = _mean(answer.stopped for answer in answers)
+    measured["answers that loop"] = _mean("loop" in names for names in found)
+    measured["empty answers"] = _mean("empty" in names for names in found)
+    measured["answers in the wrong language"] = _mean("wrong_language" in names for names in found)
+    return measured
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)

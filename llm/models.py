@@ -1,0 +1,94 @@
+"""What this course knows about OpenAI's models: prices, shutdown dates, parameters. Three small
+tables to change when they change.
+
+What it does: price a request, say when a model goes, and adjust a request to what a model accepts.
+What it does not do: ask a server. It needs the standard library only.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+# Dollars per million tokens: input, cached input, output. OpenAI's price page as of 2026-11.
+PRICES = {
+    "gpt-4o": (2.50, 1.25, 10.00),
+    "gpt-4o-mini": (0.15, 0.075, 0.60),
+    "gpt-6-luna": (0.10, 0.01, 0.50),
+}
+FREE = (0.0, 0.0, 0.0)
+BATCH_SHARE = 0.5  # what a request costs in a batch, as a share of these prices
+
+# Announced shutdowns, from the documentation of the openai package 3.54
+# (`chat.completions.create`), and what to use instead.
+SHUTDOWN = {
+    "gpt-4o": date(2027, 1, 14),
+    "gpt-4o-2024-11-20": date(2027, 1, 14),
+    "gpt-4o-2024-08-06": date(2027, 1, 14),
+    "gpt-4o-2024-05-13": date(2026, 10, 23),
+    "gpt-4o-mini": date(2027, 1, 14),
+    "gpt-4o-mini-2024-07-18": date(2027, 1, 14),
+}
+SUCCESSOR = "gpt-6-luna"
+NOTICE_DAYS = 90
+
+# Reasoning models, with what is sent where a request says nothing: without reasoning they take a
+# temperature like gpt-4o, and `max_completion_tokens` is spent on the answer alone.
+REASONING = {"gpt-6-luna": {"reasoning_effort": "none"}}
+ONLY_WITHOUT_REASONING = ("temperature", "top_p")
+
+
+def cost(prices: tuple[float, float, float] | None, tokens: dict, batch: bool = False) -> float:
+    """Dollars for `prompt_tokens`, `cached_tokens` (part of them) and `completion_tokens`; 0 where
+    no price is known."""
+    if prices is None:
+        return 0.0
+    cached = tokens.get("cached_tokens", 0)
+    dollars = (
+        (tokens["prompt_tokens"] - cached) * prices[0]
+        + cached * prices[1]
+        + tokens["completion_tokens"] * prices[2]
+    ) / 1e6
+    return dollars * BATCH_SHARE if batch else dollars
+
+
+def retirement(model: str, today: date | None = None) -> str | None:
+    """One sentence where `model` is shut down within 90 days, or has been; None otherwise and for
+    models not in the table."""
+    gone = SHUTDOWN.get(model)
+    if gone is None or (left := (gone - (today or date.today())).days) > NOTICE_DAYS:
+        return None
+    when = (
+        f"in {left} days"
+        if left > 1
+        else "tomorrow"
+        if left == 1
+        else "today"
+        if left == 0
+        else "which has passed"
+    )
+    return (
+        f"OpenAI announced to shut {model} down on {gone}, {when}: set TEACHER or JUDGE to "
+        f"{SUCCESSOR!r}, which it recommends instead "
+        "(other answers, so calibrate the judge again)."
+    )
+
+
+def warn_of_retirement(names: list[str]) -> None:
+    """Print a sentence for every model among `names` that is about to be shut down."""
+    for name in names:
+        if notice := retirement(name):
+            print(f"notice      {notice}")
+
+
+def adjusted(model: str, request: dict, settings: dict | None = None) -> dict:
+    """The parameters that `model` is sent: the table's, over them the request's, over them the
+    reader's `settings`.
+
+    A setting of None leaves that parameter out. Temperature is left out where a reasoning model
+    reasons: it would be refused.
+    """
+    sent = REASONING.get(model, {}) | request | (settings or {})
+    dropped = {name for name, value in (settings or {}).items() if value is None}
+    if model in REASONING and sent.get("reasoning_effort") != "none":
+        dropped.update(ONLY_WITHOUT_REASONING)
+    return {name: value for name, value in sent.items() if name not in dropped}

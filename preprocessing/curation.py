@@ -1,0 +1,180 @@
+"""What becomes of the tasks that a teacher wrote: what `preprocess.ipynb` calls after asking.
+
+In here: the rules that reject a task, the threshold of the embedding filter and the critique. Not
+in here: the near-duplicate filters (`similarity.py`), the contamination gate (`contamination.py`),
+the ledger that remembers every fate (`ledger.py`), and the order of the steps, which is the
+notebook's story.
+
+Sources: Self-Instruct (arXiv 2212.10560), AlpaGasus (arXiv 2307.08701) for the critique.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+import prompts
+import similarity
+import utils
+
+PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six are duplicates
+
+# --- rules ----------------------------------------------------------------------------------------
+
+# A text-only model cannot do these (Self-Instruct's list, Alpaca's additions, and their Korean
+# counterparts)
+UNSUITABLE = {
+    "en": re.compile(
+        r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go "
+        r"to|videos?|audio|music|flowcharts?|diagrams?)\b",
+        re.I,
+    ),
+    "ko": re.compile(r"그림|사진|이미지|그래프|지도|동영상|영상을|음악|오디오|파일|순서도|그려"),
+}
+SHORTEST = {"en": 4, "ko": 3}  # words; a Korean word carries its particles
+FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
+
+
+def problem(task: dict) -> str | None:
+    """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made fit
+    for Hangul.
+
+    A task that is still an instruction only (`pending`) is judged by that.
+    """
+    language, instruction = task["language"], task["instruction"].strip()
+    output = task["output"].strip()
+    words = instruction.split()
+    if task["category"] not in prompts.CATEGORIES and not task.get("pending"):
+        return f"unknown category {task['category']!r}"
+    if len(words) < SHORTEST[language]:
+        return "instruction too short"
+    if len(words) > 150:
+        return "instruction too long"
+    if not instruction[:1].isalnum():
+        return "instruction starts with punctuation"
+    if instruction.lower().startswith("write a program"):
+        return "starts with 'Write a program'"
+    if (utils.hangul_share(instruction) > 0.3) != (language == "ko"):
+        return "instruction in the wrong language"
+    if unsuitable := UNSUITABLE[language].search(instruction):
+        return f"a text model cannot do it ({unsuitable.group()})"
+    if task.get("pending"):
+        return None
+    if not output:
+        return "empty output"
+    if output == task["input"].strip():
+        return "output repeats the input"
+    if output.endswith(":"):
+        return "output ends in a colon"
+    # Lists, code and translations may end without a mark; several sentences on one line may not
+    if (
+        "\n" not in output
+        and len(output.split()) > 8
+        and re.search(r"[.!?다요] ", output)
+        and not FINISHED.search(output)
+    ):
+        return "output breaks off"
+    return None
+
+
+# --- the threshold of the embedding filter --------------------------------------------------------
+
+
+def labelled_pairs(lexical: float) -> tuple[list[dict], np.ndarray, dict[str, np.ndarray]]:
+    """The labelled pairs of instructions that ROUGE-L lets through, for the filter that comes after
+    it.
+
+    Returns:
+        `(pairs, duplicate, scores)`: n pairs with `a`, `b` and `kind`, their labels (n,) bool, and
+        `{"E5": (n,), "ROUGE-L": (n,)}`.
+    """
+    pairs = utils.read_jsonl(utils.DATA / "duplicate_pairs.jsonl", ("a", "b", "duplicate", "kind"))
+    pairs = [pair for pair in pairs if similarity.rouge_l(pair["a"], pair["b"]) <= lexical]
+    first, second = (similarity.embed([pair[side] for pair in pairs]) for side in "ab")
+    words = np.array([similarity.rouge_l(pair["a"], pair["b"]) for pair in pairs])
+    return (
+        pairs,
+        np.array([pair["duplicate"] for pair in pairs]),
+        {"E5": (first * second).sum(axis=1), "ROUGE-L": words},
+    )
+
+
+def calibrate(scores: np.ndarray, duplicate: np.ndarray, precision: float) -> float:
+    """The lowest threshold at which at least `precision` of the labelled pairs scoring above it are
+    duplicates.
+
+    A false alarm costs a good row, a miss only some repetition: so precision first, then as much
+    recall as it leaves.
+
+    Args:
+        scores: (n,) similarity of each labelled pair.
+        duplicate: (n,) its label.
+    """
+    for threshold in np.unique(scores):
+        above = scores > threshold
+        if above.any() and duplicate[above].mean() >= precision:
+            return float(threshold)
+    raise utils.CourseError(
+        f"No threshold separates the labelled pairs with a precision of {precision}: use another "
+        "similarity."
+    )
+
+
+def precision_recall_figure(scores: dict[str, np.ndarray], duplicate: np.ndarray, threshold: float):
+    """Precision over recall for each similarity in `scores`, with the threshold chosen for the
+    first of them marked."""
+    import matplotlib.pyplot as plt
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    for name, values in scores.items():
+        precision, recall, _ = precision_recall_curve(duplicate, values)
+        axes.step(
+            recall,
+            precision,
+            where="post",
+            label=f"{name} (average {average_precision_score(duplicate, values):.2f})",
+        )
+    name = next(iter(scores))
+    above = scores[name] > threshold
+    found, right = duplicate[above].sum() / duplicate.sum(), duplicate[above].mean()
+    axes.plot(found, right, "o", color="black", label=f"{name} > {threshold:.3f}")
+    axes.set(
+        xlabel="recall",
+        ylabel="precision",
+        ylim=(0.3, 1.03),
+        title=f"Finding the duplicates among {len(duplicate)} labelled pairs",
+    )
+    axes.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+# --- critique -------------------------------------------------------------------------------------
+
+
+class Critique(BaseModel):
+    """Reason before score, so that the score can follow from it."""
+
+    model_config = ConfigDict(extra="forbid")
+    reason: str
+    score: Literal[1, 2, 3, 4, 5]
+
+
+def critique_request(row: dict, text: bool = False) -> dict:
+    """Ask the teacher how good a row is, from 1 to 5 (AlpaGasus kept the rows above 4.5 of 5); with
+    `text` for a reply in plain text."""
+    content = prompts.CRITIQUE[row["language"]].format(
+        **{key: row[key] for key in ("instruction", "input", "output")}
+    )
+    if text:
+        content += "\n\n" + prompts.TEXT_FORMAT[row["language"]]["Critique"]
+    system = prompts.CRITIC_SYSTEM[row["language"]]
+    return {
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": content}],
+        "temperature": 0.0,
+        "max_completion_tokens": 200,
+    }

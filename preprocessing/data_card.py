@@ -1,0 +1,197 @@
+"""The card of a data set, every figure of it from the run that made it, and the upload of both to
+the Hugging Face hub.
+
+What it does: write down counts, teacher, cost, thresholds, licences and the teacher's terms; for
+the shipped data too (`python -m preprocessing.data_card` writes data/README.md). What it does not
+do: choose a licence for the reader.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import settings
+import utils
+from preprocessing.ledger import Ledger
+
+TERMS = {
+    "rehearsal": "Recorded replies written for this course, under its licence (see LICENSE).",
+    "openai": "Generated with an OpenAI model: its terms forbid using the output to develop "
+    "models that compete with OpenAI.",
+    "other": "Generated with another model: its licence decides what the output may be used for.",
+}
+
+
+def describe(
+    ledger: Ledger, gate: dict, method: str, paid_usd: float, thresholds: dict[str, float]
+) -> str:
+    """A Hugging Face data card (Markdown with YAML in front), every figure of it from this run."""
+    rows = ledger.kept
+    teachers = Counter(row["teacher"] for row in rows)
+    terms = {
+        (
+            "rehearsal"
+            if name.startswith(settings.REHEARSAL)
+            else "openai"
+            if name.startswith("gpt")
+            else "other"
+        )
+        for name in teachers
+    }
+    languages, categories = (Counter(row[key] for row in rows) for key in ("language", "category"))
+    listed = lambda counts: ", ".join(f"{name} {count}" for name, count in counts.most_common())  # noqa: E731
+    funnel = "\n".join(f"| {stage} | {left} |" for stage, left in ledger.funnel())
+    head = "\n".join(f"- {language}" for language in sorted(languages))
+    return f"""---
+language:
+{head}
+task_categories:
+- text-generation
+tags:
+- instruction-tuning
+- self-instruct
+- synthetic
+size_categories:
+- {"n<1K" if len(rows) < 1000 else "1K<n<10K" if len(rows) < 10_000 else "10K<n<100K"}
+---
+
+# Instruction data made with Instruction Tuning from Scratch
+
+{len(rows)} rows, made on {time.strftime("%Y-%m-%d")} with the method {method}.
+
+| | |
+|---|---|
+| teacher | {listed(teachers)} |
+| languages | {listed(languages)} |
+| categories | {listed(categories)} |
+| with an input | {sum(bool(row["input"]) for row in rows)} |
+| paid | ${paid_usd:.2f} |
+| thresholds | {", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())} |
+| contaminated rows left | {gate["left"]} of {gate["rows"]}, checked against the evaluation prompts, the judge's pairs and the seeds |
+
+| after | rows left |
+|---|---|
+{funnel}
+
+## Licence and terms
+
+{" ".join(TERMS[term] for term in sorted(terms))} The seed tasks were written for the course.
+
+## Limits
+
+Answers were written by a model and filtered by rules and similarity; facts were not checked by people. What the seeds lack, these
+rows lack. Each row names its teacher, request, demonstrations and cost; `ledger.jsonl` has the rejected rows and why.
+"""
+
+
+def publish(card: str, folder: Path, repository: str = "") -> str:
+    """Write the card beside the rows and, where a repository is given, push both; says where they
+    are."""
+    with utils.atomic(folder / "data_card.md") as file:
+        file.write(card)
+    return push(folder, repository) if repository else f"{utils.short(folder / 'data_card.md')}:"
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload the rows and the card to the Hugging Face hub as a private data set; returns its
+    address."""
+    token = utils.secret("HF_TOKEN")
+    if not token:
+        raise utils.CourseError(
+            f"PUSH_TO is {repository!r}, but there is no HF_TOKEN: make a write token at "
+            "huggingface.co and set it."
+        )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi(token=token)
+        api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+        for name, there in (
+            ("instruction.jsonl", "instruction.jsonl"),
+            ("data_card.md", "README.md"),
+        ):
+            api.upload_file(
+                path_or_fileobj=folder / name,
+                path_in_repo=there,
+                repo_id=repository,
+                repo_type="dataset",
+            )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:150].replace(token, "...")
+        raise utils.CourseError(
+            f"The data set could not be pushed to {repository} ({reason}): check PUSH_TO and that "
+            "HF_TOKEN may write."
+        ) from None
+    return f"https://huggingface.co/datasets/{repository}"
+
+
+# --- the shipped data -----------------------------------------------------------------------------
+
+FILES = {
+    "seed_tasks.jsonl": "seed tasks, shown to the teacher as demonstrations",
+    "instruction.jsonl": "rows to train on",
+    "eval_prompts.jsonl": "prompts with a reference answer; ten go on with a second turn",
+    "judge_calibration.jsonl": "pairs of answers of which one is better, by kind of fault",
+    "duplicate_pairs.jsonl": "pairs of instructions, labelled: would one answer serve both?",
+    "rehearsal/teacher_en.jsonl": "recorded replies of the stand-in teacher, flawed ones included",
+    "rehearsal/teacher_ko.jsonl": "the same in Korean",
+}
+
+
+def shipped() -> str:
+    """The page about the data in this repository, with its statistics."""
+    import statistics
+
+    import similarity
+
+    listed = "\n".join(
+        f"| `{name}` | {len(utils.read_jsonl(utils.DATA / name))} | {what} |"
+        for name, what in FILES.items()
+    )
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
+    table = []
+    for language, name in settings.LANGUAGES.items():
+        own = [row for row in rows if row["language"] == language]
+        words = [len(row["output"].split()) for row in own]
+        openings = {" ".join(row["instruction"].split()[:3]) for row in own}
+        table.append(
+            f"| {name} | {len(own)} | {sum(row['category'] == 'housing' for row in own)} | "
+            f"{sum(bool(row['input']) for row in own) / len(own):.0%} | "
+            f"{min(words)} / {statistics.median(words):.0f} / {max(words)} | "
+            f"{len(openings) / len(own):.0%} |"
+        )
+    categories = Counter(row["category"] for row in rows)
+    repeated = len(similarity.rouge_l_duplicates([row["instruction"] for row in rows]).removed)
+    gate = utils.read_json(utils.DATA / "contamination.json")
+    return f"""# The data of this course
+
+Written for this course by its authors, an AI system: language models wrote it record by record, without templates; nothing was copied
+from a data set, although classic puzzles are classic. Every record was read again, and scripts checked what can be checked (arithmetic,
+code, JSON, rules, stated limits, duplicates, contamination). No native speaker has reviewed the Korean yet, and facts, housing law among
+them, are general rules from memory. Korean answers are polite; asked in 반말, many answer in 반말. Licence: MIT (see
+../LICENSE). JSON Lines, UTF-8, one record a line; half English, half Korean.
+
+| file | records | what it is |
+|---|---|---|
+{listed}
+
+## Rows to train on
+
+| language | rows | housing in Korea | with an input | words of an output: least / median / most | distinct first three words |
+|---|---|---|---|---|---|
+{chr(10).join(table)}
+
+Categories: {", ".join(f"{name} {count}" for name, count in sorted(categories.items()))}.
+
+Near-duplicates by our own filter (ROUGE-L above 0.7): {repeated}. Rows too close to an evaluation prompt, a judge pair or a seed
+(ROUGE-L above {gate["lexical"]}, E5 cosine above {gate["semantic"]:.3f}): {gate["left"]} of {gate["rows"]}. `make gate` checks again,
+`make card` writes this page.
+"""
+
+
+if __name__ == "__main__":
+    with utils.atomic(utils.DATA / "README.md") as page:
+        page.write(shipped())

@@ -1,0 +1,235 @@
+"""The ledger of a run: every raw row of the teacher, with its provenance and its fate.
+
+What it does: book replies as rows, and note for each row which filter rejected it and why; nothing
+is dropped without an entry. What it
+does not do: decide a fate (`curation.py` and `similarity.py` do, in the order of the notebook).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import utils
+from llm.replies import Reply
+from preprocessing import grounding
+from preprocessing.curation import problem
+from preprocessing.grounding import Passage
+
+
+class Ledger:
+    """Every raw row of a run and why it was kept or rejected; nothing is dropped without an entry.
+
+    A reply that could not be read at all counts as one row, with filter "malformed reply".
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+        self.stages: list[str] = []
+
+    def receive(
+        self,
+        reply: Reply,
+        tasks: list[dict],
+        language: str,
+        demonstrations: list[dict],
+        teacher: str,
+        passages: list[Passage] = (),
+    ) -> list[dict]:
+        """Book one reply: its tasks as candidates with their provenance, or the reply itself as
+        malformed. Returns the candidates."""
+        self.open("malformed reply")
+        provenance = {
+            "source": "self-instruct",
+            "teacher": teacher,
+            "request": reply.key[:16],
+            "demonstrations": [task["id"] for task in demonstrations],
+            "cost_usd": reply.cost_usd / max(len(tasks), 1),
+        }
+        if passages:
+            provenance["urls"] = grounding.provenance(passages)
+        if not tasks:
+            row = self.add(
+                language,
+                dict.fromkeys(("category", "instruction", "input", "output"), ""),
+                provenance,
+            )
+            self.drop(row, "malformed reply", reply.error or "no tasks in it")
+            return []
+        return [self.add(language, task, provenance) for task in tasks]
+
+    def add(self, language: str, task: dict, provenance: dict) -> dict:
+        number = sum(row["language"] == language for row in self.rows) + 1
+        row = {
+            "id": f"run-{language}-{number:04d}",
+            "language": language,
+            **task,
+            **provenance,
+            "fate": "kept",
+        }
+        self.rows.append(row)
+        return row
+
+    def complete(
+        self,
+        row: dict,
+        category: str,
+        instances: list[tuple[str, str]],
+        reason: str | None,
+        cost_usd: float,
+    ) -> None:
+        """Give an instruction its instances (Self-Instruct), the first in its own row and each
+        further one in a row beside it.
+
+        An instruction without a usable instance is dropped for `reason`, and so is each instance
+        that a rule rejects.
+        """
+        del row["pending"]
+        if reason:
+            row["cost_usd"] += cost_usd
+            return self.drop(row, "instances", reason)
+        kept = {
+            key: row[key]
+            for key in ("source", "teacher", "request", "demonstrations", "urls", "similar")
+            if key in row
+        }
+        share = cost_usd / len(instances)
+        tasks = [
+            {
+                "category": category,
+                "instruction": row["instruction"],
+                "input": given,
+                "output": answer,
+            }
+            for given, answer in instances
+        ]
+        reasons = [problem(row | task) for task in tasks]
+        for i in sorted(
+            range(len(tasks)), key=lambda i: reasons[i] is not None
+        ):  # a good one first: the others hang on its row
+            if row["output"]:
+                one = self.add(
+                    row["language"], tasks[i], kept | {"cost_usd": share, "sibling": row["id"]}
+                )
+            else:
+                one = row
+                row |= tasks[i] | {"cost_usd": row["cost_usd"] + share}
+            if reasons[i]:
+                self.drop(one, "instances", reasons[i])
+
+    def criticise(self, row: dict, reply: Reply, least: int) -> None:
+        """Book the teacher's critique of a row, and drop the row where it scores below `least` or
+        where no score can be read."""
+        row["cost_usd"] += reply.cost_usd
+        if reply.parsed is None:
+            return self.drop(row, "critique", f"no score: {reply.error}")
+        row["critique"] = reply.parsed.model_dump()
+        if reply.parsed.score < least:
+            self.drop(row, "critique", reply.parsed.reason)
+            row["score"] = reply.parsed.score
+
+    def open(self, *stages: str) -> list[dict]:
+        """Begin one filter or several that run together, or go on with them; return the rows that
+        are to be judged."""
+        self.stages += [stage for stage in stages if stage not in self.stages]
+        return self.kept
+
+    def drop(
+        self,
+        row: dict,
+        stage: str,
+        reason: str,
+        neighbour: str | None = None,
+        score: float | None = None,
+    ) -> None:
+        """Reject a row, with the filter, the reason and, for a duplicate, the kept neighbour and
+        its score.
+
+        A duplicate's instruction is one task too many, so the other instances of that instruction
+        go with it.
+        """
+        fate = {"fate": stage, "reason": reason}
+        if neighbour is not None:
+            fate |= {"neighbour": neighbour, "score": round(score, 4)}
+        row |= fate
+        if neighbour is not None:
+            for sibling in self.kept:
+                if sibling.get("sibling") == row["id"]:
+                    sibling |= fate
+
+    @property
+    def kept(self) -> list[dict]:
+        return [row for row in self.rows if row["fate"] == "kept"]
+
+    def rejected(self, stage: str) -> list[dict]:
+        return [row for row in self.rows if row["fate"] == stage]
+
+    def funnel(self) -> list[tuple[str, int]]:
+        """`[("received", n), (stage, rows left after it), ...]`."""
+        left, steps = len(self.rows), [("received", len(self.rows))]
+        for stage in self.stages:
+            left -= len(self.rejected(stage))
+            steps.append((stage, left))
+        return steps
+
+    def save(self, folder: Path, least: int) -> Path:
+        """Write `ledger.jsonl` (every row) and `instruction.jsonl` (the kept ones, with
+        provenance); return the latter's path.
+
+        Raises:
+            CourseError: fewer than `least` rows are left; the ledger is written all the same, the
+                data set is not.
+        """
+        utils.write_jsonl(folder / "ledger.jsonl", self.rows)
+        if len(self.kept) < least:
+            worst = max(self.stages, key=lambda stage: len(self.rejected(stage)), default="nothing")
+            raise utils.CourseError(
+                f"Only {len(self.kept)} of {len(self.rows)} rows are left and {least} are needed "
+                f"(most were lost to {worst!r}): raise "
+                "REQUESTS or look into ledger.jsonl."
+            )
+        kept = [{key: value for key, value in row.items() if key != "fate"} for row in self.kept]
+        return utils.write_jsonl(folder / "instruction.jsonl", kept)
+
+
+def funnel_figure(ledger: Ledger, teacher: str):
+    """How many rows each filter left, as bars with the loss written beside them."""
+    import matplotlib.pyplot as plt
+
+    steps = ledger.funnel()
+    names, counts = zip(*steps, strict=True)
+    figure, axes = plt.subplots(figsize=(7, 0.45 * len(steps) + 0.9))
+    axes.barh(names, counts, color=["#9aa5b1"] + ["#3b7dd8"] * (len(steps) - 1))
+    for i, count in enumerate(counts):
+        lost = f"  {count}" + (f"  (-{counts[i - 1] - count})" if i else "")
+        axes.text(count, i, lost, va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.set(
+        xlim=(0, max(counts) * 1.15),
+        xlabel="rows",
+        title=f"What each filter left; teacher: {teacher}",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def yield_figure(yields: list[int], least: float, window: int, teacher: str):
+    """New rows of each request in the order asked, their running mean, and the line below which
+    asking stops."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.5, 2.6))
+    axes.bar(range(1, len(yields) + 1), yields, color="#9aa5b1", label="new rows of a request")
+    running = [np.mean(yields[max(0, i - window) : i]) for i in range(1, len(yields) + 1)]
+    axes.plot(
+        range(1, len(yields) + 1), running, color="#3b7dd8", label=f"mean of the last {window}"
+    )
+    axes.axhline(least, color="#c0504d", linestyle="--", linewidth=1, label=f"stop below {least:g}")
+    axes.set(
+        xlabel="request", ylabel="rows", title=f"What another request brings; teacher: {teacher}"
+    )
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,146 @@
+"""Replies in plain text, for endpoints that cannot be held to a JSON schema: the same objects, read
+by their labels.
+
+What it does: fill a pydantic model from JSON in or around prose, from labelled fields or from a
+numbered list. What it does not do: guess. A label counts only at the start of a line, so that "16."
+or "###" inside an answer stay where they are (the stop strings of Alpaca's own parser cut answers
+there), and what cannot be read is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from typing import TYPE_CHECKING, get_args, get_origin
+
+from llm.replies import Reply
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+KOREAN = {
+    "범주": "category",
+    "지시": "instruction",
+    "입력": "input",
+    "출력": "output",
+    "이유": "reason",
+    "점수": "score",
+    "분류": "is_classification",
+}
+MAY_BE_MISSING = ("category", "input")  # a rule rejects an unknown category later, with a reason
+BETWEEN = re.compile(
+    r"\n[\s\-=#*]*(?:(?:task|example|과제|예시?)\s*)?\d*[.):]?[\s\-=#*]*$", re.I
+)  # "### 2." belongs to no record
+NOTHING = re.compile(r"^\W*(noinput|none|n/a|없음|)\W*$", re.I)
+NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
+YES, NO = ("yes", "true", "예", "네", "맞음"), ("no", "false", "아니요", "아니오", "아님")
+
+
+def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
+    """The reply with `parsed` read from its text; where nothing can be read, with an error.
+    Refusals and failures stay as they are."""
+    if reply.error and reply.finish_reason != "length":
+        return reply
+    value = read(reply.text, schema, cut=reply.finish_reason == "length")
+    error = None if value else reply.error or f"no {schema.__name__} can be read in it"
+    return dataclasses.replace(reply, parsed=value, error=error)
+
+
+def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | None:
+    """An instance of `schema` from plain text, None where there is none.
+
+    Args:
+        schema: flat, or with one field that is a list of strings or of flat models.
+        cut: the text ended at its length limit, so its last record is not whole and is left out.
+    """
+    from pydantic import ValidationError
+
+    with contextlib.suppress(ValidationError):
+        if (value := _json(text)) is not None:
+            return schema.model_validate(
+                {next(iter(schema.model_fields)): value} if isinstance(value, list) else value
+            )
+    (name, field), *others = schema.model_fields.items()
+    inner = (
+        get_args(field.annotation)[0]
+        if get_origin(field.annotation) is list and not others
+        else None
+    )
+    if inner is str:
+        found = numbered(text, cut)
+    else:
+        found = []
+        for record in records(
+            text, tuple((inner or schema).model_fields), cut and inner is not None
+        ):
+            with contextlib.suppress(ValidationError):
+                found.append((inner or schema).model_validate(_typed(record, inner or schema)))
+    if not found:
+        return None
+    return schema.model_validate({name: found}) if inner else found[0]
+
+
+def _json(text: str):
+    """The first JSON object or array in a text, None where there is none that is whole."""
+    start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
+    try:
+        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
+    except ValueError:
+        return None
+
+
+def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[str, str]]:
+    """Labelled records (`field: value`, a value may go on over lines), each with all `fields`; one
+    without a needed field is dropped."""
+    names = {name: name for name in fields} | {
+        korean: name for korean, name in KOREAN.items() if name in fields
+    }
+    label = re.compile(
+        rf"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*({'|'.join(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
+    )
+    found: list[dict[str, str]] = []
+    current = None
+    for line in text.splitlines():
+        if match := label.match(line):
+            current = names[match[1].lower()]
+            if not found or current in found[-1] or (current == fields[0] and found[-1]):
+                found.append({})
+            found[-1][current] = match[2]
+        elif current:
+            found[-1][current] += "\n" + line
+    whole = [
+        one
+        for one in (found[:-1] if cut else found)
+        if all(name in one or name in MAY_BE_MISSING for name in fields)
+    ]
+    return [{name: BETWEEN.sub("", one.get(name, "")).strip() for name in fields} for one in whole]
+
+
+def numbered(text: str, cut: bool = False) -> list[str]:
+    """The entries of a numbered list; a line without a number goes on with the entry before it."""
+    entries: list[str] = []
+    for line in text.splitlines():
+        if match := NUMBERED.match(line):
+            entries.append(match[1].strip())
+        elif entries and line.strip():
+            entries[-1] += "\n" + line.strip()
+    return [entry for entry in (entries[:-1] if cut else entries) if entry]
+
+
+def _typed(record: dict[str, str], schema: type[BaseModel]) -> dict:
+    """Values as the schema's types; a value that is none is left as text, for the schema to
+    reject."""
+    typed: dict = {}
+    for name, text in record.items():
+        word = text.strip(" .*\"'").lower()
+        kind = schema.model_fields[name].annotation
+        if kind is bool:
+            typed[name] = True if word in YES else False if word in NO else text
+        elif kind is str:
+            typed[name] = "" if name == "input" and NOTHING.match(text) else text
+        else:  # a whole number, alone or as "4/5"
+            found = re.fullmatch(r"(\d+)\s*(?:점|/\s*\d+)?", word)
+            typed[name] = int(found[1]) if found else text
+    return typed

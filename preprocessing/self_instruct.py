@@ -1,0 +1,318 @@
+"""Asking a teacher for new tasks: what `preprocess.ipynb` calls first.
+
+In here: seeds and demonstrations, and the requests and replies of two methods. *Self-Instruct*
+(arXiv 2212.10560) asks three times: for instructions, whether each is a classification, and for its
+instances, output first where it is one. *Stanford Alpaca* (tatsu-lab/stanford_alpaca) asks for
+twenty whole tasks at once. Not in here: what becomes of the tasks (`curation.py`).
+"""
+
+from __future__ import annotations
+
+import random
+
+from pydantic import BaseModel, ConfigDict
+
+import prompts
+import utils
+from llm.client import Client
+from llm.replies import Reply
+from preprocessing import parsing
+
+SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
+INSTANCES = 5  # at most, of one instruction
+
+
+class Strict(BaseModel):
+    """No defaults and no extra fields: that is what a strict JSON schema asks for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Task(Strict):
+    category: str
+    instruction: str
+    input: str
+    output: str
+
+
+class TaskBatch(Strict):
+    tasks: list[Task]
+
+
+class Instructions(Strict):
+    instructions: list[str]
+
+
+class Kind(Strict):
+    is_classification: bool
+    category: str
+
+
+class InputFirst(Strict):
+    input: str
+    output: str
+
+
+class OutputFirst(Strict):  # the order of the fields is the order in which the teacher writes them
+    output: str
+    input: str
+
+
+class InputFirstInstances(Strict):
+    instances: list[InputFirst]
+
+
+class OutputFirstInstances(Strict):
+    instances: list[OutputFirst]
+
+
+# --- seeds and demonstrations ---------------------------------------------------------------------
+
+
+def load_seeds(languages: tuple[str, ...], categories: tuple[str, ...] = ()) -> list[dict]:
+    """The seed tasks in the chosen languages and, for a domain, categories (none: all). Written for
+    this course."""
+    seeds = [
+        seed
+        for seed in utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", SEED_FIELDS)
+        if seed["language"] in languages
+    ]
+    chosen = [seed for seed in seeds if not categories or seed["category"] in categories]
+    if len(chosen) < 3 * len(languages):
+        raise utils.CourseError(
+            f"Only {len(chosen)} seeds are in SEED_CATEGORIES ({', '.join(categories)}): name "
+            "another category too."
+        )
+    return chosen
+
+
+def sample_demonstrations(
+    pool: list[dict], language: str, count: int, rng: random.Random
+) -> list[dict]:
+    """`count` tasks in one language in random order, from different categories as long as there are
+    any."""
+    shuffled = [task for task in pool if task["language"] == language]
+    rng.shuffle(shuffled)
+    seen: dict[str, int] = {}
+    turns = [seen.setdefault(task["category"], 0) for task in shuffled]
+    for i, task in enumerate(shuffled):
+        turns[i], seen[task["category"]] = seen[task["category"]], seen[task["category"]] + 1
+    return [shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)[:count]]
+
+
+def mixed_demonstrations(
+    seeds: list[dict], made: list[dict], language: str, rng: random.Random
+) -> list[dict]:
+    """Self-Instruct's eight: two machine-made tasks once there are some, the rest written by
+    people, shuffled."""
+    machine = sample_demonstrations(made, language, 2, rng)
+    shown = machine + sample_demonstrations(seeds, language, 8 - len(machine), rng)
+    rng.shuffle(shown)
+    return shown
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+async def ask(
+    teacher: Client,
+    requests: list[dict],
+    schema: type[BaseModel],
+    text: bool = False,
+    batch: bool = False,
+) -> list[Reply]:
+    """Ask a teacher with a strict JSON schema, or, with `text`, read plain text (the requests must
+    ask for it); `batch`: half the price."""
+    send = teacher.complete_batch if batch else teacher.complete
+    replies = await send(requests, None if text else schema)
+    return [parsing.filled(reply, schema) for reply in replies] if text else replies
+
+
+def request(
+    content: str,
+    language: str,
+    seed: int,
+    tokens: int,
+    schema: type[BaseModel],
+    text: bool,
+    material: str = "",
+    temperature: float = 1.0,
+) -> dict:
+    """The chat request for `content`; `seed` makes sampling repeatable where a server supports it,
+    and tells two requests apart.
+
+    `material` comes from `grounding.prompt_block` and stands last, below every rule.
+    """
+    form = prompts.TEXT_FORMAT[language][schema.__name__] if text else ""
+    return {
+        "messages": [
+            {"role": "system", "content": prompts.TEACHER_SYSTEM[language]},
+            {
+                "role": "user",
+                "content": "\n\n".join(part for part in (content, form, material) if part),
+            },
+        ],
+        "temperature": temperature,
+        "seed": seed,
+        "max_completion_tokens": tokens,
+    }
+
+
+def _within(content: str, language: str, domain: str) -> str:
+    """The request limited to a domain, where there is one."""
+    return f"{content}\n\n{prompts.DOMAIN[language].format(domain=domain)}" if domain else content
+
+
+# --- Alpaca: one request, twenty tasks ------------------------------------------------------------
+
+
+def batch_request(
+    demonstrations: list[dict],
+    language: str,
+    count: int,
+    seed: int,
+    domain: str = "",
+    text: bool = False,
+    material: str = "",
+) -> dict:
+    """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
+    reply is a `TaskBatch`."""
+    shown = [
+        prompts.DEMONSTRATION[language].format(
+            number=i,
+            **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'},
+        )
+        for i, task in enumerate(demonstrations, 1)
+    ]
+    content = prompts.TEACHER_BATCH[language].format(
+        count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
+    )
+    return request(
+        _within(content, language, domain), language, seed, 400 * count, TaskBatch, text, material
+    )
+
+
+def tasks_of(reply: Reply) -> list[dict]:
+    """The tasks in a reply, empty where it has none that can be read; of a reply of instructions
+    only, tasks still `pending`."""
+    if isinstance(reply.parsed, Instructions):
+        empty = dict.fromkeys(Task.model_fields, "")
+        return [
+            empty | {"instruction": one.strip(), "pending": True}
+            for one in reply.parsed.instructions
+        ]
+    return [task.model_dump() for task in reply.parsed.tasks] if reply.parsed else []
+
+
+# --- Self-Instruct: instructions, then what kind each is, then its instances ----------------------
+
+
+def instructions_request(
+    demonstrations: list[dict],
+    language: str,
+    count: int,
+    seed: int,
+    domain: str = "",
+    text: bool = False,
+    material: str = "",
+) -> dict:
+    """Step 1: new instructions; of the demonstrations only the instructions are shown. The reply is
+    `Instructions`."""
+    shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
+    content = prompts.INSTRUCTIONS[language].format(count=count, demonstrations=shown)
+    return request(
+        _within(content, language, domain),
+        language,
+        seed,
+        120 * count,
+        Instructions,
+        text,
+        material,
+    )
+
+
+def recognise_request(
+    instruction: str, language: str, seeds: list[dict], text: bool = False
+) -> dict:
+    """Step 2: is it a classification? Shows 12 seeds that are and 19 that are not, as the paper
+    does. The reply is a `Kind`."""
+    own = [seed for seed in seeds if seed["language"] == language]
+    shown = [seed for seed in own if seed["is_classification"]][:12] + [
+        seed for seed in own if not seed["is_classification"]
+    ][:19]
+    lines = "\n".join(
+        f"{seed['instruction']} -> {str(seed['is_classification']).lower()}, {seed['category']}"
+        for seed in shown
+    )
+    content = prompts.RECOGNISE[language].format(
+        categories=", ".join(prompts.CATEGORIES), demonstrations=lines, instruction=instruction
+    )
+    return request(content, language, 0, 60, Kind, text, temperature=0.0)
+
+
+def instances_request(
+    instruction: str, language: str, is_classification: bool, text: bool = False
+) -> dict:
+    """Step 3: inputs and outputs; for a classification the output comes first, else the inputs all
+    lean to one label."""
+    template, schema = (
+        (prompts.OUTPUT_FIRST, OutputFirstInstances)
+        if is_classification
+        else (prompts.INPUT_FIRST, InputFirstInstances)
+    )
+    content = template[language].format(count=INSTANCES, instruction=instruction)
+    return request(content, language, 0, 400 * INSTANCES, schema, text)
+
+
+async def complete_instructions(
+    ask, rows: list[dict], seeds: list[dict], text: bool = False
+) -> list[tuple[str, list[tuple[str, str]], str | None, float]]:
+    """Steps 2 and 3 for every row (with `instruction` and `language`).
+
+    Args:
+        ask: takes requests and a schema, such as `functools.partial(self_instruct.ask, teacher)`.
+
+    Returns:
+        For each row `(category, [(input, output), ...], reason, dollars)`; without instances and
+        with a reason where there are none.
+    """
+    kinds = await ask(
+        [recognise_request(row["instruction"], row["language"], seeds, text) for row in rows], Kind
+    )
+    known = [i for i, kind in enumerate(kinds) if kind.parsed]
+    found = [("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds]
+    for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
+        places = [i for i in known if kinds[i].parsed.is_classification == wanted]
+        asked = [
+            instances_request(rows[i]["instruction"], rows[i]["language"], wanted, text)
+            for i in places
+        ]
+        for i, reply in zip(places, await ask(asked, schema), strict=True):
+            found[i] = (
+                kinds[i].parsed.category,
+                *usable_instances(reply),
+                kinds[i].cost_usd + reply.cost_usd,
+            )
+    return found
+
+
+def usable_instances(reply: Reply) -> tuple[list[tuple[str, str]], str | None]:
+    """`([(input, output), ...], reason)` after Self-Instruct's rules; no instances and a reason
+    where none is left.
+
+    Dropped: an empty output, one that repeats its input or ends in a colon, and repeated pairs; at
+    most `INSTANCES` stay. One input with two different outputs drops the whole task. A reply cut by
+    its length does not match its schema and has no instances.
+    """
+    if reply.parsed is None:
+        return [], reply.error or "no instances"
+    pairs = dict.fromkeys((one.input.strip(), one.output.strip()) for one in reply.parsed.instances)
+    good = [
+        (given, answer)
+        for given, answer in pairs
+        if answer and answer != given and not answer.endswith(":")
+    ]
+    inputs = [given for given, _ in good if given]
+    if len(set(inputs)) < len(inputs):
+        return [], "one input with two outputs"
+    return good[:INSTANCES], None if good else "no usable instance"

@@ -1,0 +1,404 @@
+"""What an OpenAI-compatible server does besides answering: keys, rate limits, faults to rehearse,
+files and batches.
+
+What it does: put a function that answers one request on the wire, in OpenAI's formats. Everything
+that can go wrong is a knob, so that
+tests and benchmarks meet it through the real SDK. What it does not do: make answers (stand_ins.py
+does), or keep anything on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import itertools
+import json
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Answer = Callable[[dict, int], tuple[int, dict]]  # request body and number to status and JSON body
+RATED = ("429", "500", "disconnect", "malformed", "slow")  # the faults of `fault_rate`
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How the server behaves. Times are in seconds.
+
+    A fault is "429", "500", "quota", "disconnect" (in the middle of the body), "malformed" (half a
+    JSON object), "slow" (the body comes in pieces), "stall" (it never ends), "long" (more than the
+    model's context), "refusal" or "cut" (by max_completion_tokens). The fate of a batch is
+    "expired", "cancelled" (both after half of its requests), "partial" (half of them fail),
+    "failed" (refused as a whole) or "lost" (created, but the connection breaks before the answer).
+    """
+
+    latency: float = 0.0  # before each answer
+    faults: tuple[
+        str | None, ...
+    ] = ()  # the n-th chat request meets the n-th; those past the end are answered
+    # share of the other requests that meet one of RATED, drawn by `seed` and the request's number
+    fault_rate: float = 0.0
+    seed: int = 0
+    slow: float = 1.0  # a slow body's duration
+    requests_per_minute: int = 60_000
+    tokens_per_minute: int = 1_000_000_000  # of prompt and max_completion_tokens, as OpenAI counts
+    window: float = 60.0  # the limits are kept in every window of this length
+    serves: tuple[str, ...] = ("rehearsal",)  # model names
+    batch_seconds: float = 0.0  # until a batch ends
+    fates: tuple[str | None, ...] = ()  # the n-th batch meets the n-th
+
+
+class Window:
+    """A true sliding window: in no `seconds` more than the share of `per_minute` that falls on
+    them."""
+
+    def __init__(self, name: str, per_minute: int, seconds: float) -> None:
+        self.name, self.per_minute, self.seconds = name, per_minute, seconds
+        self._taken: deque[tuple[float, float]] = deque()
+        self._total = 0.0
+
+    @property
+    def left(self) -> float:
+        while self._taken and self._taken[0][0] <= time.monotonic() - self.seconds:
+            self._total -= self._taken.popleft()[1]
+        return self.per_minute * self.seconds / 60 - self._total
+
+    def take(self, amount: float) -> None:
+        self._taken.append((time.monotonic(), amount))
+        self._total += amount
+
+    def until(self, amount: float) -> float:
+        """Seconds until `amount` fits, at most one window."""
+        missing, wait = amount - self.left, 0.0
+        for then, taken in self._taken:
+            if missing <= 0:
+                break
+            missing, wait = missing - taken, then + self.seconds - time.monotonic()
+        return wait if missing <= 0 else self.seconds
+
+    def headers(self) -> dict:
+        reset = (
+            self._taken[-1][0] + self.seconds - time.monotonic()
+            if self.left < self.per_minute and self._taken
+            else 0.0
+        )
+        return {
+            f"x-ratelimit-limit-{self.name}": str(self.per_minute),
+            f"x-ratelimit-remaining-{self.name}": str(max(0, int(self.left))),
+            f"x-ratelimit-reset-{self.name}": duration(reset),
+        }
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: '120ms', '1.5s', '6m0s'."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    return f"{int(seconds // 60)}m{seconds % 60:.3f}s" if seconds >= 60 else f"{seconds:.3f}s"
+
+
+def error(
+    status: int, message: str, kind: str = "invalid_request_error", code: str | None = None
+) -> tuple[int, dict]:
+    """Status and body of an error in OpenAI's form."""
+    return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+async def broken(scope, receive, send) -> None:
+    """An ASGI response that dies in the middle of its body."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b'{"id": "chatcmpl', "more_body": True})
+    raise ConnectionResetError("rehearsed disconnect")
+
+
+class Server:
+    """The endpoints under /v1, for one answering function and one key. `GET /v1/served` tells what
+    it has done so far."""
+
+    def __init__(
+        self, answer: Answer, key: str, tokens: Callable[[dict], int], knobs: Knobs
+    ) -> None:
+        self.answer, self.key, self.tokens, self.knobs = answer, key, tokens, knobs
+        self.numbers, self.counts = itertools.count(), Counter()
+        self.windows = (
+            Window("requests", knobs.requests_per_minute, knobs.window),
+            Window("tokens", knobs.tokens_per_minute, knobs.window),
+        )
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict] = {}
+
+    def routes(self) -> list:
+        from starlette.responses import JSONResponse
+        from starlette.routing import Route
+
+        def guarded(handler):
+            async def checked(request):
+                if request.headers.get("authorization") != f"Bearer {self.key}":
+                    status, body = error(401, "Incorrect API key provided.", code="invalid_api_key")
+                    return JSONResponse(body, status)
+                return await handler(request)
+
+            return checked
+
+        async def served(request):  # without a key: it is for the tests
+            return JSONResponse(dict(self.counts) | {"batches": len(self.batches)})
+
+        return [
+            Route("/models", guarded(self._models)),
+            Route("/chat/completions", guarded(self._chat), methods=["POST"]),
+            Route("/files", guarded(self._upload), methods=["POST"]),
+            Route("/files/{id}/content", guarded(self._content)),
+            Route("/batches", guarded(self._create), methods=["POST"]),
+            Route("/batches", guarded(self._list)),
+            Route("/batches/{id}", guarded(self._retrieve)),
+            Route("/batches/{id}/cancel", guarded(self._cancel), methods=["POST"]),
+            Route("/served", served),
+        ]
+
+    async def _models(self, request):
+        from starlette.responses import JSONResponse
+
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "course"}
+            for name in self.knobs.serves
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    # --- chat -------------------------------------------------------------------------------------
+
+    async def _chat(self, request):
+        from starlette.responses import JSONResponse, Response, StreamingResponse
+
+        number = next(self.numbers)
+        try:
+            body = await request.json()
+            amounts = (1, self.tokens(body))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            body, amounts = None, (1, 0)
+        self.counts["asked"] += 1
+
+        def headers() -> dict:
+            return (
+                {"x-request-id": f"rehearsal-{number}"}
+                | self.windows[0].headers()
+                | self.windows[1].headers()
+            )
+
+        def limited(message: str, wait: float, kind: str):
+            self.counts["rate_limited"] += 1
+            status, said = error(429, message, kind, "rate_limit_exceeded")
+            return JSONResponse(
+                said, status, headers() | {"retry-after-ms": str(round(wait * 1000) + 1)}
+            )
+
+        for window, amount in zip(self.windows, amounts, strict=True):
+            if (wait := window.until(amount)) > 0:
+                return limited(f"Rate limit reached for {window.name} per min.", wait, window.name)
+        for window, amount in zip(self.windows, amounts, strict=True):
+            window.take(amount)
+        await asyncio.sleep(self.knobs.latency)
+        fault = self._fault(number)
+        if fault:
+            self.counts[f"fault {fault}"] += 1
+        if fault == "429":
+            return limited("Rate limit reached.", 0.02, "requests")
+        if fault == "quota":
+            status, said = error(
+                429, "You exceeded your current quota.", "insufficient_quota", "insufficient_quota"
+            )
+            return JSONResponse(said, status, headers())
+        if fault == "500":
+            status, said = error(500, "The server had an error.", "server_error")
+            return JSONResponse(said, status, headers())
+        if fault == "long":
+            status, said = error(
+                400, "The maximum context length is exceeded.", code="context_length_exceeded"
+            )
+            return JSONResponse(said, status, headers())
+        if fault == "disconnect":
+            return broken
+        status, said = (
+            error(400, "The body is not valid JSON.") if body is None else self.answer(body, number)
+        )
+        if status == 200 and fault in ("refusal", "cut"):
+            choice = said["choices"][0]
+            refused = {"content": None, "refusal": "I cannot help with that."}
+            choice["message"] |= (
+                refused if fault == "refusal" else {"content": choice["message"]["content"][:20]}
+            )
+            choice["finish_reason"] = "stop" if fault == "refusal" else "length"
+        content = json.dumps(said, ensure_ascii=False).encode()
+        if fault == "malformed":
+            return Response(content[: len(content) // 2], 200, headers(), "application/json")
+        self.counts["served"] += status == 200
+        if fault in ("slow", "stall"):
+            return StreamingResponse(
+                self._pieces(content, fault), status, headers(), "application/json"
+            )
+        return Response(content, status, headers(), "application/json")
+
+    def _fault(self, number: int) -> str | None:
+        if number < len(self.knobs.faults):
+            return self.knobs.faults[number]
+        rng = random.Random(f"{self.knobs.seed} {number}")
+        return rng.choice(RATED) if rng.random() < self.knobs.fault_rate else None
+
+    async def _pieces(self, content: bytes, fault: str):
+        step = len(content) // 10 + 1
+        for start in range(0, len(content), step):
+            yield content[start : start + step]
+            await asyncio.sleep(3600 if fault == "stall" else self.knobs.slow / 10)
+
+    # --- files and batches ------------------------------------------------------------------------
+
+    async def _upload(self, request):
+        from starlette.responses import JSONResponse
+
+        # A multipart form is a MIME message, so the standard library reads it
+        raw = (
+            b"Content-Type: "
+            + request.headers["content-type"].encode()
+            + b"\r\n\r\n"
+            + await request.body()
+        )
+        parts = {
+            part.get_param("name", header="content-disposition"): part
+            for part in email.message_from_bytes(raw).walk()
+        }
+        id = self._store(parts["file"].get_payload(decode=True))
+        size, name = len(self.files[id]), parts["file"].get_filename()
+        return JSONResponse(
+            {
+                "id": id,
+                "object": "file",
+                "bytes": size,
+                "created_at": int(time.time()),
+                "filename": name,
+                "purpose": "batch",
+                "status": "processed",
+            }
+        )
+
+    def _store(self, content: bytes) -> str:
+        id = f"file-rehearsal-{len(self.files)}"
+        self.files[id] = content
+        return id
+
+    async def _content(self, request):
+        from starlette.responses import JSONResponse, Response
+
+        content = self.files.get(request.path_params["id"])
+        if content is None:
+            status, said = error(404, "No such file.")
+            return JSONResponse(said, status)
+        return Response(content, media_type="application/octet-stream")
+
+    async def _create(self, request):
+        from starlette.responses import JSONResponse
+
+        asked = await request.json()
+        if asked.get("input_file_id") not in self.files:
+            status, said = error(400, "No such input file.")
+            return JSONResponse(said, status)
+        number = len(self.batches)
+        fate = self.knobs.fates[number] if number < len(self.knobs.fates) else None
+        id, total = f"batch_rehearsal_{number}", self.files[asked["input_file_id"]].count(b"\n")
+        self.batches[id] = {
+            "id": id,
+            "object": "batch",
+            "endpoint": asked["endpoint"],
+            "completion_window": asked["completion_window"],
+            "input_file_id": asked["input_file_id"],
+            "metadata": asked.get("metadata"),
+            "status": "in_progress",
+            "created_at": int(time.time()),
+            "request_counts": {"total": total, "completed": 0, "failed": 0},
+            "fate": fate,
+            "ends": time.monotonic() + self.knobs.batch_seconds,
+        }
+        return broken if fate == "lost" else JSONResponse(self._shown(self.batches[id]))
+
+    async def _list(self, request):
+        from starlette.responses import JSONResponse
+
+        newest = list(self.batches.values())[::-1]
+        if after := request.query_params.get("after"):
+            newest = newest[[batch["id"] for batch in newest].index(after) + 1 :]
+        page = newest[: int(request.query_params.get("limit", 20))]
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [self._shown(batch) for batch in page],
+                "has_more": len(page) < len(newest),
+            }
+        )
+
+    async def _retrieve(self, request, cancel: bool = False):
+        from starlette.responses import JSONResponse
+
+        batch = self.batches.get(request.path_params["id"])
+        if batch is None:
+            status, said = error(404, "No such batch.")
+            return JSONResponse(said, status)
+        if batch["status"] == "in_progress" and (cancel or time.monotonic() >= batch["ends"]):
+            self._end(batch, "cancelled" if cancel else batch["fate"])
+        return JSONResponse(self._shown(batch))
+
+    async def _cancel(self, request):
+        return await self._retrieve(request, cancel=True)
+
+    def _shown(self, batch: dict) -> dict:
+        return {key: value for key, value in batch.items() if key not in ("fate", "ends")}
+
+    def _end(self, batch: dict, fate: str | None) -> None:
+        """Answer what is to be answered, in another order than it was asked, and write the output
+        and error files."""
+        if fate == "failed":
+            data = [
+                {
+                    "code": "invalid_json_line",
+                    "line": 1,
+                    "message": "This line is not parseable as valid JSON.",
+                    "param": None,
+                }
+            ]
+            batch |= {"status": "failed", "errors": {"object": "list", "data": data}}
+            return
+        asked = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
+        random.Random(self.knobs.seed).shuffle(asked)
+        whole = len(asked) // 2 if fate in ("expired", "cancelled", "partial") else len(asked)
+        output, errors = [], []
+        for place, line in enumerate(asked):
+            record = {
+                "id": f"batch_req_{place}",
+                "custom_id": line["custom_id"],
+                "response": None,
+                "error": None,
+            }
+            if place < whole or fate == "partial":
+                status, body = (
+                    self.answer(line["body"], place)
+                    if place < whole
+                    else error(500, "The server had an error.", "server_error")
+                )
+                record["response"] = {
+                    "status_code": status,
+                    "request_id": f"batch-{place}",
+                    "body": body,
+                }
+                (output if status == 200 else errors).append(record)
+            elif fate == "expired":
+                said = "This request could not be executed before the completion window expired."
+                errors.append(record | {"error": {"code": "batch_expired", "message": said}})
+        self.counts["batch_served"] += len(output)
+        batch["status"] = fate if fate in ("expired", "cancelled") else "completed"
+        batch["request_counts"] |= {"completed": len(output), "failed": len(asked) - len(output)}
+        for name, records in (("output_file_id", output), ("error_file_id", errors)):
+            if records:
+                batch[name] = self._store(
+                    "".join(
+                        json.dumps(record, ensure_ascii=False) + "\n" for record in records
+                    ).encode()
+                )

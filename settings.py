@@ -1,0 +1,468 @@
+"""What a reader can choose: one table of settings for the three notebooks, `run.py` and the command
+lines.
+
+What it does: hold every setting with its default, its choices and a sentence of help in one place,
+`Settings`. From it come the form cells of the notebooks (`form`), the options of `run.py`, the
+environment variables `COURSE_<NAME>` and the sentences for values that cannot be. To add a setting,
+add one line to `Settings`. What it does not do: read keys (utils.secret does, where they are used),
+or know anything about models or prices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import utils
+from utils import CourseError
+
+LANGUAGES = {"en": "English", "ko": "Korean"}
+
+PACKAGED_STUDENT = "gemma-3-270m"  # the pretrained student from PyPI ...
+PACKAGED_HUB_ID = "google/gemma-3-270m"  # ... and what it is
+COURSE_STUDENT = "google/gemma-2b-it"
+REHEARSAL = "rehearsal"
+COURSE_TEACHER = "gpt-4o"
+OFFERED = (REHEARSAL, COURSE_TEACHER, "gpt-6-luna")  # any other can be typed
+
+NOTEBOOKS = ("preprocess", "train", "evaluation")
+
+
+# --- how a value is read --------------------------------------------------------------------------
+
+
+def as_text(name: str, value: object) -> str:
+    return str(value).strip()
+
+
+def as_switch(name: str, value: object) -> bool:
+    """`"on"` or `"off"` as a truth value; the choices are checked before."""
+    return str(value) == "on"
+
+
+def as_dollars(name: str, value: object) -> float:
+    try:
+        dollars = float(str(value))
+    except ValueError:
+        dollars = -1.0
+    if not math.isfinite(dollars) or dollars < 0:
+        raise CourseError(f"{name} is {value!r}; give an amount in dollars, 0 or more.")
+    return dollars
+
+
+def as_count(name: str, value: object) -> int:
+    try:
+        count = int(str(value))
+    except ValueError:
+        count = -1
+    if count < 0:
+        raise CourseError(f"{name} is {value!r}; give a whole number, 0 or more.")
+    return count
+
+
+def as_names(name: str, value: object) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+def as_run(name: str, value: object) -> str:
+    """The name of one folder under runs/."""
+    run = str(value)
+    if not run or run != Path(run).name or run.startswith("."):
+        raise CourseError(
+            f"{name} is {run!r}, but it names one folder under runs/: use letters, digits, '-' "
+            "and '_'."
+        )
+    return run
+
+
+def as_languages(name: str, value: object) -> tuple[str, ...]:
+    """`"en"`, `"ko"` or `"both"` as a tuple of codes."""
+    codes = tuple(LANGUAGES) if value == "both" else (str(value),)
+    for code in codes:
+        if code not in LANGUAGES:
+            raise CourseError(
+                f"{name} is {code!r}, but this course has data and prompts for 'en', 'ko' and "
+                "'both' only."
+            )
+    return codes
+
+
+def as_prices(name: str, value: object) -> tuple[float, float, float]:
+    """(input, cached input, output) in dollars per million tokens from "2.50, 1.25, 10"."""
+    try:
+        prompt, cached, output = (float(part) for part in str(value).split(","))
+    except ValueError:
+        raise CourseError(
+            f"{name} is {value!r}; give dollars per million tokens as 'input, cached input, "
+            "output', "
+            "such as '2.50, 1.25, 10'."
+        ) from None
+    return prompt, cached, output
+
+
+# --- defaults that depend on this machine and on the settings above them --------------------------
+
+
+def _endpoint(found: dict) -> str | None:
+    return utils.secret("OPENAI_BASE_URL")
+
+
+def _speaker(found: dict) -> str:
+    """gpt-4o where there is a key for OpenAI itself, else the stand-in."""
+    paid = utils.secret("OPENAI_API_KEY") and not found["base_url"]
+    return COURSE_TEACHER if paid else REHEARSAL
+
+
+def _student(found: dict) -> str:
+    """The course's model where its gated weights and a GPU can be had, else the packaged one."""
+    return COURSE_STUDENT if utils.secret("HF_TOKEN") and utils.has_gpu() else PACKAGED_STUDENT
+
+
+def _tracking(found: dict) -> str:
+    return "online" if utils.secret("WANDB_API_KEY") else "offline"
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a setting beside its name and type."""
+
+    name: str  # in upper case: in the form, and after COURSE_; empty for the name of the attribute
+    default: Any  # a value as a reader would type it, or a function of the settings above
+    help: str  # one sentence
+    read: Callable[[str, object], Any]
+    choices: tuple[str, ...] = ()
+    others: bool = False  # may anything but the choices be given?
+    forms: tuple[str, ...] = ()  # the notebooks whose form has it
+
+
+def _setting(
+    default: Any,
+    help: str,
+    read: Callable[[str, object], Any] = as_text,
+    *,
+    name: str = "",
+    choices: tuple[str, ...] = (),
+    others: bool = False,
+    forms: tuple[str, ...] = (),
+) -> Any:
+    entry = Entry(name, default, help, read, choices, others, forms)
+    return dataclasses.field(metadata={"entry": entry})
+
+
+def _switch(default: str, help: str, forms: tuple[str, ...] = ()) -> Any:
+    return _setting(default, help, as_switch, choices=("on", "off"), forms=forms)
+
+
+def _size(full: int, smoke: int, help: str, gpu: int | None = None) -> Any:
+    """A number that is smaller in the smoke profile; 0 stands for "all" or "as many as there
+    are"."""
+
+    def default(found: dict) -> int:
+        if found["profile"] == "smoke":
+            return smoke
+        return full if gpu is None or not utils.has_gpu() else gpu
+
+    return _setting(default, help, as_count)
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """One set of settings for three notebooks. Keys are not in here: they are read where they are
+    used, and only there."""
+
+    run: str = _setting(
+        "default", "name of the folder under runs/ for all that is made", as_run, forms=NOTEBOOKS
+    )
+    profile: str = _setting(
+        "full",
+        "full, or smoke: the same cells with smaller numbers",
+        choices=("full", "smoke"),
+        forms=NOTEBOOKS,
+    )
+    base_url: str | None = _setting(
+        _endpoint,
+        "an OpenAI-compatible endpoint for teacher and judge",
+        forms=("preprocess", "evaluation"),
+    )
+    teacher: str = _setting(
+        _speaker,
+        "the model that writes the rows, or the stand-in 'rehearsal'",
+        choices=OFFERED,
+        others=True,
+        forms=("preprocess",),
+    )
+    judge: str = _setting(
+        _speaker,
+        "the model that compares answers, or the stand-in 'rehearsal'",
+        choices=OFFERED,
+        others=True,
+        forms=("evaluation",),
+    )
+    second_judge: str = _setting(
+        "", "another judge of the same answers, to see how far two agree", forms=("evaluation",)
+    )
+    base_model: str = _setting(
+        _student,
+        "the model to tune: a hub id, a local folder, or gemma-3-270m (packaged)",
+        choices=(PACKAGED_STUDENT, COURSE_STUDENT),
+        others=True,
+        forms=("train", "evaluation"),
+    )
+    languages: tuple[str, ...] = _setting(
+        "both",
+        "of prompts, rows and evaluation",
+        as_languages,
+        name="LANGUAGE",
+        choices=("both", *LANGUAGES),
+        others=True,  # as_languages refuses with a better sentence
+        forms=NOTEBOOKS,
+    )
+    budget_usd: float = _setting(
+        "2.0", "dollars for this run, hard", as_dollars, forms=("preprocess", "evaluation")
+    )
+    prices: tuple[float, float, float] | None = _setting(
+        None, "dollars per million tokens for a model that llm/models.py does not know", as_prices
+    )
+    train_on: str = _setting(
+        "both",
+        "the rows to train on: this run's, the shipped ones, or both",
+        choices=("both", "run", "shipped"),
+        forms=("train",),
+    )
+    tracking: str = _setting(
+        _tracking,
+        "how wandb logs the training",
+        choices=("online", "offline", "disabled"),
+        forms=("train",),
+    )
+    method: str = _setting(
+        "alpaca",
+        "how tasks are asked for",
+        choices=("alpaca", "self-instruct"),
+        forms=("preprocess",),
+    )
+    reply_format: str = _setting(
+        "schema",
+        "text is for endpoints that cannot be held to a JSON schema",
+        choices=("schema", "text"),
+        forms=("preprocess", "evaluation"),
+    )
+    domain: str = _setting("", "free text: all tasks are to belong to it", forms=("preprocess",))
+    seed_categories: tuple[str, ...] = _setting(
+        "", "of which seeds are shown, with commas; none: all", as_names, forms=("preprocess",)
+    )
+    critique: bool = _switch("on", "let the teacher score every row", forms=("preprocess",))
+    batch: bool = _switch("off", "OpenAI's Batch API: half the price, up to a day")
+    grounding: bool = _switch(
+        "off", "show the teacher search results about DOMAIN (Naver)", forms=("preprocess",)
+    )
+    push_to: str = _setting("", "account/name of a data set on the hub")
+    adapter: str = _setting(
+        "lora", "LoRA or one of its variants", choices=("lora", "dora", "rslora"), forms=("train",)
+    )
+    quantize: str = _setting(
+        "none", "4bit is QLoRA, on an NVIDIA GPU", choices=("none", "4bit"), forms=("train",)
+    )
+    merge: bool = _switch("off", "also save the weights with the adapter added", forms=("train",))
+    push_adapter_to: str = _setting("", "account/name of a model on the hub", forms=("train",))
+    seed: int = _setting("42", "of every random choice", as_count)
+
+    # Sizes of the two profiles
+    requests: int = _size(16, 3, "requests for tasks, of each language, at most")
+    requests_at_once: int = _size(4, 3, "requests of each language before the yield is looked at")
+    fewest_rows: int = _size(
+        80, 20, "rows of each language that must be left; with DOMAIN a quarter"
+    )
+    train_rows: int = _size(300, 32, "rows to train on; 0: all", gpu=0)
+    held_out_rows: int = _size(48, 8, "rows that are never trained on")
+    row_tokens: int = _size(512, 128, "tokens of a row; longer ones are left out")
+    max_steps: int = _size(0, 4, "training steps; 0: as epochs and rows give")
+    sample_tokens: int = _size(96, 24, "tokens of an answer while training is watched")
+    measured_prompts: int = _size(24, 6, "held-out prompts answered before and after training")
+    watched_prompts: int = _size(12, 4, "held-out prompts answered at each evaluation")
+    loss_rows: int = _size(4, 2, "rows on which three ways to the loss are measured")
+    loss_repeats: int = _size(2, 1, "measurements of each way")
+    prompts: int = _size(60, 12, "evaluation prompts; 0: all", gpu=0)
+    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged")
+    calibration_pairs: int = _size(0, 24, "labelled pairs for the judge; 0: all")
+    probe_pairs: int = _size(12, 3, "labelled pairs for each attack on the judge")
+
+    rehearsal_url: str | None = None  # set by the bootstrap cell once the endpoint runs
+
+    @property
+    def folder(self) -> Path:
+        """`runs/<run>/`, made on first use."""
+        path = utils.ROOT / "runs" / self.run
+        with utils.disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def rehearsal(self) -> bool:
+        """True if a stand-in speaks as teacher or judge."""
+        return REHEARSAL in self.speakers
+
+    @property
+    def speakers(self) -> list[str]:
+        """The different models that are asked over HTTP."""
+        return sorted({self.teacher, self.judge, self.second_judge} - {""})
+
+    @property
+    def packaged(self) -> bool:
+        """True if the student comes from the PyPI package."""
+        return self.base_model == PACKAGED_STUDENT
+
+    @property
+    def smoke(self) -> bool:
+        return self.profile == "smoke"
+
+    @property
+    def requirements(self) -> list[str]:
+        """pip's arguments for what these settings need; stand-ins only where they are chosen."""
+        arguments = ["-r", str(utils.ROOT / "requirements.txt")]
+        if self.rehearsal or self.packaged:
+            arguments += ["-r", str(utils.ROOT / "requirements" / "rehearsal.txt")]
+        if self.quantize == "4bit":
+            arguments.append("bitsandbytes>=0.46")
+        return arguments
+
+    def connection(self, model: str) -> dict:
+        """The arguments with which `llm.client.Client` reaches a teacher or judge."""
+        if model == REHEARSAL:
+            return {"model": model, "base_url": self.rehearsal_url, "api_key": REHEARSAL}
+        return {"model": model, "base_url": self.base_url, "prices": self.prices}
+
+    def label(self, role: str) -> str:
+        """How the teacher or the judge is named in rows, tables and figures: a stand-in says that
+        it is one."""
+        model = getattr(self, role)
+        if model != REHEARSAL:
+            return model
+        what = "recorded replies" if role == "teacher" else "a rule and not an LLM"
+        return f"{model} (stand-in, {what})"
+
+    def __str__(self) -> str:
+        judges = self.label("judge")
+        if self.second_judge:
+            judges += f" and {self.label('second_judge')}"
+        hosts = {self._host(model) for model in self.speakers}
+        paid = self.speakers != [REHEARSAL]
+        rows = {
+            "run": f"{self.folder.relative_to(utils.ROOT)}/ ({self.profile} profile, "
+            f"{utils.where()})",
+            "languages": ", ".join(LANGUAGES[code] for code in self.languages),
+            "teacher": self.label("teacher"),
+            "judge": judges,
+            "endpoint": " and ".join(sorted(hosts)),
+            "base model": self.base_model + (" (pretrained, from PyPI)" if self.packaged else ""),
+            "budget": f"${self.budget_usd:.2f} for this run, hard"
+            if paid
+            else "$0, nothing is paid for",
+            "tracking": f"wandb {self.tracking}",
+        }
+        return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
+
+    def _host(self, model: str) -> str:
+        """Where a model is asked, for a table: a host's name, never a whole address, which may hold
+        a key."""
+        if model == REHEARSAL:  # also before it has started and has an address
+            return "this machine"
+        if not self.base_url:
+            return "api.openai.com"
+        host = urlsplit(self.base_url).hostname or self.base_url
+        local = host in ("localhost", "::1") or host.startswith("127.")
+        return "this machine" if local else host
+
+
+# --- from the table -------------------------------------------------------------------------------
+
+
+def entries() -> dict[str, Entry]:
+    """Every setting that a reader can choose, by the name of its attribute, in the order of the
+    table."""
+    table = {}
+    for field in dataclasses.fields(Settings):
+        if "entry" in field.metadata:
+            entry = field.metadata["entry"]
+            table[field.name] = dataclasses.replace(entry, name=entry.name or field.name.upper())
+    return table
+
+
+def form(notebook: str) -> str:
+    """The form cell of a notebook, as Colab shows it."""
+    lines = [
+        '# @title Settings { display-mode: "form" }',
+        '# "auto" takes the environment variable COURSE_<NAME>, then what fits this machine.',
+    ]
+    for entry in entries().values():
+        if notebook not in entry.forms:
+            continue
+        choices = ", ".join(f'"{choice}"' for choice in ("auto", *entry.choices))
+        kind = f"[{choices}]" if entry.choices else '{type:"string"}'
+        if entry.choices and entry.others and entry.read is as_text:
+            kind += " {allow-input: true}"
+        lines.append(f'{entry.name} = "auto"  # @param {kind}')
+        lines.append(f"# @markdown {entry.help}")
+    return "\n".join(lines)
+
+
+def resolve(form: dict) -> Settings:
+    """Resolve a notebook's form into `Settings`.
+
+    Args:
+        form: the notebook's `globals()`; the upper-case names of the table are read, others
+            ignored. `"auto"` or a missing name falls back to the environment variable
+            `COURSE_<NAME>`, then to what this machine has: with `OPENAI_API_KEY` teacher and judge
+            are gpt-4o, with `HF_TOKEN` and a GPU the base model is google/gemma-2b-it, otherwise
+            the stand-ins and the packaged student of the rehearsal path.
+
+    Raises:
+        CourseError: a value that is none of the choices or cannot be read, or a paid model without
+            its key.
+    """
+    found: dict[str, Any] = {}
+    for field, entry in entries().items():
+        value = form.get(entry.name, "auto")
+        if value in ("auto", "", None):
+            value = os.environ.get(f"COURSE_{entry.name}")
+        if not value:
+            value = entry.default(found) if callable(entry.default) else entry.default
+        if entry.choices and not entry.others and value not in entry.choices:
+            raise CourseError(
+                f"{entry.name} is {value!r}; choose one of {', '.join(entry.choices)}."
+            )
+        found[field] = None if value is None else entry.read(entry.name, value)
+    resolved = Settings(**found)
+    _check(resolved)
+    return resolved
+
+
+def _check(resolved: Settings) -> None:
+    """Refuse settings that are each possible, but not together."""
+    if resolved.grounding and not resolved.domain:
+        raise CourseError("GROUNDING is on, but there is nothing to search for: set DOMAIN too.")
+    if resolved.second_judge == resolved.judge:
+        raise CourseError(
+            f"SECOND_JUDGE is {resolved.judge}, as JUDGE is: a judge always agrees with itself; "
+            "choose another or none."
+        )
+    for role in ("teacher", "judge", "second_judge"):
+        model = getattr(resolved, role)
+        free = model in ("", REHEARSAL) or resolved.base_url
+        if not free and not utils.secret("OPENAI_API_KEY"):
+            raise CourseError(
+                f"{role.upper()} is {model}, a paid model, but there is no OPENAI_API_KEY: set it "
+                "in the environment, "
+                f"in Colab's key panel or in .env, or set {role.upper()} to 'rehearsal' to run "
+                "for free."
+            )

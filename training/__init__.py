@@ -1,0 +1,2 @@
+"""Tuning the base model: machine, chat template, label mask, loss, adapter, answers
+(train.ipynb)."""

@@ -1,0 +1,300 @@
+"""What training leaves behind: the adapter, the same merged into the base, and a model card; saved,
+loaded, pushed.
+
+What it does: write folders that are whole or not there at all, and refuse an adapter that does not
+fit its base. What it does not do: train. Importing it imports neither torch nor peft.
+
+Sources: LoRA (arXiv 2106.09685), section 4.1 for merging; PEFT (huggingface/peft) for the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import settings
+import utils
+from utils import CourseError
+
+EXAMPLE = utils.DATA / "example_adapter"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def finished(folder: Path, job: str) -> dict | None:
+    """The record of a finished training in `folder` if it came from exactly this `job` (see
+    utils.fingerprint), else None."""
+    record = utils.read_json(folder / "training.json")
+    return record if record.get("job") == job else None
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """`utils.disk_errors`, also for the full disks of safetensors and torch, which report them as
+    errors of their own kinds."""
+    with utils.disk_errors(path):
+        try:
+            yield
+        except Exception as error:
+            # Seen on a full tmpfs: "(os error 28)" from safetensors, and a torch archive that
+            # cannot grow fails in inline_container
+            if "os error 28" in str(error) or "inline_container" in str(error):
+                raise OSError(errno.ENOSPC, "No space left on device") from error
+            raise
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A neighbour of `folder` to write into, moved over it as the last step: a crash or a full disk
+    leaves the old one as it was."""
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            yield work
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def save_adapter(model, tokenizer, folder: Path, record: dict, card: str) -> None:
+    """Write adapter, tokenizer, model card, data card (where the run has one) and `training.json`,
+    all or nothing."""
+    with whole_folder(folder) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        (work / "README.md").write_text(card, encoding="utf-8")
+        (work / "training.json").write_text(
+            json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8"
+        )
+        _copy_data_card(card, folder.parent, work)
+
+
+def _copy_data_card(card: str, run: Path, work: Path) -> None:
+    if "](data_card.md)" in card:  # a link has to lead somewhere wherever the folder goes
+        shutil.copy(run / "data_card.md", work)
+
+
+def save_merged(model, tokenizer, stop, folder: Path, card: str) -> None:
+    """Add the adapter into the weights, W + (alpha/r) BA, and save an ordinary model that needs no
+    PEFT; `model` is used up by it.
+
+    The sum is rounded to the base's precision, so in bf16 logits differ a little from those of base
+    and adapter side by side. The generation settings name the stop tokens, so that `generate` and a
+    GGUF made from the folder stop as in the course.
+
+    Raises:
+        CourseError: the base is quantised (adding into 4-bit weights would round the adapter away),
+            or the disk is full.
+    """
+    if getattr(model.get_base_model(), "is_quantized", False):
+        raise CourseError(
+            "A 4-bit base cannot take the adapter in: set QUANTIZE to 'none' and run the notebook "
+            "again; it reuses the adapter."
+        )
+    merged = model.merge_and_unload()
+    merged.generation_config.eos_token_id = stop.ids
+    merged.generation_config.pad_token_id = tokenizer.pad_token_id
+    with whole_folder(folder) as work:
+        merged.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        (work / "README.md").write_text(card, encoding="utf-8")
+        _copy_data_card(card, folder.parent, work)
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def adapter_folder(chosen: settings.Settings) -> Path:
+    """Where the adapter to evaluate lies: the run's own, or the example that comes with the course,
+    which it says in one sentence.
+
+    The example belongs to the packaged student; with another base model there is only the run's
+    own.
+    """
+    own = chosen.folder / "adapter"
+    if (own / WEIGHTS).exists() or not chosen.packaged or not (EXAMPLE / WEIGHTS).exists():
+        return own
+    print(
+        f"runs/{chosen.run}/ has no adapter of its own yet, so the course's example is used: "
+        f"{utils.short(EXAMPLE)}/, made by train.ipynb "
+        "with its default settings."
+    )
+    return EXAMPLE
+
+
+def load_adapter(model, folder: Path):
+    """The base model with the adapter in `folder` on it; `model.disable_adapter()` switches it off
+    again.
+
+    Raises:
+        CourseError: no adapter there, a damaged one, or one that was trained on another base model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    where = utils.short(folder)
+    if not (folder / "adapter_config.json").exists() or not (folder / WEIGHTS).exists():
+        raise CourseError(
+            f"There is no adapter in {where}: run train.ipynb first with the same RUN."
+        )
+    trained_on = utils.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    name = model.config.name_or_path
+    if trained_on != name:
+        raise CourseError(
+            f"The adapter in {where} was trained on {trained_on}, not on {name}: set BASE_MODEL "
+            f"to {trained_on}."
+        )
+    try:
+        return PeftModel.from_pretrained(model, folder).eval()
+    except SafetensorError as error:
+        raise CourseError(
+            f"The adapter in {where} is damaged ({error}): delete that folder and run train.ipynb "
+            "again."
+        ) from None
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise CourseError(
+            f"The adapter in {where} has other shapes than {name}, so it was trained on another "
+            "version of it: run train.ipynb again."
+        ) from None
+
+
+# --- the model card -------------------------------------------------------------------------------
+
+USAGE = """{loader}
+from transformers import AutoTokenizer
+
+model = AutoModel.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+asked = [{{"role": "user", "content": "전세와 월세는 어떻게 다른가요?"}}]
+inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=128, do_sample=False, eos_token_id={stops})
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
+
+def model_card(base: str, record: dict, chosen: settings.Settings, merged: bool = False) -> str:
+    """A model card written from the run: base, data, settings, results, use and licences; `merged`
+    for the folder of `save_merged`."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in record["settings"].items())
+    hub_id = settings.PACKAGED_HUB_ID if base == settings.PACKAGED_STUDENT else base
+    linked = hub_id if Path(hub_id).exists() else f"[{hub_id}](https://huggingface.co/{hub_id})"
+    library, title = ("transformers", "Merged model") if merged else ("peft", "LoRA adapter")
+    loader = (
+        "from transformers import AutoModelForCausalLM as AutoModel"
+        if merged
+        else "from peft import AutoPeftModelForCausalLM as AutoModel"
+    )
+    usage = USAGE.format(
+        loader=loader,
+        folder="." if merged else chosen.push_adapter_to or ".",
+        stops=record["stop_ids"],
+    )
+    gemma = "gemma" in base.lower()
+    terms = (
+        "[Gemma Terms of Use](https://ai.google.dev/gemma/terms)"
+        if gemma
+        else f"the licence of {hub_id}"
+    )
+    before, after = record["before"], record["after"]
+    inside = (
+        " The copy in `data/example_adapter/` comes without the tokenizer: there use "
+        "`sft.load_base`."
+        if chosen.packaged
+        else ""
+    )
+    pushed = (
+        f"dataset: [{chosen.push_to}](https://huggingface.co/datasets/{chosen.push_to})"
+        if chosen.push_to
+        else ""
+    )
+    own = chosen.train_on != "shipped" and (chosen.folder / "data_card.md").exists()
+    card = "data card of the run's own rows: [data_card.md](data_card.md)" if own else ""
+    shipped = (
+        "the course's `data/instruction.jsonl` (its card is `data/README.md`)"
+        if chosen.train_on != "run"
+        else ""
+    )
+    sources = "; ".join(part for part in (shipped, card, pushed) if part) or "see the run"
+    teacher = (
+        "Rows of the stand-in teacher were written for the course (MIT)."
+        if chosen.teacher == settings.REHEARSAL
+        else (
+            f"Rows written by {chosen.teacher} stay under the terms of its maker, which may "
+            "forbid training competing models."
+        )
+    )
+    return f"""---
+base_model: {hub_id}
+library_name: {library}
+pipeline_tag: text-generation
+license: {"gemma" if gemma else "other"}
+language: [{", ".join(chosen.languages)}]
+tags: [lora, sft, instruction-tuning]
+---
+
+# {title}: {base}, instruction-tuned
+
+Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, {chosen.profile} profile).
+
+- Base model: {linked}.
+- Data: {record["train_rows"]} training and {record["held_out_rows"]} held-out rows ({chosen.train_on}); {sources}.
+- Teacher of the generated rows: {chosen.label("teacher")}.
+
+| result, on the held-out rows | before | after |
+|---|---|---|
+| loss, nats per answer token | {before["loss"]:.3f} | {after["loss"]:.3f} |
+| answers that stop by themselves | {before["stop_rate"]:.0%} | {after["stop_rate"]:.0%} |
+
+## Use
+
+Prompts are rendered by the tokenizer's chat template, and answers end in `{record["stop"]}`.{inside}
+
+```python
+{usage}
+```
+
+## Settings
+
+| setting | value |
+|---|---|
+{rows}
+
+## Licences and limits
+
+The weights derive from {hub_id} and stay under {terms}. {teacher} Facts in answers were not checked.
+"""
+
+
+def push_adapter(folder: Path, repository: str) -> str:
+    """Upload adapter, tokenizer and card to the Hugging Face hub as a private model; returns its
+    address."""
+    token = utils.secret("HF_TOKEN")
+    if not token:
+        raise CourseError(
+            f"PUSH_ADAPTER_TO is {repository!r}, but there is no HF_TOKEN: make a write token at "
+            "huggingface.co and set it."
+        )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi(token=token)
+        api.create_repo(repository, repo_type="model", private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="model")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:150].replace(token, "...")
+        raise CourseError(
+            f"The adapter could not be pushed to {repository} ({reason}): check PUSH_ADAPTER_TO "
+            "and that HF_TOKEN may write."
+        ) from None
+    return f"https://huggingface.co/{repository}"

@@ -1,0 +1,299 @@
+"""Answers from a model, batched, in the chat template that it was trained with; base and tuned from
+one model in memory.
+
+What it does: answer conversations of one or two turns, greedily unless asked otherwise, and say
+whether each answer ended by itself.
+What it does not do: load a model (sft.py), measure answers (evaluation/measures.py) or judge them
+(evaluation/judge.py). torch and vllm are imported only where they are needed.
+
+Answers are cut from token ids at the first stop token. Splitting the decoded text at the prompt or
+at "model", as such notebooks do, breaks as soon as an answer contains either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import utils
+from training.chat import Stop, chat_prompt
+from utils import CourseError
+
+Conversation = (
+    str | list[dict]
+)  # one user message, or messages with "role" and "content" that end with the user's
+
+
+@dataclasses.dataclass
+class Answer:
+    text: str
+    stopped: bool  # ended with a stop token, not cut at max_new_tokens
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded: the same for both models, and recorded with every answer."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0  # 0 is greedy: the most likely token, always
+    seed: int = 42  # of sampling, where the temperature is above 0
+    engine: str = "transformers"  # or "vllm"
+
+
+def generate(
+    model,
+    tokenizer,
+    texts: Sequence[Conversation],
+    stop: Stop,
+    max_new_tokens: int = 128,
+    batch_size: int = 12,
+    temperature: float = 0.0,
+    seed: int = 42,
+) -> list[Answer]:
+    """Answers to conversations, batched by length, padded on the left, in the order asked.
+
+    The prompt is rendered as in training, and generation stops at the same token that training
+    taught (or at the template's).
+    """
+    import torch
+
+    rendered = [chat_prompt(text, tokenizer) for text in texts]
+    order = sorted(range(len(texts)), key=lambda i: len(rendered[i]))
+    answers: list[Answer | None] = [None] * len(texts)
+    how = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
+    if temperature:
+        torch.manual_seed(seed)
+    with torch.inference_mode(), utils.progress(len(texts), "answers") as bar:
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            inputs = tokenizer(
+                [rendered[i] for i in chunk],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=False,
+            ).to(model.device)
+            output = model.eval().generate(
+                **inputs,
+                **how,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=stop.ids,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            for i, ids in zip(
+                chunk, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True
+            ):
+                answers[i] = cut(ids, tokenizer, stop)
+            bar.update(len(chunk))
+    return answers
+
+
+def cut(ids: Sequence[int], tokenizer, stop: Stop) -> Answer:
+    """The answer in newly generated token ids: what comes before the first stop token."""
+    ends = next((position for position, token in enumerate(ids) if token in stop.ids), None)
+    length = len(ids) if ends is None else ends
+    return Answer(
+        tokenizer.decode(list(ids[:length]), skip_special_tokens=True).strip(),
+        ends is not None,
+        length,
+    )
+
+
+# --- base and tuned from one model ----------------------------------------------------------------
+
+
+class Writer(Protocol):
+    """Whatever answers with the adapter switched on or off."""
+
+    def answers(self, conversations: list[Conversation], adapter: bool) -> list[Answer]: ...
+
+
+@dataclasses.dataclass
+class Transformers:
+    """A PEFT model in memory; without its adapter it is the base model."""
+
+    model: object
+    tokenizer: object
+    stop: Stop
+    decoding: Decoding
+    # on two cores a token of 60 rows takes 1.7 times one of 24, not 2.5 times (benchmarks/judge.py)
+    batch_size: int = 60
+
+    def answers(self, conversations: list[Conversation], adapter: bool) -> list[Answer]:
+        with contextlib.nullcontext() if adapter else self.model.disable_adapter():
+            d = self.decoding
+            return generate(
+                self.model,
+                self.tokenizer,
+                conversations,
+                self.stop,
+                d.max_new_tokens,
+                self.batch_size,
+                d.temperature,
+                d.seed,
+            )
+
+
+class Vllm:
+    """vLLM, where it is installed and there is a GPU: the base weights once, and the adapter
+    request by request.
+
+    Args:
+        source: hub id or folder of the base model.
+        adapter: folder of the LoRA adapter.
+        dtype: as in `machine.Device`.
+        share: of the GPU's memory; the rest is for the model that the losses are computed with.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        adapter: Path,
+        tokenizer,
+        stop: Stop,
+        decoding: Decoding,
+        dtype: str,
+        share: float = 0.5,
+    ) -> None:
+        import vllm
+
+        rank = utils.read_json(adapter / "adapter_config.json").get("r", 16)
+        rank = next(allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank)
+        self.tokenizer, self.stop, self.adapter = tokenizer, stop, adapter
+        self._model = vllm.LLM(
+            model=str(source),
+            dtype=dtype,
+            enable_lora=True,
+            max_lora_rank=rank,
+            gpu_memory_utilization=share,
+            seed=decoding.seed,
+        )
+        self._parameters = vllm.SamplingParams(
+            temperature=decoding.temperature,
+            max_tokens=decoding.max_new_tokens,
+            stop_token_ids=stop.ids,
+            seed=decoding.seed,
+        )
+
+    def answers(self, conversations: list[Conversation], adapter: bool) -> list[Answer]:
+        from vllm.lora.request import LoRARequest
+
+        # As token ids, because vLLM would put a second <bos> before a rendered text
+        asked = [
+            {
+                "prompt_token_ids": self.tokenizer(
+                    chat_prompt(conversation, self.tokenizer), add_special_tokens=False
+                ).input_ids
+            }
+            for conversation in conversations
+        ]
+        lora = LoRARequest("tuned", 1, str(self.adapter)) if adapter else None
+        outputs = self._model.generate(asked, self._parameters, lora_request=lora, use_tqdm=False)
+        return [cut(output.outputs[0].token_ids, self.tokenizer, self.stop) for output in outputs]
+
+
+def choose_engine() -> tuple[str, str]:
+    """`("vllm" or "transformers", the reason)`."""
+    if not utils.installed("vllm"):
+        return (
+            "transformers",
+            "vllm is not installed (on a GPU it answers hundreds of prompts at once: pip install vllm)",
+        )
+    if not utils.has_gpu():
+        return "transformers", "vllm is installed, but it needs a GPU and there is none"
+    return "vllm", "vllm is installed and there is a GPU"
+
+
+def converse(writer: Writer, items: Sequence[dict], adapter: bool) -> list[list[Answer]]:
+    """Answers to evaluation prompts, one a turn: in the second turn the model sees its own first
+    answer.
+
+    Args:
+        items: `prompt`, and `follow_up` in those of two turns.
+    """
+    answers = [[answer] for answer in writer.answers([item["prompt"] for item in items], adapter)]
+    two = [i for i, item in enumerate(items) if item.get("follow_up")]
+    said = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    asked = [
+        [
+            said("user", items[i]["prompt"]),
+            said("assistant", answers[i][0].text),
+            said("user", items[i]["follow_up"]),
+        ]
+        for i in two
+    ]
+    for i, answer in zip(two, writer.answers(asked, adapter) if two else [], strict=True):
+        answers[i].append(answer)
+    return answers
+
+
+# --- the file of answers --------------------------------------------------------------------------
+
+
+def write_answers(
+    path: Path,
+    items: Sequence[dict],
+    base: list[list[Answer]],
+    tuned: list[list[Answer]],
+    decoding: Decoding,
+    job: str = "",
+) -> Path:
+    """`answers.jsonl`: `id, job, decoding, prompt`, `follow_up` for two turns, `base` and `tuned`:
+    one answer a turn."""
+    records = []
+    for item, *answers in zip(items, base, tuned, strict=True):
+        asked = {key: item[key] for key in ("prompt", "follow_up") if item.get(key)}
+        said = {
+            name: [vars(turn) for turn in turns]
+            for name, turns in zip(("base", "tuned"), answers, strict=True)
+        }
+        records.append({"id": item["id"], "job": job, "decoding": vars(decoding)} | asked | said)
+    return utils.write_jsonl(path, records)
+
+
+def read_answers(
+    path: Path, items: Sequence[dict]
+) -> tuple[list[list[Answer]], list[list[Answer]]]:
+    """`(base, tuned)` in the order of `items`.
+
+    Raises:
+        CourseError: the file answers other prompts than these, or one of them twice or not at all.
+    """
+    asked, found = {item["id"]: item for item in items}, {}
+    for number, record in enumerate(utils.read_jsonl(path, ("id", "prompt", "base", "tuned")), 1):
+        where, item = f"{utils.short(path)}, line {number}", asked.get(record["id"])
+        if item is None or any(item.get(key) != record.get(key) for key in ("prompt", "follow_up")):
+            raise CourseError(
+                f"{where}: {record['id']!r} is not a prompt of this evaluation; delete the file "
+                "to answer anew."
+            )
+        if record["id"] in found:
+            raise CourseError(
+                f"{where}: {record['id']!r} is answered twice; delete one of the two lines."
+            )
+        found[record["id"]] = record
+    if missing := [name for name in asked if name not in found]:
+        raise CourseError(
+            f"{utils.short(path)} has no answer to {missing[0]!r}; delete the file to answer anew."
+        )
+    return tuple(
+        [[Answer(**turn) for turn in found[name][model]] for name in asked]
+        for model in ("base", "tuned")
+    )
+
+
+def job_of(path: Path) -> str | None:
+    """The fingerprint of what made the answers in a file, None where there is no such file."""
+    if not path.exists():
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.loads(file.readline() or "{}").get("job")

@@ -1,0 +1,256 @@
+"""The training loss: cross entropy over trained positions only, beside the two other ways to
+compute the same number.
+
+What it does: the loss of train.ipynb and of held-out rows, without the logits of masked positions,
+and a measurement of three ways on the reader's own machine. What it does not do: choose what is
+masked (chat.py does) or train (sft.py does). Importing it does not import torch.
+
+Sources: the chunked head follows the idea of Cut Your Losses (arXiv 2411.09009) and Liger Kernel
+(arXiv 2410.10989) in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+
+from training.chat import IGNORED
+from training.preflight import HEAD_CHUNK, peak_memory
+
+
+@functools.cache
+def _frozen_head():
+    """The autograd function, made once, so that importing this module does not import torch."""
+    import torch
+
+    class FrozenHead(torch.autograd.Function):
+        """Summed cross entropy of `hidden @ weight.T`, its gradient computed on the way, a chunk of
+        positions at a time.
+
+        The head is frozen, so the only gradient anybody will ask for is that of `hidden`, (n, d):
+        small. It is finished while a chunk's logits exist, and they are never kept for the backward
+        pass.
+        """
+
+        @staticmethod
+        def forward(ctx, hidden, weight, bias, targets, softcap, chunk):
+            total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.empty_like(hidden)
+            # Made once: fresh memory for every chunk's logits cost a CPU a third of the head's
+            # time, in page faults
+            made = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=weight.dtype)
+            exact = (
+                made
+                if made.dtype == torch.float32
+                else made.new_empty(made.shape, dtype=torch.float32)
+            )
+            for start in range(0, len(hidden), chunk):
+                rows, target = slice(start, start + chunk), targets[start : start + chunk, None]
+                torch.mm(
+                    hidden[rows].to(weight.dtype), weight.T, out=(product := made[: len(target)])
+                )  # (chunk, vocabulary)
+                if bias is not None:
+                    product += bias
+                logits = exact[: len(target)]
+                logits.copy_(product)  # nothing where both are the same memory
+                if softcap:
+                    logits.div_(softcap).tanh_().mul_(softcap)
+                slope = 1 - (logits / softcap) ** 2 if softcap and ctx.needs_input_grad[0] else None
+                chosen, largest = logits.gather(-1, target), logits.amax(-1, keepdim=True)
+                sums = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+                total += (sums.log() + largest - chosen).sum()
+                if not ctx.needs_input_grad[0]:
+                    continue
+                error = logits.div_(sums)  # softmax, in the memory of the logits
+                error.scatter_add_(
+                    -1, target, torch.full_like(sums, -1.0)
+                )  # minus the one-hot target
+                gradient[rows] = (error if slope is None else error.mul_(slope)).to(
+                    weight.dtype
+                ) @ weight
+            ctx.save_for_backward(gradient)
+            return total
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (gradient,) = ctx.saved_tensors
+            return gradient * upstream, None, None, None, None, None
+
+    return FrozenHead.apply
+
+
+def _parts(model):
+    """`(causal language model, softcap)` under any PEFT wrapper; Gemma 2 squashes its logits with a
+    tanh, the others do not."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base, getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD_CHUNK, **kwargs):
+    """Cross entropy summed over the trained positions only, in nats, and their number.
+
+    The logits of Gemma's 262,144-word vocabulary are most of the work and of the memory; here they
+    exist only for positions whose next token is trained, usually less than half, and only for
+    `chunk` of them at a time. The value and the gradients of the adapter are those of the full
+    computation (see tests/training/test_losses.py). The head must be frozen, as it is under LoRA,
+    for its gradient is not computed; a trained head takes PyTorch's ordinary path, for all trained
+    positions at once. In bf16 or fp32 (fp16 underflows).
+
+    Args:
+        model: a causal language model, with or without a LoRA adapter.
+        input_ids, labels: (batch, length) int64; `labels` is `IGNORED` where nothing is trained.
+        kwargs: what else the collator gives the model (`position_ids` and sequence lengths where
+            rows are packed).
+
+    Returns:
+        `(loss, tokens)`, two scalars: the sum in float32, and how many positions it is over.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    base, softcap = _parts(model)
+    hidden = base.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
+    ).last_hidden_state
+    targets = labels[:, 1:]
+    trained = targets != IGNORED
+    hidden, targets, head = hidden[:, :-1][trained], targets[trained], base.get_output_embeddings()
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters()):
+        logits = head(hidden).float()
+        loss = F.cross_entropy(
+            softcap * (logits / softcap).tanh() if softcap else logits, targets, reduction="sum"
+        )
+    else:
+        loss = _frozen_head()(
+            hidden, head.weight, getattr(head, "bias", None), targets, softcap, chunk
+        )
+    return loss, trained.sum()
+
+
+def full_logits_loss(model, input_ids, labels, **kwargs):
+    """The textbook's way: the logits of every position, masked ones too. `(loss, tokens)` as
+    `answer_loss`."""
+    from torch.nn import functional as F
+
+    logits = model(
+        input_ids=input_ids, use_cache=False, **kwargs
+    ).logits.float()  # (batch, length, vocabulary)
+    targets = F.pad(
+        labels[:, 1:], (0, 1), value=IGNORED
+    )  # shifted here, because a shifted view of the logits would be copied
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    ), (targets != IGNORED).sum()
+
+
+def trl_loss(model, input_ids, labels, **kwargs):
+    """TRL's `nll`: a fused head that tiles positions and vocabulary. `(loss, tokens)` as
+    `answer_loss`.
+
+    On a GPU it skips masked positions; on a CPU it scores them too (trl 1.16). It also computes
+    entropy and accuracy, for its log.
+    """
+    from trl.trainer.utils import add_fused_lm_head
+
+    base, _ = _parts(model)
+    before = vars(base).get("forward")
+    add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))  # what SFTTrainer asks for
+    try:
+        output = model(input_ids=input_ids, labels=labels, fused_lm_head=True, **kwargs)
+    finally:
+        if before is None:
+            del base.forward
+        else:
+            base.forward = before
+    return -output.log_probs.sum(), output.label_mask.sum()
+
+
+WAYS = {
+    "full logits": full_logits_loss,
+    "TRL's fused head": trl_loss,
+    "trained positions only": answer_loss,
+}
+
+
+def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
+    """The same loss three ways, forward and backward, measured here and now.
+
+    Args:
+        model: with its adapter on; its gradients are cleared.
+        batch: `input_ids`, `labels` and whatever else the collator made.
+        repeats: how often each way is measured, in turns, so that a busy machine slows all of them;
+            the median counts.
+
+    Returns:
+        Rows of name, loss (nats per trained token), tokens_per_second (all tokens) and peak_gb
+        (this process's highest memory, GB).
+    """
+    import torch
+
+    tokens = (
+        batch["input_ids"].numel()
+        if batch.get("attention_mask") is None
+        else int(batch["attention_mask"].sum())
+    )
+    seconds, peaks, values = {way: [] for way in WAYS}, {}, {}
+    mixed = torch.autocast(
+        model.device.type, model.dtype, enabled=model.dtype != torch.float32
+    )  # as the trainer computes
+    model.train()
+    for _ in range(repeats):
+        for way, loss_of in WAYS.items():
+            model.zero_grad(set_to_none=True)
+            with peak_memory() as peak:
+                started = time.perf_counter()
+                with mixed:
+                    loss, count = loss_of(model, **batch)
+                (loss / count).backward()
+                values[way] = (loss / count).item()  # on a GPU this waits for the work
+                seconds[way].append(time.perf_counter() - started)
+            peaks[way] = max(peak.gb, peaks.get(way, 0))
+            del loss
+    model.zero_grad(set_to_none=True)
+    return [
+        {
+            "name": way,
+            "loss": values[way],
+            "tokens_per_second": tokens / statistics.median(seconds[way]),
+            "peak_gb": peaks[way],
+        }
+        for way in WAYS
+    ]
+
+
+def held_out_loss(model, encoded: list[dict], pad: int, batch_size: int = 8) -> float:
+    """Mean cross entropy of the held-out answers, in nats per trained token."""
+    import torch
+
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for batch in _batches(encoded, batch_size):
+            loss, count = answer_loss(model.eval(), **padded(batch, pad, model.device))
+            total, tokens = total + loss.item(), tokens + count.item()
+    return total / tokens
+
+
+def _batches(encoded: list[dict], size: int):
+    ordered = sorted(encoded, key=lambda example: len(example["input_ids"]))
+    yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
+
+
+def padded(batch: list[dict], pad: int, device) -> dict:
+    """Encoded rows as (rows, longest) tensors, filled up on the right: `input_ids`, `labels` and
+    `attention_mask`."""
+    import torch
+
+    longest = max(len(example["input_ids"]) for example in batch)
+    fill = lambda key, value: torch.tensor(
+        [e[key] + [value] * (longest - len(e[key])) for e in batch], device=device
+    )
+    ones = [{"mask": [1] * len(example["input_ids"])} for example in batch]
+    mask = torch.tensor([o["mask"] + [0] * (longest - len(o["mask"])) for o in ones], device=device)
+    return {
+        "input_ids": fill("input_ids", pad),
+        "labels": fill("labels", IGNORED),
+        "attention_mask": mask,
+    }

@@ -1,0 +1,139 @@
+"""What this machine can do: precision and attention for its hardware, its matrix-product ceiling
+and its free memory.
+
+What it does: ask the hardware, and give the reason with the choice. What it does not do: predict
+what a training needs (preflight.py does). Importing it does not import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import utils
+
+BASELINE_GB = {
+    "cuda": 0.8,
+    "cpu": 0.9,
+}  # the CUDA context; Python with torch, transformers, trl and a tokenizer
+
+
+@dataclasses.dataclass
+class Device:
+    """Where and how the model computes, with the reason, to be printed."""
+
+    name: str  # "cuda" or "cpu"
+    dtype: str  # "bfloat16", "float16" or "float32"
+    attention: str  # transformers' attn_implementation
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.dtype}, {self.attention} attention: {self.reason}"
+
+
+def choose_device(config=None) -> Device:
+    """Precision and attention from what the hardware computes natively, and with a model's `config`
+    from what that model computes.
+
+    On CUDA bf16 needs compute capability 8 (`torch.cuda.is_bf16_supported()` also counts a T4's
+    slow emulation), and so does FlashAttention-2. On a CPU bf16 pays only where AMX or AVX512-BF16
+    multiplies it; elsewhere it is emulated in fp32.
+    """
+    device = _hardware()
+    return device if config is None else suited(device, config)
+
+
+def suited(device: Device, config) -> Device:
+    """`device`, with eager attention in place of SDPA for a model that caps its attention scores,
+    and the reason.
+
+    Gemma 2 squashes scores with a tanh (`attn_logit_softcapping`). SDPA has no argument for that,
+    and transformers 5.23 refuses to load such a model with it. FlashAttention-2 has one, and stays.
+    """
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None or device.attention != "sdpa":
+        return device
+    why = (
+        f"{device.reason}; this model caps attention scores at {cap:g} "
+        "(attn_logit_softcapping), which SDPA cannot"
+    )
+    return dataclasses.replace(device, attention="eager", reason=why)
+
+
+def _hardware() -> Device:
+    import torch
+
+    if torch.cuda.is_available():
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        if major < 8:
+            return Device(
+                "cuda",
+                "float16",
+                "sdpa",
+                f"{name} (capability {major}.{minor}) has neither bf16 nor FlashAttention-2",
+            )
+        if utils.installed("flash_attn"):
+            return Device(
+                "cuda",
+                "bfloat16",
+                "flash_attention_2",
+                f"{name} (capability {major}.{minor}) and flash-attn is installed",
+            )
+        if utils.installed(
+            "kernels"
+        ):  # a prebuilt FlashAttention-2 from the hub, so that nothing is compiled
+            return Device(
+                "cuda",
+                "bfloat16",
+                "kernels-community/flash-attn2",
+                f"{name} (capability {major}.{minor}), prebuilt by `kernels`",
+            )
+        return Device(
+            "cuda",
+            "bfloat16",
+            "sdpa",
+            f"{name} has bf16; neither flash-attn nor kernels is installed",
+        )
+    if torch.cpu._is_amx_tile_supported():
+        return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU multiplies bf16 in AMX tiles")
+    if torch.cpu._is_avx512_bf16_supported():
+        return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU has AVX512-BF16 instructions")
+    return Device("cpu", "float32", "sdpa", "no GPU, and this CPU would only emulate bf16")
+
+
+def matmul_flops(device: Device, seconds: float = 1.0) -> float:
+    """This machine's matrix-product ceiling in FLOP/s, in the dtype of the training: the median of
+    products within `seconds`."""
+    import statistics
+
+    import torch
+
+    size = 8192 if device.name == "cuda" else 1024
+    a, b = (
+        torch.randn(size, size, dtype=getattr(torch, device.dtype), device=device.name)
+        for _ in range(2)
+    )
+    wait = torch.cuda.synchronize if device.name == "cuda" else lambda: None
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 4 or time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b
+        wait()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(times[1:])  # the first one warms up
+
+
+def free_gb(device: Device) -> float:
+    """Memory that this process can still get or already has, GB: VRAM or RAM."""
+    if device.name == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return (free + torch.cuda.memory_reserved()) / 1e9 + BASELINE_GB[
+            "cuda"
+        ]  # the context is up, and is in the prediction too
+    import psutil
+
+    own = psutil.Process().memory_info()
+    # Weights that are mapped from a file are in the page cache, which counts as available already
+    return (psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)) / 1e9

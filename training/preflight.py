@@ -1,0 +1,413 @@
+"""Before anything is loaded: what a training will cost on this machine, and whether it fits.
+
+What it does: predict parameters, memory, speed and time from a model's config and the batch alone,
+and tell what it really took.
+What it does not do: load weights. The prediction is arithmetic that can be followed by hand;
+tests/training/test_preflight.py holds its parts against what autograd really keeps,
+benchmarks/loss.py and memory.py its sum against measured steps. Importing it does not import torch.
+
+Sources: LoRA (arXiv 2106.09685); FLOP accounting as in PaLM (arXiv 2204.02311, appendix B), with
+frozen weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from training.architecture import Shape, kept_bytes, shape
+from training.machine import BASELINE_GB, Device, free_gb, matmul_flops
+from utils import CourseError
+
+# Dense bf16 (T4, V100: fp16) matrix products, in TFLOP/s, from the makers' data sheets: for a GPU
+# that is not at hand.
+GPU_TFLOPS = {
+    "T4": 65,
+    "V100": 125,
+    "L4": 121,
+    "A10G": 70,
+    "A100": 312,
+    "L40S": 362,
+    "RTX 4090": 165,
+    "H100": 989,
+    "H200": 989,
+}
+# What training reaches of the matrix-product ceiling. CPU: 0.31 to 0.67 in benchmarks/loss.py on
+# two cores of AMD EPYCs, with bf16 and without, so the time is a rough guide. GPU: the middle of
+# what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet
+# (benchmarks/gpu_train.py does).
+EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
+ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
+NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
+# kept for each head and pair of tokens where scores are capped: the tanh, the softmax in float32,
+# its copy in 16 bits
+EAGER_BYTES = 8
+# oneDNN's compiled matrix products on a CPU in bf16: one for each new shape, 0.7 MB each, up to
+# 1,024 of them
+KERNELS_GB = 0.75
+HEAD_CHUNK = 256  # trained positions whose logits losses.answer_loss holds at once
+LOSSES = ("trained positions", "trl", "full")
+
+
+# --- the prediction -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a LoRA training will need. Print it, compare it, or ask `check` whether it fits."""
+
+    of: Shape
+    device: Device
+    batch: int  # rows in one forward pass
+    length: int  # tokens in a row, padding included; `batch * length` is what counts
+    rank: int
+    trained: float  # share of the tokens that are trained, in [0, 1]
+    loss: str  # one of LOSSES
+    checkpointing: (
+        bool  # keep only each layer's input and compute the rest again: less memory, more time
+    )
+    quantize: bool  # QLoRA: the linear layers in 4 bits
+    answers: tuple[
+        int, int
+        # rows that are answered at once between steps, and tokens of the longest, prompt and answer
+        # together
+    ]
+    flops: float  # the machine's matrix-product ceiling, FLOP/s
+    ceiling: str  # where that number comes from
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def lora(self) -> int:
+        """Trainable parameters."""
+        return self.rank * self.of.lora_per_rank
+
+    @property
+    def flop_per_token(self) -> float:
+        """Forward, backward without gradients of frozen weights (the same again) and, with
+        checkpointing, the forward once more.
+
+        Attention is that of one row of `length`: more than packed rows need, each of which attends
+        to itself only. The head's share: every position, or only trained ones. TRL's head on a GPU
+        skips masked positions, on a CPU it does not; it computes its logits twice.
+        """
+        passes = 3 if self.checkpointing else 2
+        attention = (
+            2 * self.length * self.of.queries * self.of.layers
+        )  # scores and mixing, half of them masked as future
+        body = passes * (2 * self.of.linear + attention) + (2 + 2 * passes) * self.lora
+        skips = self.loss == "trained positions" or (
+            self.loss == "trl" and self.device.name == "cuda"
+        )
+        head = (6 if self.loss == "trl" else 4) * self.of.vocabulary * self.of.hidden
+        return body + head * (self.trained if skips else 1)
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """GB (1e9 bytes) by part, at the peak of whichever needs more, a training step or answering
+        between steps.
+
+        In a step the head's logits and a layer's recomputation never meet: the larger counts. On a
+        CPU in bf16 compiled kernels stay: after some thirty-five batches of different lengths
+        oneDNN's cache is full (ONEDNN_PRIMITIVE_CACHE_CAPACITY makes it smaller). What the C
+        library keeps of freed memory between steps is used again by the next one, so it does not
+        count twice.
+        """
+        size = 4 if self.device.dtype == "float32" else 2
+        linear = self.of.linear * (NF4_BYTES if self.quantize else size)
+        capped = (
+            EAGER_BYTES * self.of.heads if self.device.attention == "eager" else 0
+        )  # for each pair of tokens; SDPA keeps none
+        layer = kept_bytes(self.of, self.rank, self.device.dtype) + capped * self.length
+        if self.loss == "full":
+            head = (
+                self.tokens * self.of.vocabulary * 12
+            )  # logits, in float32 their softmax and its gradient, and that as 16 bits
+        elif self.loss == "trl":
+            head = (
+                min(self.tokens, 4096) * 32768 * (size if self.device.name == "cuda" else size + 16)
+            )  # Triton folds in place
+        else:
+            head = (
+                min(round(self.tokens * self.trained) + 1, HEAD_CHUNK)
+                * self.of.vocabulary
+                * (size + 8)
+            )
+        slow = self.device.name == "cpu" and size == 2
+        head += self.head_layout if slow else 0
+        again = self.tokens * (
+            layer + capped * self.length + 3 * size * self.of.feed_forward
+        )  # one layer, and its widest gradients
+        kept = (
+            self.of.layers * self.tokens * (size * self.of.hidden if self.checkpointing else layer)
+        )
+        step = {
+            "activations": kept / 1e9,
+            "logits or recomputation": max(head, again if self.checkpointing else 0) / 1e9,
+        }
+        between = {"answering": self.answering / 1e9}
+        fixed = {
+            "context" if self.device.name == "cuda" else "Python": BASELINE_GB[self.device.name],
+            "weights": (linear + (self.of.parameters - self.of.linear) * size) / 1e9,
+            "adapter": ADAPTER_BYTES * self.lora / 1e9,
+        }
+        return (
+            fixed
+            | ({"kernels": KERNELS_GB} if slow else {})
+            | max(step, between, key=lambda part: sum(part.values()))
+        )
+
+    @property
+    def head_layout(self) -> int:
+        """Bytes of the head laid out anew, which oneDNN does for each product in bf16."""
+        return 2 * self.of.vocabulary * self.of.hidden
+
+    @property
+    def answering(self) -> float:
+        """Bytes of `generation.generate` on `answers`, weights not counted; the adapter is switched
+        on in the one model, so none is copied.
+
+        Keys and values of all layers; one layer's widest tensors while the prompts are read, with
+        the float32 input of its adapter; and the logits of one step, as they come and in float32.
+        The held-out loss between steps needs less than a training step.
+        """
+        rows, length = self.answers
+        size = 4 if self.device.dtype == "float32" else 2
+        cache = 2 * self.of.layers * self.of.keys * size * rows * length
+        reading = rows * length * (3 * size + 4) * self.of.feed_forward
+        scores = (
+            EAGER_BYTES * self.of.heads * rows * length**2
+            if self.device.attention == "eager"
+            else 0
+        )
+        logits = rows * self.of.vocabulary * (size + 4)
+        layout = self.head_layout if rows and self.device.name == "cpu" and size == 2 else 0
+        return cache + reading + scores + logits + layout
+
+    @property
+    def gb(self) -> float:
+        """Peak memory, GB: VRAM on a GPU, RAM elsewhere."""
+        return sum(self.memory.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.flops * EFFICIENCY[self.device.name] / self.flop_per_token
+
+    def seconds(self, tokens: int) -> float:
+        """Time to train on so many tokens (those of all passes together)."""
+        return tokens / self.tokens_per_second
+
+    def __str__(self) -> str:
+        of, place = self.of, "VRAM" if self.device.name == "cuda" else "RAM"
+        parts = " + ".join(f"{name} {gb:.1f}" for name, gb in self.memory.items())
+        return "\n".join(
+            (
+                f"parameters   {of.parameters:,}: embedding {of.embedding:,} "
+                f"({'tied' if of.tied else 'not tied'}), "
+                f"rest {of.parameters - of.embedding:,}",
+                f"LoRA r={self.rank:<4}  {self.lora:,} ({self.lora / of.parameters:.2%})",
+                f"compute      {self.flop_per_token / 1e9:.2f} GFLOP a "
+                f"token{', recomputing activations' if self.checkpointing else ''}",
+                f"{place:<11}  {self.gb:.1f} GB = {parts}",
+                f"speed        {self.tokens_per_second:,.0f} tokens/s = "
+                f"{EFFICIENCY[self.device.name]:.0%} of {self.flops / 1e12:.3g} "
+                f"TFLOP/s ({self.ceiling})",
+            )
+        )
+
+
+def predict(
+    config,
+    device: Device,
+    batch: int,
+    length: int,
+    rank: int = 4,
+    trained: float = 1.0,
+    loss: str | None = None,
+    checkpointing: bool = False,
+    quantize: bool = False,
+    answers: tuple[int, int] = (0, 0),
+    gpu: str | None = None,
+) -> Prediction:
+    """What training will need, from the config and the batch.
+
+    Args:
+        config: a transformers config (`AutoConfig.from_pretrained(name)` or `model.config`).
+        batch, length: rows in a forward pass and tokens in the longest, padding included; for
+            packed rows, 1 and their sum.
+        trained: share of trained tokens.
+        answers: if rows are answered between training steps: how many at once, and the tokens of
+            the longest, prompt and answer together.
+        loss: one of `LOSSES`; None is what `sft.trainer_class` uses (a CPU: trained positions, a
+            GPU: TRL's head).
+        gpu: a key of `GPU_TFLOPS`, to predict for a GPU that is not here; None measures this
+            machine for a second.
+
+    Raises:
+        CourseError: an unknown loss or GPU.
+    """
+    if loss is None:
+        loss = "trl" if device.name == "cuda" else "trained positions"
+    if loss not in LOSSES:
+        raise CourseError(f"The loss {loss!r} is not known: choose one of {', '.join(LOSSES)}.")
+    if gpu is not None and gpu not in GPU_TFLOPS:
+        raise CourseError(
+            f"The GPU {gpu!r} is not in the table: choose one of {', '.join(GPU_TFLOPS)}, or None "
+            "to measure this machine."
+        )
+    flops, ceiling = (
+        (GPU_TFLOPS[gpu] * 1e12, f"{gpu}, data sheet")
+        if gpu
+        else (matmul_flops(device), "measured here")
+    )
+    return Prediction(
+        shape(config),
+        device,
+        batch,
+        length,
+        rank,
+        trained,
+        loss,
+        checkpointing,
+        quantize,
+        answers,
+        flops,
+        ceiling,
+    )
+
+
+# --- does it fit? ---------------------------------------------------------------------------------
+
+
+def check(prediction: Prediction, free: float | None = None) -> Prediction:
+    """Refuse what cannot fit, with the first change of a setting that makes it fit.
+
+    Args:
+        prediction: from `predict`.
+        free: GB; None asks the machine.
+
+    Returns:
+        `prediction`, so that a cell can print it.
+
+    Raises:
+        CourseError: more memory is predicted than is free.
+    """
+    free = free_gb(prediction.device) if free is None else free
+    if prediction.gb <= free:
+        return prediction
+    place = "VRAM" if prediction.device.name == "cuda" else "RAM"
+    wrong = f"Training needs about {prediction.gb:.1f} GB of {place} and {free:.1f} GB are free"
+    advice, changed, left = [], prediction, _changes(prediction)
+    # The first change that helps, and again: what needs less than the rest is not worth a change
+    # yet
+    while helpful := [
+        (name, new)
+        for name, change in left
+        if (new := dataclasses.replace(changed, **change)).gb < changed.gb
+    ]:
+        setting, changed = helpful[0]
+        left = [change for change in left if change[0] != setting]
+        advice.append(setting)
+        if changed.gb <= free:
+            raise CourseError(
+                f"{wrong}: set {', '.join(advice)} (then about {changed.gb:.1f} GB) or choose a "
+                "smaller BASE_MODEL."
+            )
+    raise CourseError(
+        f"{wrong}, and no setting brings it down to that: choose a smaller BASE_MODEL or a "
+        "machine with more memory."
+    )
+
+
+def _changes(p: Prediction) -> list[tuple[str, dict]]:
+    """`(setting, change)`, the cheapest first."""
+    steps: list[tuple[str, dict]] = []
+    if p.loss == "full":
+        steps.append(("the loss over trained positions only", {"loss": "trained positions"}))
+    if not p.checkpointing:
+        steps.append(("gradient_checkpointing = True", {"checkpointing": True}))
+    if p.batch > 1:
+        steps.append(
+            (
+                f"per_device_train_batch_size = 1 and {p.batch} times the "
+                "gradient_accumulation_steps",
+                {"batch": 1},
+            )
+        )
+    if p.answers[0] > 4:
+        steps.append(("batch_size = 4 where `measure` generates", {"answers": (4, p.answers[1])}))
+    if p.device.name == "cuda" and not p.quantize:
+        steps.append(("QUANTIZE = '4bit'", {"quantize": True}))
+    if p.length >= 256:
+        steps.append((f"MAX_LENGTH = {p.length // 2}", {"length": p.length // 2}))
+    return steps
+
+
+# --- what it really took --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Peak:
+    """Filled when the block of `peak_memory` ends."""
+
+    gb: float = 0.0
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """The highest memory of this process inside the block, in GB (1e9 bytes), everything that was
+    loaded before it included.
+
+    On a GPU: PyTorch's highest allocation and what the driver holds beside it (the CUDA context).
+    On Linux: the kernel's own record (`VmHWM`), reset at the start. Elsewhere: resident memory,
+    sampled a hundred times a second.
+    """
+    import torch
+
+    peak = Peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        free, total = torch.cuda.mem_get_info()
+        peak.gb = (
+            torch.cuda.max_memory_allocated() + max(0, total - free - torch.cuda.memory_reserved())
+        ) / 1e9
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        with _sampled(peak):
+            yield peak
+        return
+    yield peak
+    peak.gb = (
+        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
+    )
+
+
+@contextlib.contextmanager
+def _sampled(peak: Peak) -> Iterator[None]:
+    """Keep `peak.gb` at the highest resident memory seen, for systems without /proc."""
+    import psutil
+
+    process, stop = psutil.Process(), threading.Event()
+
+    def sample() -> None:
+        while True:
+            peak.gb = max(peak.gb, process.memory_info().rss / 1e9)
+            if stop.wait(0.01):
+                return
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,367 @@
+"""Supervised fine-tuning with LoRA: what `train.ipynb` calls, and what `evaluation.ipynb` reuses.
+
+In here: the rows to train on, the trainer, and what it watches while it trains. Each idea below has
+a module of its own: the machine (preflight.py), the base model (student.py), chat template, stop
+token and label mask (chat.py), the loss (losses.py), answers (generation.py), the adapter and its
+card (adapter.py). Not in here: the LoRA and training settings, which stay visible in the notebook's
+cells. torch, transformers, trl and peft are imported inside the functions that need them.
+
+Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (huggingface/trl).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import settings
+import utils
+from preprocessing import contamination
+from training.adapter import (
+    disk_errors,
+)
+from training.losses import answer_loss
+from utils import CourseError
+
+# --- data -----------------------------------------------------------------------------------------
+
+PROJECT = "instruction-tuning-from-scratch"  # in wandb
+ROW_FIELDS = (
+    "id",
+    "language",
+    "category",
+)  # and `instruction`, `input`, `output`, or `messages` (see chat.conversation)
+
+
+def training_rows(chosen: settings.Settings) -> list[dict]:
+    """The rows to train on: this run's, the shipped ones or both, in the chosen languages.
+
+    Raises:
+        CourseError: the run's data set is wanted alone and missing, its contamination gate is not
+            passed, or no row is left.
+    """
+    rows, made = [], chosen.folder / "instruction.jsonl"
+    if chosen.train_on in ("run", "both"):
+        if made.exists():
+            contamination.require_gate(made, "run preprocess.ipynb")
+            rows += utils.read_jsonl(made, ROW_FIELDS)
+        elif chosen.train_on == "run":
+            raise CourseError(
+                f"runs/{chosen.run}/instruction.jsonl is missing: run preprocess.ipynb first, or "
+                "set TRAIN_ON."
+            )
+        else:
+            print(
+                "preprocess.ipynb has not run in this run folder, so only the shipped data set is used"
+            )
+    if chosen.train_on in ("shipped", "both"):
+        contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
+        rows += utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
+    rows = [row for row in rows if row["language"] in chosen.languages]
+    names = [row["id"] for row in rows]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CourseError(
+            f"The row id {twice!r} occurs twice, so one copy could be held out and the other "
+            "trained: rename or delete one."
+        )
+    if not rows:
+        raise CourseError(
+            f"No training row in {' or '.join(chosen.languages)}: check LANGUAGE and TRAIN_ON."
+        )
+    return rows
+
+
+def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """`(train, held_out)`, the same share of every language and category in both, the same for the
+    same rows and seed.
+
+    Raises:
+        CourseError: nothing would be left to train on.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if len(rows) <= held_out:
+        raise CourseError(
+            f"{len(rows)} rows cannot be trained on with {held_out} of them held out: make more "
+            "rows or lower HELD_OUT."
+        )
+    groups = [f"{row['language']} {row['category']}" for row in rows]
+    few = min(groups.count(group) for group in groups) < 2 or held_out < len(set(groups))
+    return tuple(
+        train_test_split(
+            rows, test_size=held_out, random_state=seed, stratify=None if few else groups
+        )
+    )
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def trainer_class():
+    """TRL's SFTTrainer as this course needs it.
+
+    - Rows are lists from `encode_all`, or datasets of such rows.
+    - On a CPU the loss is `answer_loss`: TRL's fused head skips masked positions on a GPU, but on a
+      CPU it scores them all.
+    - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate":
+      ..., "samples": [...]}`. Numbers are logged as `eval_loss` and `eval_stop_rate` (and go to
+      wandb), samples stay in `state.log_history`.
+    - A loss that is not a number, weights that are none, and a full disk each end training with one
+      sentence; the last good checkpoint stays.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    class CourseTrainer(SFTTrainer):
+        def __init__(self, *args, train_dataset, eval_dataset=None, watch=None, **kwargs):
+            rows = [
+                Dataset.from_list(part) if isinstance(part, list) else part
+                for part in (train_dataset, eval_dataset)
+            ]
+            super().__init__(*args, train_dataset=rows[0], eval_dataset=rows[1], **kwargs)
+            self.watch = watch
+            self.tokens, self.seconds = (
+                0,
+                0.0,
+            )  # of training steps alone, without evaluation and saving
+            self.remove_callback(PrinterCallback)
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if (
+                self.args.device.type != "cpu" or self.accelerator.num_processes > 1
+            ):  # there the model's wrapper must see the forward pass
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+                loss, tokens = answer_loss(model, **inputs)
+            loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
+            return (loss, {"loss": loss}) if return_outputs else loss
+
+        def training_step(self, model, inputs, *args, **kwargs):
+            started, tokens = time.perf_counter(), inputs["input_ids"].numel()
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            self.tokens, self.seconds = (
+                self.tokens + tokens,
+                self.seconds + time.perf_counter() - started,
+            )
+            if not torch.isfinite(loss):
+                raise CourseError(
+                    f"The loss is {float(loss)} at step {self.state.global_step + 1}: lower "
+                    "learning_rate, or with fp16 use a GPU that has "
+                    "bf16; the last checkpoint is from before, and the next run goes on from it."
+                )
+            return loss
+
+        def evaluate(self, *args, **kwargs):
+            if self.watch is None:
+                return super().evaluate(*args, **kwargs)
+            seen = self.watch(self.model)
+            metrics = {f"eval_{name}": value for name, value in seen.items() if name != "samples"}
+            self.log(metrics)
+            self.state.log_history[-1]["samples"] = seen.get("samples", [])
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
+            return metrics
+
+        def _save_checkpoint(self, model, trial):
+            if not all(
+                torch.isfinite(weight).all()
+                for weight in model.parameters()
+                if weight.requires_grad
+            ):
+                raise CourseError(
+                    f"A weight is not a number after step {self.state.global_step}, so it is not "
+                    "saved: lower learning_rate; the last "
+                    "checkpoint is from before."
+                )
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            try:
+                with disk_errors(folder):
+                    super()._save_checkpoint(model, trial)
+            except CourseError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+        @property
+        def tokens_per_second(self) -> float:
+            return (
+                self.tokens / self.seconds if self.seconds else 0.0
+            )  # resumed after the last step: nothing was measured
+
+        def trained_model(self):
+            """The model as it will be when reloaded: without the autocast that accelerate wraps
+            around `forward`."""
+            return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    return CourseTrainer
+
+
+def plumbing(output: Path, steps: int, report_to: str) -> dict:
+    """The arguments of SFTConfig that say nothing about learning: log twelve times, evaluate and
+    save three times, keep the best."""
+    import torch
+
+    every = max(1, -(-steps // 3))
+    return {
+        "output_dir": str(output),
+        "logging_steps": max(1, steps // 12),
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_steps": every,
+        "save_total_limit": 1,  # beside the best one
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+        "report_to": report_to,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest *whole* checkpoint in `folder`, for `trainer.train(resume_from_checkpoint=...)`;
+    None where there is none.
+
+    `trainer_state.json` is the last file of a checkpoint that transformers writes, so one without
+    it was cut off while it was saved (a crash, a kill, a full disk): it is removed, and the one
+    before it counts.
+    """
+    for checkpoint in sorted(
+        folder.glob("checkpoint-*"),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+        reverse=True,
+    ):
+        if utils.read_json(checkpoint / "trainer_state.json"):
+            return str(checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def progress_callback(total: int):
+    """Prints one line for every logged step: loss, held-out loss, stop rate, seconds. No widgets,
+    so that it is readable anywhere."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        started = time.time()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            shown = {
+                "loss": "loss {:.3f}",
+                "eval_loss": "held-out loss {:.3f}",
+                "eval_stop_rate": "stop rate {:.0%}",
+            }
+            values = [
+                text.format(float(logs[key])) for key, text in shown.items() if key in (logs or {})
+            ]
+            if values:
+                print(
+                    f"step {state.global_step:>3}/{total}  {'  '.join(values):<36} "
+                    f"{time.time() - self.started:5.0f} s",
+                    flush=True,
+                )
+
+    return Progress()
+
+
+def track(chosen: settings.Settings, timeout: float = 20) -> str:
+    """Start wandb as the settings say; returns what TRL's `report_to` takes: "wandb" or "none".
+
+    Offline and disabled runs need no account. Where the server cannot be reached training is not
+    held up: the run is logged offline, and a printed sentence says so and how to upload it.
+    `timeout` is in seconds.
+
+    Raises:
+        CourseError: TRACKING is online and there is no key.
+    """
+    if chosen.tracking == "disabled":
+        return "none"
+    os.environ |= {
+        "WANDB_MODE": chosen.tracking,
+        "WANDB_DIR": str(chosen.folder),
+        "WANDB_PROJECT": PROJECT,
+        "WANDB_NAME": chosen.run,
+        "WANDB_SILENT": "true",
+    }
+    import wandb
+
+    if chosen.tracking == "online" and (key := utils.secret("WANDB_API_KEY")):
+        os.environ["WANDB_API_KEY"] = key
+    options = {
+        "project": PROJECT,
+        "name": chosen.run,
+        "dir": str(chosen.folder),
+        "reinit": "finish_previous",
+    }
+    options["settings"] = wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True)
+    try:
+        wandb.init(mode=chosen.tracking, **options)
+    except wandb.errors.UsageError as error:
+        raise CourseError(
+            f"TRACKING is online, but wandb refuses ({str(error).splitlines()[0][:100]}): set "
+            "WANDB_API_KEY, or TRACKING to 'offline'."
+        ) from None
+    except wandb.errors.CommError as error:
+        print(
+            f"wandb cannot be reached ({str(error).splitlines()[0][:100]}), so this run is logged "
+            "offline: upload it later with "
+            f"`wandb sync runs/{chosen.run}/wandb/offline-run-*`."
+        )
+        wandb.init(mode="offline", **options)
+    return "wandb"
+
+
+def matrix_figure(matrices: dict):
+    """Small matrices side by side as colours, each with its name and number of entries, drawn to
+    one scale of squares."""
+    import matplotlib.pyplot as plt
+
+    widths = [matrix.shape[1] for matrix in matrices.values()]
+    figure, axes = plt.subplots(
+        1, len(matrices), figsize=(0.15 * sum(widths) + 1, 2), width_ratios=widths
+    )
+    for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
+        ax.imshow(matrix, cmap="RdBu")
+        ax.set_title(f"{name}\n{matrix.numel()}", fontsize=9)
+        ax.axis("off")
+    figure.tight_layout()
+    return figure
+
+
+def training_figure(history: list[dict], before: dict, title: str):
+    """Training and held-out loss on the left, the stop rate of held-out prompts on the right,
+    against steps.
+
+    Args:
+        history: the trainer's `state.log_history`.
+        before: `{"loss": ..., "stop_rate": ...}` of the base model, drawn at step 0.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.8), width_ratios=(3, 2))
+    points = lambda key: [(entry["step"], float(entry[key])) for entry in history if key in entry]  # noqa: E731
+    left.plot(*zip(*points("loss"), strict=True), color="#9aa5b1", label="training")
+    left.plot(
+        *zip((0, before["loss"]), *points("eval_loss"), strict=True),
+        "o--",
+        color="#3b7dd8",
+        label="held out",
+    )
+    left.set(xlabel="step", ylabel="nats per answer token", title=title)
+    left.legend(frameon=False)
+    right.plot(
+        *zip((0, before["stop_rate"]), *points("eval_stop_rate"), strict=True),
+        "o--",
+        color="#3b7dd8",
+    )
+    right.set(xlabel="step", ylim=(-0.05, 1.05), title="answers that stop")
+    right.yaxis.set_major_formatter("{x:.0%}")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.tight_layout()
+    return figure

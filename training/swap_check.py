@@ -1,0 +1,430 @@
+"""Can this model be the base model? What its tokenizer, its config and, where they lie on this
+machine, its weights answer.
+
+Run: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko] (or: python -m training.swap_check MODEL
+[--language ko])
+What it does: render, mask and measure the shipped rows with the model's own template, choose the
+end token, attach LoRA to an empty model, predict memory, and say ok, warn or FAIL for each with
+what to do; the exit status is 1 after a FAIL. What it does not do: download or train weights. From
+the hub it fetches the tokenizer's and the config's few files only.
+
+The checks call what the notebooks call (chat.py, student.py, preflight.py), so that what passes
+here passes there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import settings
+import utils
+from training import architecture, chat, machine, preflight, student
+from utils import CourseError
+
+ONE_TURN = {"id": "a row of one turn", "messages": chat.TURN_PROBE}
+MAX_LENGTH, BATCH, RANK, ANSWERS, LONGEST = 512, 4, 4, 28, 96  # as in train.ipynb
+SPARSE = 2.0  # bytes of text in a token; a Hangul syllable has three
+# share of the weights outside the embedding that lie in linear layers; less is a mixture of experts
+DENSE = 0.9
+
+
+@dataclasses.dataclass
+class Finding:
+    """What one check found."""
+
+    check: str
+    status: str  # "ok", "warn" or "FAIL"
+    sentence: str  # what was found and, unless it is ok, what to do
+
+
+def check(
+    name: str, languages: tuple[str, ...] = tuple(settings.LANGUAGES)
+) -> tuple[list[Finding], str]:
+    """`(findings, what was there to ask)` about a base model.
+
+    Args:
+        name: as `BASE_MODEL`: a hub id, a folder (which may hold a tokenizer only) or the packaged
+            student.
+        languages: of the shipped rows.
+
+    Raises:
+        CourseError: there is nothing to check: no such folder or id, gated, no hub, no chat
+            template, no causal language model.
+    """
+    tokenizer = student.load_tokenizer(name)
+    folder = Path(student.source(name))
+    config = (
+        None
+        if folder.is_dir() and not (folder / "config.json").exists()
+        else student.load_config(name)
+    )
+    empty = None if config is None else architecture.skeleton(config)
+    weights = config is not None and weights_here(name)
+    rows = [
+        row
+        for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")
+        if row["language"] in languages
+    ]
+
+    findings, said = [], {}
+
+    def ask(what: str, question: Callable, *args):
+        try:
+            status, sentence, said[what] = question(*args)
+        except CourseError as error:
+            status, sentence = "FAIL", str(error)
+        findings.append(Finding(what, status, sentence))
+        return said.get(what)
+
+    ask("chat template", template, tokenizer)
+    ends = ask("turn's end", turn_end, tokenizer)
+    if ends:
+        ask("<bos>", bos, tokenizer, ends)
+        ask("label mask", mask, tokenizer, ends)
+        encoded = ask("shipped rows", shipped, rows, tokenizer, ends)
+    device = machine.choose_device(config)
+    findings.append(Finding("machine", "ok", f"{device}."))
+    if config is not None:
+        ask("LoRA targets", lora, empty)
+        fits = ask("memory", memory, config, device, encoded) if ends and encoded else None
+        weights = weights and fits is not False
+    else:
+        findings.append(
+            Finding(
+                "LoRA, memory",
+                "warn",
+                "There is no config.json, so neither could be asked: copy it beside the tokenizer.",
+            )
+        )
+    if ends:
+        ask("end token", end_token, name, tokenizer, ends, weights)
+    for language in languages:
+        texts = [
+            message["content"]
+            for row in rows
+            if row["language"] == language
+            for message in chat.conversation(row)
+        ]
+        ask(f"{settings.LANGUAGES[language]} text", round_trip, texts, tokenizer)
+    parts = ["tokenizer"] + ["config"] * (config is not None) + ["weights"] * weights
+    return findings, ", ".join(parts)
+
+
+def weights_here(name: str) -> bool:
+    """True if all weights lie on this machine, in a folder or in the hub's cache; nothing is
+    fetched."""
+    folder = Path(student.source(name))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return False
+    shards = set(
+        utils.read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()
+    )
+    return all((folder / file).exists() for file in shards or {"model.safetensors"})
+
+
+# --- the checks: each returns (status, sentence, what later checks need) --------------------------
+
+
+def template(tokenizer) -> tuple[str, str, bool]:
+    """One turn and two are rendered, and a prompt's tokens begin the whole row, so that generation
+    shows what training showed."""
+    lengths = []
+    for row in (ONE_TURN, chat.TWO_TURNS):
+        ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+        prompt = ids(chat.chat_prompt(chat.question(row), tokenizer))
+        lengths.append(len(prompt))
+        if ids(chat.rendered(chat.conversation(row), tokenizer))[: len(prompt)] != prompt:
+            sentence = (
+                f"In {row['id']} the prompt's tokens do not begin the finished row, as if prompt "
+                "and answer were joined by a space: "
+                "training and generation both follow the prompt, so they agree; read a few "
+                "answers after training."
+            )
+            return "warn", sentence, True
+    return (
+        "ok",
+        f"One turn and two are rendered ({lengths[0]} and {lengths[1]} tokens of prompt), and "
+        "each prompt begins its row.",
+        True,
+    )
+
+
+def turn_end(tokenizer) -> tuple[str, str, dict[int, str]]:
+    """The token with which the template closes a turn; with `<eos>` it is what may end an
+    answer."""
+    end, _ = chat.closing(tokenizer)
+    ends = {
+        i: tokenizer.convert_ids_to_tokens(i) for i in dict.fromkeys((end, tokenizer.eos_token_id))
+    }
+    if len(ends) > 1:
+        return (
+            "ok",
+            f"The template closes a turn with {ends[end]}; {tokenizer.eos_token} ends a document.",
+            ends,
+        )
+    return "ok", f"Turns end in {tokenizer.eos_token}, as documents do.", ends
+
+
+def _stop(end: int, ends: dict[int, str], tokenizer) -> chat.Stop:
+    return chat.Stop(ends[end], end, next(iter(ends)), 1, len(tokenizer))
+
+
+def bos(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
+    """`<bos>` at most once in a row of two turns, and once where the tokenizer has one."""
+    if tokenizer.bos_token_id is None:
+        return "ok", "The tokenizer has none, and none is written.", None
+    end = next(iter(ends))
+    count = chat.encode(chat.TWO_TURNS, tokenizer, _stop(end, ends, tokenizer))["input_ids"].count(
+        tokenizer.bos_token_id
+    )
+    if count > 1:
+        sentence = (
+            f"{tokenizer.bos_token} stands {count} times in a row of two turns: take all "
+            "but the first out of the chat template."
+        )
+        return "FAIL", sentence, None
+    if count == 0 and tokenizer.bos_token_id not in ends:
+        sentence = (
+            f"The template writes no {tokenizer.bos_token}: if the model's card shows one, "
+            f"put {{{{ bos_token }}}} first in the template."
+        )
+        return "warn", sentence, None
+    return (
+        "ok",
+        f"{tokenizer.bos_token} stands {('nowhere', 'once')[count]} in a row of two turns.",
+        None,
+    )
+
+
+def mask(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
+    """What is learnt of a row is its answers, each with its stop token, whichever token that will
+    be."""
+    for row in (ONE_TURN, chat.TWO_TURNS):
+        answers = [
+            message["content"]
+            for message in chat.conversation(row)
+            if message["role"] == "assistant"
+        ]
+        for end in ends:
+            labels = chat.encode(row, tokenizer, _stop(end, ends, tokenizer))["labels"]
+            learnt, piece = [], []
+            for label in labels:
+                if label == end:
+                    learnt.append(tokenizer.decode(piece).strip())
+                    piece = []
+                elif label != chat.IGNORED:
+                    piece.append(label)
+            if learnt != answers or piece:
+                sentence = (
+                    f"Of {row['id']} the model would learn {learnt}, not its answers: the "
+                    "tokenizer or its template splits them in a way "
+                    "that this course does not know, so choose another base model."
+                )
+                return "FAIL", sentence, None
+    count = sum(label != chat.IGNORED for label in labels)
+    return (
+        "ok",
+        f"Exactly the answers and their stop tokens are learnt ({count} of {len(labels)} tokens "
+        "in a row of two turns).",
+        None,
+    )
+
+
+def shipped(rows: list[dict], tokenizer, ends: dict[int, str]) -> tuple[str, str, list[dict]]:
+    """All shipped rows through the template and the mask; rows that are too long would be left
+    out."""
+    encoded, too_long = chat.encode_all(
+        rows, tokenizer, _stop(next(iter(ends)), ends, tokenizer), MAX_LENGTH
+    )
+    lengths = sorted(len(row["input_ids"]) for row in encoded)
+    sentence = (
+        f"{len(encoded)} of {len(rows)} rows fit into {MAX_LENGTH} tokens; the middle one "
+        f"has {lengths[len(lengths) // 2]}."
+    )
+    if len(too_long) > len(rows) / 50:
+        return "warn", f"{sentence} The others would be left out: raise MAX_LENGTH.", encoded
+    return "ok", sentence, encoded
+
+
+def lora(empty) -> tuple[str, str, None]:
+    """`all-linear` as PEFT finds it on the empty model: names, layers, parameters."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        with torch.device("meta"):
+            tuned = get_peft_model(
+                empty, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+            )
+    except ValueError as error:
+        raise CourseError(
+            f"LoRA finds no layer to adapt ({str(error).splitlines()[0][:120]}): choose another "
+            "base model."
+        ) from None
+    adapted = [
+        name.removesuffix(".base_layer")
+        for name, module in tuned.named_modules()
+        if hasattr(module, "lora_A")
+    ]
+    names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in adapted))
+    return (
+        "ok",
+        f"{len(adapted)} layers ({names}), {tuned.get_nb_trainable_parameters()[0]:,} parameters "
+        f"at r = {RANK}.",
+        None,
+    )
+
+
+def memory(config, device: machine.Device, encoded: list[dict]) -> tuple[str, str, bool]:
+    """What train.ipynb would predict for the longest rows on this machine, and whether it fits;
+    False where nothing makes it fit."""
+    lengths = sorted(len(row["input_ids"]) for row in encoded)
+    trained = sum(label != chat.IGNORED for row in encoded for label in row["labels"]) / sum(
+        lengths
+    )
+    options = {"checkpointing": device.name == "cuda", "answers": (ANSWERS, lengths[-1] + LONGEST)}
+    forecast = preflight.predict(config, device, 1, sum(lengths[-BATCH:]), RANK, trained, **options)
+    try:
+        preflight.check(forecast)
+    except CourseError as error:
+        possible = "no setting brings it down" not in str(error)
+        return "warn" if possible else "FAIL", str(error), possible
+    sentence = (
+        f"About {forecast.gb:.1f} GB ({forecast.of.parameters:,} parameters) and "
+        f"{forecast.tokens_per_second:,.0f} tokens/s on this "
+        f"machine, which has {machine.free_gb(device):.1f} GB free."
+    )
+    dense = forecast.of.linear / (forecast.of.parameters - forecast.of.embedding)
+    if dense < DENSE:
+        sentence += (
+            f" But {1 - dense:.0%} of the weights outside the embedding lie in no linear layer "
+            "(in experts?), and this counts dense "
+            "models: expect more memory, and see above whether LoRA adapts the experts."
+        )
+        return "warn", sentence, True
+    return "ok", sentence, True
+
+
+def end_token(name: str, tokenizer, ends: dict[int, str], weights: bool) -> tuple[str, str, None]:
+    """Which token would end an answer: from the weights' rank of the turn's end, or, without them,
+    what the rule would do."""
+    if weights:
+        stop = str(chat.choose_stop(student.load_base(name, machine.choose_device())[0], tokenizer))
+        return "ok", f"{stop[0].upper()}{stop[1:]}.", None
+    end = next(iter(ends))
+    if len(ends) == 1:
+        return (
+            "ok",
+            "The rank could not be asked without weights, but there is one choice only: answers "
+            f"end in {ends[end]}.",
+            None,
+        )
+    sentence = (
+        f"The rank could not be asked without weights. By the rule answers end in {ends[end]} if "
+        "the weights rank it among the first 100 "
+        f"(instruction-tuned), else in {tokenizer.eos_token}: see the rank in train.ipynb, "
+        "section 3, before you train."
+    )
+    return "warn", sentence, None
+
+
+def round_trip(texts: list[str], tokenizer) -> tuple[str, str, None]:
+    """Texts come back from their tokens, and a token holds more than a byte or two of them."""
+    if not texts:
+        raise CourseError(
+            "There are no shipped rows in this language to try: write some into "
+            "data/instruction.jsonl."
+        )
+    ids = tokenizer(texts, add_special_tokens=False).input_ids
+    back = tokenizer.batch_decode(ids, skip_special_tokens=False)
+    density = sum(len(text.encode()) for text in texts) / sum(map(len, ids))
+    letters = lambda text: [character for character in text if character.isalpha()]  # noqa: E731
+    lost = [
+        text for text, again in zip(texts, back, strict=True) if letters(text) != letters(again)
+    ]
+    if lost:
+        sentence = (
+            f"{len(lost)} of {len(texts)} texts do not come back from their tokens, such as "
+            f"{lost[0][:30]!r}: this vocabulary lacks "
+            "their letters, so choose a base model that knows the language."
+        )
+        return "FAIL", sentence, None
+    sentence = f"All {len(texts)} texts come back from their tokens, {density:.1f} bytes a token."
+    if density < SPARSE:
+        return (
+            "warn",
+            f"{sentence} The vocabulary hardly knows the language, so rows are long and learning "
+            "slow: choose a multilingual base model.",
+            None,
+        )
+    changed = sum(text.strip() != again.strip() for text, again in zip(texts, back, strict=True))
+    if changed:
+        return (
+            "warn",
+            f"{sentence} In {changed} of them signs or spaces are changed: look at code and "
+            "tables in the answers.",
+            None,
+        )
+    return "ok", sentence, None
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def table(findings: list[Finding]) -> str:
+    """One line or more for each finding."""
+    width = max(len(finding.check) for finding in findings) + 8
+    return "\n".join(
+        textwrap.fill(
+            f"{f.status:<5} {f.check:<{width - 8}}  {f.sentence}",
+            120,
+            subsequent_indent=" " * width,
+            break_long_words=False,
+        )
+        for f in findings
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the findings; 0 if the model can be swapped in, else 1."""
+    import warnings
+
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a hub id, a folder, or the packaged student's name")
+    parser.add_argument("--language", default="both", help="en, ko or both: whose rows are tried")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    warnings.simplefilter("ignore")  # of libraries about one another; what matters is in the table
+    try:
+        findings, asked = check(options.model, settings.as_languages("LANGUAGE", options.language))
+    except CourseError as error:
+        print(f"FAIL  {error}")
+        return 1
+    print(f"{options.model}, asked with: {asked}\n\n{table(findings)}\n")
+    failed = [finding.check for finding in findings if finding.status == "FAIL"]
+    if failed:
+        print(f"Not ready: {', '.join(failed)} FAILED.")
+        return 1
+    print(
+        f"Ready: set BASE_MODEL to {options.model!r} (or COURSE_BASE_MODEL={options.model} make run)."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
