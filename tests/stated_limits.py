@@ -1,4 +1,4 @@
-"""Limits that a request states and a script can count, and the count of an answer, in English and in Korean.
+"""Limits that a request states and a script can count, in English and in Korean.
 
 What it knows: sentences, words, characters, lines and items ("in two sentences", "at most 40
 words", "세 가지", "40자 이내"). What it does not: limits on a part of an answer that only a reader
@@ -60,7 +60,8 @@ def _any(numbers: dict[str, int]) -> str:
     return r"(?:\d+|" + "|".join(sorted(numbers, key=len, reverse=True)) + ")"
 
 
-# n is the number, or the range from n to m; "한두" is one or two. `after` looks on without taking, so that the next limit is found too
+# n is the number, or the range from n to m ("한두" is one or two). `after` looks on without taking,
+# so that a limit in the next words is found too.
 EN = rf"\b(?P<n>{_any(ENGLISH)})(?: ?(?:or|to|-|–) ?(?P<m>{_any(ENGLISH)}))?"
 KO = rf"(?<![가-힣\d,.])(?P<n>{_any(KOREAN)})(?:[~-](?P<m>\d+)|(?P<both>두))?"
 EN_AFTER = r"(?=(?P<after>[^.?!]{0,25}))"
@@ -73,18 +74,29 @@ ITEMS = (
     "facts|hobbies|reasons|benefits|risks|games|mottos|slogans|starters|discoveries|tasks|measures|"
     "foods|examples|methods|mistakes|themes|arguments|objections|reminders"
 )
-BOUND = r"(?P<before>at most|no more than|max\.?|fewer than|under|less than|up to|about|around|roughly|of|in|with|at least)"
+BOUND = (
+    r"(?P<before>at most|no more than|max\.?|fewer than|under|less than|up to|about|around|roughly|"
+    r"of|in|with|at least)"
+)
+# What follows a Korean unit where it limits the answer, and not where it counts the material
+KO_SENTENCES = (
+    r"(?=[.,]|$|으로|로|만|이상| ?(?:이내|이하|안|쯤|정도|이면|적|써)|짜리 (?!회의)| 덧붙)"
+)
+KO_WORD = r"(?=(?:로|로만|면)(?: (?:답|말|대답|판정|적|써|줄|돼)|[.]?$))"
+KO_LINES = r"(?=[.]|$|로|짜리| 시|만 적| 메모|을 넘| 정도| 부탁)"
+KO_ITEMS = r"(?=[만를을로는은와,.!?]|$|이면|면| (?!중|가운데|에서|맛|행동))"
 PATTERNS = {
     "sentences": [
         rf"{EN}[ -](?:[\w-]+,? ){{0,2}}?sentences?\b{EN_AFTER}",
-        rf"{KO} ?문장(?=[.,]|$|으로|로|만|이상| ?(?:이내|이하|안|쯤|정도|이면|적|써)|짜리 (?!회의)| 덧붙){KO_AFTER}",
+        rf"{KO} ?문장{KO_SENTENCES}{KO_AFTER}",
     ],
     "words": [
         rf"{BOUND} {EN} words?\b{EN_AFTER}",
         rf"\b(?P<n>\d+)(?:-|–| to )(?P<m>\d+) words\b{EN_AFTER}",
-        rf"{EN} words?(?P<after> (?:or fewer|or less|or so|at most|each)|(?=, please|[.;]?$| only|\.))",
+        rf"{EN} words?(?P<after> (?:or fewer|or less|or so|at most|each))",
+        rf"{EN} words?(?=, please|[.;]?$| only|\.){EN_AFTER}",
         rf"{KO} ?(?:어절|단어)(?= ?(?:이내|이하|안|쯤|정도|내외)){KO_AFTER}",
-        rf"{KO} ?단어(?=(?:로|로만|면)(?: (?:답|말|대답|판정|적|써|줄|돼)|[.]?$)){KO_AFTER}",
+        rf"{KO} ?단어{KO_WORD}{KO_AFTER}",
         rf"(?P<n>단어 하나)(?P<m>)(?=로만? (?:답|말|적)){KO_AFTER}",
     ],
     "characters": [
@@ -93,11 +105,11 @@ PATTERNS = {
     ],
     "lines": [
         rf"{EN}[ -](?:(?!per )[\w-]+ )?lines?\b{EN_AFTER}",
-        rf"{KO} ?(?:줄|행|마디)(?=[.]|$|로|짜리| 시|만 적| 메모|을 넘| 정도| 부탁){KO_AFTER}",
+        rf"{KO} ?(?:줄|행|마디){KO_LINES}{KO_AFTER}",
     ],
     "items": [
         rf"{EN} (?:[\w'-]+,? ){{0,4}}?(?:{ITEMS})\b{EN_AFTER}",
-        rf"{KO} ?(?:가지|개|군데|단계)(?=[만를을로는은와,.!?]|$|이면|면| (?!중|가운데|에서|맛|행동)){KO_AFTER}",
+        rf"{KO} ?(?:가지|개|군데|단계){KO_ITEMS}{KO_AFTER}",
     ],
 }
 
@@ -109,12 +121,17 @@ GIVEN = re.compile(
     re.IGNORECASE,
 )
 FOR_EACH_LINE = re.compile(r" ?(?:per|apiece|a|for each|each (?:side|person))\b| ?(?:씩|에 하나)")
-MOST = re.compile(r"at most|no more than|max|up to|or fewer|or less|이내|이하|안(?!팎)|넘기지", re.IGNORECASE)
+MOST = re.compile(
+    r"at most|no more than|max|up to|or fewer|or less|이내|이하|안(?!팎)|넘기지", re.IGNORECASE
+)
 LESS = re.compile(r"fewer than|under|less than", re.IGNORECASE)
 LEAST = re.compile(r"at least|or more|이상", re.IGNORECASE)
 ABOUT = re.compile(r"about|around|roughly|or so|안팎|쯤|정도|내외", re.IGNORECASE)
 # A reason, a meaning and the like follow an answer that the limit does not count
-EXTRA = re.compile(r"(?:reason|why|meaning|sense|explain|then|add|say what)[^.?!]*$|(?:이유|까닭|근거|사실|뜻|방법|설명)[^.?!]{0,14}$")
+EXTRA = re.compile(
+    r"(?:reason|why|meaning|sense|explain|then|add|say what)[^.?!]*$|"
+    r"(?:이유|까닭|근거|사실|뜻|방법|설명)[^.?!]{0,14}$"
+)
 EXTRA_AFTER = re.compile(r"덧붙|of reason|why|, then")
 REASON_TOO = re.compile(r"이유|까닭|근거|reason|explain|why")
 
@@ -123,7 +140,8 @@ REASON_TOO = re.compile(r"이유|까닭|근거|reason|explain|why")
 class Limit:
     """From `low` to `high` of a `unit`.
 
-    `each`: every line keeps it. `extra`: an answer stands before what is counted. `spaces`: they count as characters.
+    `each`: every line keeps it. `extra`: an answer stands before what is counted. `spaces`: they
+    count as characters.
     """
 
     unit: str
@@ -154,7 +172,11 @@ def _limit(unit: str, match: re.Match) -> Limit | None:
     if FOR_EACH_LINE.match(after) or re.search(r"\bper $", before):
         return None
     low, high = _range(found)
-    if unit == "words" and high == 1 and (found["n"] == "a single" or REASON_TOO.search(request, match.end("n"))):
+    if (
+        unit == "words"
+        and high == 1
+        and (found["n"] == "a single" or REASON_TOO.search(request, match.end("n")))
+    ):
         return None  # "without changing a single word"; one word, and then the reason for it
     near = before[-14:] + after[:14]
     if MOST.search(near):
@@ -166,7 +188,9 @@ def _limit(unit: str, match: re.Match) -> Limit | None:
     elif ABOUT.search(near):
         slack = 1 if high < 10 else math.ceil(high * 0.15)
         low, high = low - slack, high + slack
-    each = re.search(r"(?i)\beach\b.{0,20}$|\bfor (?:each|every)\b|각각? $", before) or re.match(" each", after)
+    each = re.search(r"(?i)\beach\b.{0,20}$|\bfor (?:each|every)\b|각각? $", before) or re.match(
+        " each", after
+    )
     extra = EXTRA.search(before[-60:]) or EXTRA_AFTER.search(after)
     spaces = not re.search("띄어쓰기[를는] (?:빼|세지)", request)
     return Limit(unit, low, high, bool(each), bool(extra), spaces)
@@ -185,12 +209,13 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else (ENGLISH | KOREAN)[text.lower()]
 
 
-# --- counting ---------------------------------------------------------------------------------------------------------
+# --- counting ------------------------------------------------------------------------------------
 
 LIST = re.compile(r"^\s*(?:[-*•]|\d+[.)]) +")
 LABEL = re.compile(r"^(?:\S+ ){0,2}\S+[:.] ")
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|no|vs|e\.g|i\.e|a\.m|p\.m)\.", re.IGNORECASE)
-# A final mark with its closing quotes, unless a small letter follows ('"Hi!" she said') or what reports a quotation in Korean
+# A final mark with its closing quotes, unless a small letter follows ('"Hi!" she said') or what
+# reports a quotation in Korean
 END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+(?![a-z])(?!하고 |하며 |하는 |라고 |라며 )|$)")
 
 
@@ -223,7 +248,10 @@ def count(limit: Limit, text: str) -> int | None:
 
 
 def sentences(text: str) -> int:
-    """Sentences by their final marks; a line without one (a greeting, a signature) counts only where no line has one."""
+    """Sentences by their final marks.
+
+    A line without one (a greeting, a signature) counts only where no line has one.
+    """
     lines, ended = prose(text), 0
     for line in lines:
         line = ABBREVIATION.sub(lambda found: found[0].replace(".", ""), LIST.sub("", line))
@@ -237,7 +265,7 @@ def words(text: str) -> int:
 
 
 def items(text: str) -> int | None:
-    """Entries of a list or parts between commas; None for prose, in which only a reader can count."""
+    """Entries of a list or parts between commas; None for prose, where only a reader can count."""
     lines = prose(text)
     listed = sum(bool(LIST.match(line)) for line in lines)
     if listed:
@@ -249,4 +277,8 @@ def items(text: str) -> int | None:
 
 def prose(text: str) -> list[str]:
     """The lines of a text, without code blocks and empty lines."""
-    return [line for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines() if line.strip()]
+    return [
+        line
+        for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines()
+        if line.strip()
+    ]

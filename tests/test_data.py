@@ -163,8 +163,8 @@ EXCUSED: dict[str, str] = {}
 def exchanges() -> Iterator[tuple[str, str, str, str]]:
     """Every request and what is said to be a good answer to it: `(id, language, request, answer)`.
 
-    Of a prompt only the first paragraph is the request, for what follows it is material. Code and sums are left out: there "three lines"
-    and "four items" are mostly what the task is about.
+    Of a prompt only the first paragraph is the request, for what follows it is material. Code and
+    sums are left out: there "three lines" and "four items" are mostly what the task is about.
     """
     for name in FIELDS:
         for row in EVERYTHING[name]:
@@ -177,7 +177,12 @@ def exchanges() -> Iterator[tuple[str, str, str, str]]:
             for number, task in enumerate(batch.get("tasks", [])):
                 if task["flaw"] is None and task["category"] not in ("code", "arithmetic"):
                     for one in (task, *task.get("instances", [])):
-                        yield f"{batch['id']}.{number}", language, task["instruction"], one["output"]
+                        yield (
+                            f"{batch['id']}.{number}",
+                            language,
+                            task["instruction"],
+                            one["output"],
+                        )
 
 
 def turns(row: dict) -> Iterator[tuple[str, str]]:
@@ -215,16 +220,32 @@ def test_answers_keep_the_limits_that_their_requests_state(language):
         ("Answer in one sentence.", "It rained, said Dr. Hill at 5 p.m., and we stayed.", None),
         ("Answer in one sentence.", "It rained. We stayed.", "2 sentences, not 1 to 1"),
         ("In one or two sentences, please: why?", "It rained. We stayed.", None),
-        ("Combine these three sentences into one smooth sentence.", "One. Two. Three.", "3 sentences, not 1 to 1"),
+        (
+            "Combine these three sentences into one smooth sentence.",
+            "One. Two. Three.",
+            "3 sentences, not 1 to 1",
+        ),
         ("Give a label and explain it in one sentence.", "Fact. It can be checked.", None),
         ("Use no more than 5 words.", "Six words are too many here.", "6 words, not 0 to 5"),
         ("Around 90 words, please.", "word " * 100, None),
         ("Around 90 words, please.", "word " * 110, "110 words, not 76 to 104"),
-        ("Three slogans, at most four words each.", "- Eat well\n- Sleep well tonight\n- Walk", None),
-        ("Three slogans, at most two words each.", "- Eat well\n- Sleep well tonight\n- Walk", "3 words, not 0 to 2"),
+        (
+            "Three slogans, at most four words each.",
+            "- Eat well\n- Sleep well tonight\n- Walk",
+            None,
+        ),
+        (
+            "Three slogans, at most two words each.",
+            "- Eat well\n- Sleep well tonight\n- Walk",
+            "3 words, not 0 to 2",
+        ),
         ("Name three things to pack.", "- socks\n- soap", "2 items, not 3 to 3"),
         ("Name three things to pack.", "socks, soap, a book", None),
-        ("A text message of no more than 10 characters", "Far too long", "12 characters, not 0 to 10"),
+        (
+            "A text message of no more than 10 characters",
+            "Far too long",
+            "12 characters, not 0 to 10",
+        ),
         ("Compose a four-line poem.", "a\nb\nc", "3 lines, not 4 to 4"),
         ("Change no more than these two sentences.", "Yes.", None),
         ("한 문장으로 답하세요.", "비가 왔다. 우리는 집에 있었다.", "2 sentences, not 1 to 1"),
@@ -232,7 +253,11 @@ def test_answers_keep_the_limits_that_their_requests_state(language):
         ("두 문장을 비교해 한 문장으로 답하세요.", "둘은 다릅니다.", None),
         ("한두 문장으로 줄여 주세요.", "비가 왔다. 우리는 집에 있었다.", None),
         ("이유를 한 문장으로 덧붙이세요.", "사실. 잴 수 있기 때문입니다.", None),
-        ("열 어절 이내로 써 주세요.", "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열 열하나", "11 words, not 0 to 10"),
+        (
+            "열 어절 이내로 써 주세요.",
+            "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열 열하나",
+            "11 words, not 0 to 10",
+        ),
         ("문구는 10자 이내로.", "열 글자가 넘는 문구입니다", "14 characters, not 0 to 10"),
         ("제목을 띄어쓰기를 빼고 여덟 글자 이내로.", "안 사는 게 이긴다", None),
         ("방법을 세 가지 알려 주세요.", "1. 걷기\n2. 자기", "2 items, not 3 to 3"),
@@ -242,5 +267,7 @@ def test_answers_keep_the_limits_that_their_requests_state(language):
     ],
 )
 def test_the_rule_counts_as_a_reader_would(request_, answer, fault):
-    found = {stated_limits.broken(limit, answer) for limit in stated_limits.stated(request_)} - {None}
+    found = {stated_limits.broken(limit, answer) for limit in stated_limits.stated(request_)} - {
+        None
+    }
     assert found == ({fault} if fault else set())
