@@ -92,7 +92,7 @@ PATTERNS = {
     ],
     "words": [
         rf"{BOUND} {EN} words?\b{EN_AFTER}",
-        rf"\b(?P<n>\d+)(?:-|–| to )(?P<m>\d+) words\b{EN_AFTER}",
+        rf"\b(?P<n>\d+)(?:-|–| to | and )(?P<m>\d+) words\b{EN_AFTER}",
         rf"{EN} words?(?P<after> (?:or fewer|or less|or so|at most|each))",
         rf"{EN} words?(?=, please|[.;]?$| only|\.){EN_AFTER}",
         rf"{KO} ?(?:어절|단어)(?= ?(?:이내|이하|안|쯤|정도|내외)){KO_AFTER}",
@@ -120,19 +120,30 @@ GIVEN = re.compile(
     + r")|'s|(?<![가-힣])(?:다음|아래|위|이|그|후기|끊어진|상위|집)|별|당|줄, [가-힣]+) $",
     re.IGNORECASE,
 )
-FOR_EACH_LINE = re.compile(r" ?(?:per|apiece|a|for each|each (?:side|person))\b| ?(?:씩|에 하나)")
-MOST = re.compile(
-    r"at most|no more than|max|up to|or fewer|or less|이내|이하|안(?!팎)|넘기지", re.IGNORECASE
+# A limit on a part of the answer that only a reader can find
+PART = re.compile(
+    r"\bbetween \S+ and \||\| ?(?:more\b|below|above|at the end|더)|"
+    r"(?:끝에|마지막에|마지막으로|아래에|위에|부분마다|항목마다|하루에)[^.?!]*\||"
+    r"도 \||(?:뜻|이유|설명)[을를은는] \| ?(?:이내|이하)"
 )
-LESS = re.compile(r"fewer than|under|less than", re.IGNORECASE)
-LEAST = re.compile(r"at least|or more|이상", re.IGNORECASE)
-ABOUT = re.compile(r"about|around|roughly|or so|안팎|쯤|정도|내외", re.IGNORECASE)
+FOR_EACH_LINE = re.compile(r" ?(?:per|apiece|a|for each|each (?:side|person))\b| ?(?:씩|에 하나)")
+# How a number bounds: "|" stands for the number and its unit
+MOST = re.compile(
+    r"(?:at most|no more than|max\.?|up to) \||"
+    r"\| ?(?:or fewer|or less|at most|이내|이하|안에서|안으로|안쪽|을 넘기지)",
+    re.IGNORECASE,
+)
+LESS = re.compile(r"(?:fewer than|under|less than) \|", re.IGNORECASE)
+LEAST = re.compile(r"at least \||\| ?(?:or more|이상)", re.IGNORECASE)
+ABOUT = re.compile(r"(?:about|around|roughly) \||\| ?(?:or so|안팎|쯤|정도|내외)", re.IGNORECASE)
 # A reason, a meaning and the like follow an answer that the limit does not count
 EXTRA = re.compile(
-    r"(?:reason|why|meaning|sense|explain|then|add|say what)[^.?!]*$|"
-    r"(?:이유|까닭|근거|사실|뜻|방법|설명)[^.?!]{0,14}$"
+    r"\b(?:and|with) [^.?!]*(?:reason|why|meaning|sense|explain|say)[^.?!]*\||"
+    r"\b(?:then|add)\b[^.?!]*\||\| of reason|\bwith \| why|\|, then|\|[^.?!]{0,9}덧붙|"
+    r"(?:(?:고르|나누|판단하|가르|쓰|정하|답하)고|후|뒤),? [^.?!]{0,10}"
+    r"(?:이유|까닭|근거)[^.?!]{0,14}\||"
+    r"(?:이유|까닭|근거)도 \|"
 )
-EXTRA_AFTER = re.compile(r"덧붙|of reason|why|, then")
 REASON_TOO = re.compile(r"이유|까닭|근거|reason|explain|why")
 
 
@@ -167,9 +178,10 @@ def _limit(unit: str, match: re.Match) -> Limit | None:
     found = match.groupdict()
     request, after = match.string, found["after"] or ""
     before = request[: match.start("n")]
+    near = f"{before[-60:]}|{after}"
     if GIVEN.search(before) and not found.get("before"):
         return None
-    if FOR_EACH_LINE.match(after) or re.search(r"\bper $", before):
+    if PART.search(near) or FOR_EACH_LINE.match(after) or re.search(r"\bper $", before):
         return None
     low, high = _range(found)
     if (
@@ -178,7 +190,6 @@ def _limit(unit: str, match: re.Match) -> Limit | None:
         and (found["n"] == "a single" or REASON_TOO.search(request, match.end("n")))
     ):
         return None  # "without changing a single word"; one word, and then the reason for it
-    near = before[-14:] + after[:14]
     if MOST.search(near):
         low = 0
     elif LESS.search(near):
@@ -188,10 +199,10 @@ def _limit(unit: str, match: re.Match) -> Limit | None:
     elif ABOUT.search(near):
         slack = 1 if high < 10 else math.ceil(high * 0.15)
         low, high = low - slack, high + slack
-    each = re.search(r"(?i)\beach\b.{0,20}$|\bfor (?:each|every)\b|각각? $", before) or re.match(
-        " each", after
-    )
-    extra = EXTRA.search(before[-60:]) or EXTRA_AFTER.search(after)
+    each = re.search(
+        r"(?i)\beach\b.{0,20}$|\bfor (?:each|every)\b|각각? $|각 줄은[^.?!]*$", before
+    ) or re.match(" each", after)
+    extra = EXTRA.search(near)
     spaces = not re.search("띄어쓰기[를는] (?:빼|세지)", request)
     return Limit(unit, low, high, bool(each), bool(extra), spaces)
 
