@@ -169,7 +169,7 @@ async def probe(
 def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
     """By name: the attacking answers, what they are up against, the outcomes that count as fooled,
     and those in words."""
-    texts = [prompts.PROBES[pair["language"]] for pair in pairs]
+    texts = [prompts.LANGUAGES[pair["language"]].probes for pair in pairs]
     good, bad = [pair["answer_good"] for pair in pairs], [pair["answer_bad"] for pair in pairs]
     said = lambda form, answers: [
         form(text, answer) for text, answer in zip(texts, answers, strict=True)
