@@ -289,8 +289,8 @@ def record(korean: bool) -> str:
         "id": ("its name in every file", "어느 파일에서든 쓰는 이름"),
         "language": ("en or ko", "en 또는 ko"),
         "category": ("one of twelve", "열두 가지 가운데 하나"),
-        "instruction": ("what is asked", "시키는 일"),
-        "input": ("the material, if any", "재료 (없을 수도 있음)"),
+        "instruction": ("what is asked", "지시"),
+        "input": ("the material, if any", "자료 (없을 수도 있음)"),
         "output": ("a good answer", "좋은 답"),
         "source": ("who wrote it", "누가 썼는지"),
     }
@@ -431,7 +431,7 @@ def dedup_join(korean: bool) -> str:
     )
     top = (
         f"{count} texts make {pairs} pairs. Blue: the rarer words of each. Texts meet only there.",
-        f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 낱말. 글은 여기에서만 만납니다.",
+        f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 단어. 글은 여기에서만 만납니다.",
     )
     p.text(22, 34, top, 15, bold=True)
     for i, text in enumerate(JOIN_TEXTS):
@@ -445,12 +445,12 @@ def dedup_join(korean: bool) -> str:
         p.spans(56, y, pieces)
     titles = (
         (
-            ("1. share a rare word", "1. 드문 낱말을 함께 가진 쌍"),
+            ("1. share a rare word", "1. 드문 단어를 함께 가진 쌍"),
             ("the others never meet", "나머지는 만나지도 않음"),
         ),
         (
             ("2. bit patterns are near", "2. 비트 무늬가 가까운 쌍"),
-            ("number: bits that differ", "숫자: 서로 다른 비트"),
+            ("numbers count bits that differ", "숫자는 서로 다른 비트의 수"),
         ),
         (
             ("3. LCS: ROUGE-L > 0.7", "3. LCS: ROUGE-L > 0.7"),
@@ -491,7 +491,7 @@ def dedup_join(korean: bool) -> str:
     end = (
         f"Texts {i + 1} and {j + 1} have the same words in another order: no bit differs, so only "
         "their longest common subsequence tells.",
-        f"{i + 1}번과 {j + 1}번은 낱말이 같고 순서만 달라 비트로는 구별되지 않습니다. 최장 공통 "
+        f"{i + 1}번과 {j + 1}번은 단어가 같고 순서만 달라 비트로는 구별되지 않습니다. 최장 공통 "
         "부분 수열(LCS)만이 가려냅니다.",
     )
     p.text(22, 582, end, 13, tone="soft")
