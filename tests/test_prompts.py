@@ -1,7 +1,7 @@
 """The languages: one file each, with the same keys and placeholders."""
 
 import dataclasses
-import shutil
+import re
 import string
 import unicodedata
 
@@ -36,18 +36,16 @@ def test_no_text_of_a_language_is_left_empty_or_in_another_language(code):
     language = prompts.LANGUAGES[code]
     texts = [value for value in dataclasses.asdict(language).values() if isinstance(value, str)]
     for text in (*texts[1:], *language.sample_prompts, *language.judge_headings.values()):
-        words = string.Template(text).template.replace("{", " ").replace("}", " ")
-        assert language.share(words) > 0.3, text[:60]
+        assert language.share(re.sub(r"\{\w+\}", "", text)) > 0.3, text[:60]
 
 
-def test_a_third_language_is_a_file_more(tmp_path, monkeypatch):
+def test_a_third_language_is_a_file_more(tmp_path):
     """Twelve places had to be changed for it."""
-    shutil.copytree(prompts.FILES, tmp_path / "languages")
     english = (prompts.FILES / "en.toml").read_text(encoding="utf-8")
-    german = english.replace('name = "English"', 'name = "German"')
-    (tmp_path / "languages" / "de.toml").write_text(german, encoding="utf-8")
-    assert prompts.read(tmp_path / "languages" / "de.toml").name == "German"
-    assert set(settings.LANGUAGES) == set(prompts.LANGUAGES)
+    path = tmp_path / "de.toml"
+    path.write_text(english.replace('name = "English"', 'name = "German"'), encoding="utf-8")
+    assert prompts.read(path).name == "German"
+    assert {code: one.name for code, one in prompts.LANGUAGES.items()} == settings.LANGUAGES
 
 
 @pytest.mark.parametrize(
