@@ -150,7 +150,8 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
     path = Path(path)
     if not path.exists():
         raise CourseError(
-            f"{short(path)} does not exist: run the notebook that makes it first, or check the path."
+            f"{short(path)} does not exist: run the notebook that makes it first, or check the "
+            "path."
         )
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):

@@ -208,34 +208,32 @@ def sources(rooms: dict[str, list[str]]) -> dict[tuple[str, str], str]:
     return texts
 
 
+def arrows(rooms: dict[str, list[str]]) -> dict[str, set[tuple[str, str]]]:
+    """For each room, and for "notebook", the `(room, module)` that its files import."""
+    used = {}
+    for (room, _), code in sources(rooms).items():
+        used.setdefault(room, set()).update(imported(code, rooms))
+    return used
+
+
 def code_tree(korean: bool) -> str:
     """The folders as rooms: the notebook above the folder of its name, the modules in each, and
     from which rooms a room imports. Arrows run downwards only (`make lint` checks it)."""
     rooms = modules()
-    used = {place: imported(code, rooms) for place, code in sources(rooms).items()}
-    by_notebooks = set()
-    for (room, _), found in used.items():
-        if room == "notebook":
-            by_notebooks |= found
+    used = arrows(rooms)
     column, gap, line = 276, 24, 19
-
-    def below(room: str) -> str:
-        """The rooms that this one imports from, in the order of the house."""
-        others = set()
-        for (place, _), found in used.items():
-            if place == room:
-                others |= {other for other, _ in found}
-        reached = [other for other in ROOMS if other in others - {room, "root"}]
-        return "→ " + ", ".join([*reached, p.say(("the root", "루트"))])
 
     def draw(room: str, x: float, y: float, tall: float) -> None:
         name = p.say(("in the root", "루트")) if room == "root" else f"{room}/"
         p.box(x, y, column, tall)
         p.text(x + 18, y + 28, name, 15, bold=True, mono=room != "root")
         if room != "root":
-            p.text(x + 18, y + 48, below(room), 12, tone="soft", room=column - 36)
+            others = {other for other, _ in used[room]} - {room, "root"}
+            below = [other for other in ROOMS if other in others]
+            note = "→ " + ", ".join([*below, p.say(("the root", "루트"))])
+            p.text(x + 18, y + 48, note, 12, tone="soft", room=column - 36)
         for i, module in enumerate(rooms[room]):
-            called = (room, module) in by_notebooks
+            called = (room, module) in used["notebook"]
             p.text(
                 x + 18,
                 y + 76 + line * i,
@@ -692,7 +690,8 @@ def position_swap(korean: bool) -> str:
     end = (
         "Inconsistent: the verdict follows the position, not the answer. It is counted, never "
         "hidden among the ties.",
-        "불일치: 판정이 답이 아니라 자리를 따라갔다는 뜻입니다. 무승부 속에 감추지 않고 따로 셉니다.",
+        "불일치: 판정이 답이 아니라 자리를 따라갔다는 뜻입니다. 무승부 속에 감추지 않고 따로 "
+        "셉니다.",
     )
     for i, line in enumerate(wrapped(p.say(end), 420, 13)):
         p.text(x0, 394 + 19 * i, line, 13, tone="soft")

@@ -132,7 +132,8 @@ def _quoted(text: str) -> str:
 VERDICT_MARK = re.compile(
     r"""\[\[(A|B|C|tie)\]\]"""  # FastChat's form; its C is a tie
     r"""|"verdict"\s*:\s*"(A|B|tie)\""""  # JSON without a schema
-    r"""|^\W*(?:final\s+|my\s+)?(?:verdict|판정)\W*[:：]\W*(?:answer |답변 )?(A|B|tie|무승부|동점)\W*$""",
+    r"""|^\W*(?:final\s+|my\s+)?(?:verdict|판정)\W*[:：]"""  # its own words
+    r"""\W*(?:answer |답변 )?(A|B|tie|무승부|동점)\W*$""",
     re.IGNORECASE | re.MULTILINE,
 )
 SCORE_MARK = re.compile(

@@ -83,7 +83,7 @@ size_categories:
 
 Answers were written by a model and filtered by rules and similarity; facts were not checked by people. What the seeds lack, these
 rows lack. Each row names its teacher, request, demonstrations and cost; `ledger.jsonl` has the rejected rows and why.
-"""
+"""  # noqa: E501
 
 
 def publish(card: str, folder: Path, repository: str = "") -> str:
@@ -189,7 +189,7 @@ Categories: {", ".join(f"{name} {count}" for name, count in sorted(categories.it
 Near-duplicates by our own filter (ROUGE-L above 0.7): {repeated}. Rows too close to an evaluation prompt, a judge pair or a seed
 (ROUGE-L above {gate["lexical"]}, E5 cosine above {gate["semantic"]:.3f}): {gate["left"]} of {gate["rows"]}. `make gate` checks again,
 `make card` writes this page.
-"""
+"""  # noqa: E501
 
 
 if __name__ == "__main__":

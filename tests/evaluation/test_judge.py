@@ -4,7 +4,6 @@ read."""
 import asyncio
 import dataclasses
 import json
-import string
 
 import pytest
 
