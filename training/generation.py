@@ -133,8 +133,9 @@ def _written(model, inputs, stop: Stop, max_new_tokens: int, options: dict) -> l
 
 def _divisible(model) -> bool:
     """True if every layer keeps keys and values, whose rows can be picked from the cache."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-    return model.config.use_cache and all(kind.endswith("attention") for kind in set(kinds))
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return bool(config.use_cache) and kinds <= {"full_attention", "sliding_attention"}
 
 
 def cut(ids: Sequence[int], tokenizer, stop: Stop) -> Answer:
