@@ -378,8 +378,8 @@ class Server:
         asked = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
         random.Random(self.knobs.seed).shuffle(asked)
         whole = len(asked) // 2 if fate in ("expired", "cancelled", "partial") else len(asked)
-        output: list[bytes] = []
-        errors: list[bytes] = []
+        output: list[dict] = []
+        errors: list[dict] = []
         for place, line in enumerate(asked):
             record = {
                 "id": f"batch_req_{place}",
