@@ -241,22 +241,19 @@ def judge(body: dict) -> str:
     ]
     said = "Stand-in judge, a rule and not a language model: similarity to the "
     said += f"{'reference' if reference else 'request (there is no reference)'} less penalties is "
+    verdict: dict[str, str | int]
     if len(scores) == 1:
-        said, key, value = (
-            f"{said}{scores[0]:.3f}.",
-            "score",
-            max(1, min(10, round(1 + 9 * (scores[0] - 0.75) / 0.25))),
-        )
+        said += f"{scores[0]:.3f}."
+        verdict = {"score": max(1, min(10, round(1 + 9 * (scores[0] - 0.75) / 0.25)))}
     else:
         a, b = scores
-        said, key, value = (
-            f"{said}{a:.3f} for A and {b:.3f} for B.",
-            "verdict",
-            "tie" if abs(a - b) < TIE else "A" if a > b else "B",
-        )
+        said += f"{a:.3f} for A and {b:.3f} for B."
+        better = "A" if a > b else "B"
+        verdict = {"verdict": "tie" if abs(a - b) < TIE else better}
     if asks_for_text(text):
+        ((key, value),) = verdict.items()
         return f"{said}\n{key.capitalize()}: {value}"
-    return json.dumps({"explanation": said, key: value})
+    return json.dumps({"explanation": said} | verdict)
 
 
 def asks_for_text(prompt: str) -> bool:
@@ -460,10 +457,8 @@ def separate(**knobs) -> Iterator[str]:
     measurements."""
     command = [sys.executable, "-m", "rehearsal.stand_ins"]
     for name, value in knobs.items():
-        command += [
-            f"--{name.replace('_', '-')}",
-            *map(str, value if isinstance(value, tuple) else [value]),
-        ]
+        values = value if isinstance(value, tuple) else (value,)
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
     with subprocess.Popen(
         command,
         cwd=Path(__file__).parents[1],
@@ -472,6 +467,7 @@ def separate(**knobs) -> Iterator[str]:
         text=True,
     ) as process:
         try:
+            assert process.stdout is not None  # it is a pipe
             yield process.stdout.readline().strip()
         finally:
             process.kill()
@@ -491,10 +487,10 @@ def main() -> None:
             nargs="*" if several else None,
             default=knob.default,
         )
-    chosen = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(parser.parse_args()).items()
-    }
+    chosen = vars(parser.parse_args())
+    for name, value in chosen.items():
+        if isinstance(value, list):
+            chosen[name] = tuple(value)
     print(start(**chosen), flush=True)
     sys.stdin.read()
 
