@@ -1,0 +1,114 @@
+"""One training and what came of it, so that a finished one is reused and an interrupted one goes
+on.
+
+What it does: know a training by everything it depends on, hold what was measured before, during and
+after it, and write adapter, card and record. What it does not do: train (sft.py) or measure (the
+notebook does). Importing it imports neither torch nor peft.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import settings
+import utils
+from training import adapter
+from training.chat import Stop
+from training.machine import Device
+
+
+class Job:
+    """A training of `train.ipynb`: its inputs as a fingerprint, and the record of its results.
+
+    The fingerprint covers base model, precision, adapter, settings and every encoded row: change
+    any of them and it is another training, with checkpoints of its own.
+
+    Attributes:
+        finished: True where this very training was done before; then `before`, `after`, `history`
+            and `actual` come from its record.
+        before, after: `{"loss", "stop_rate", "samples"}`, or None where not yet measured.
+        history: the trainer's log.
+        actual: `{"peak GB", "tokens/s"}` of the training.
+        checkpoints: the folder in which an interrupted training finds its own steps.
+    """
+
+    def __init__(
+        self,
+        chosen: settings.Settings,
+        device: Device,
+        lora,
+        training_settings: dict,
+        train_set: list[dict],
+        held_out: list[dict],
+    ) -> None:
+        self.chosen, self.device, self.lora = chosen, device, lora
+        self.settings = training_settings
+        self.rows = {"train_rows": len(train_set), "held_out_rows": len(held_out)}
+        self.key = utils.fingerprint(
+            chosen.base_model,
+            chosen.quantize,
+            device.dtype,
+            lora.to_dict(),
+            training_settings,
+            train_set,
+            held_out,
+        )
+        self.folder = chosen.folder / "adapter"
+        self.checkpoints = chosen.folder / "checkpoints" / self.key
+        self._record = adapter.finished(self.folder, self.key)
+        self.finished = self._record is not None
+        found = self._record or {}
+        self.before: dict | None = found.get("before")
+        self.after: dict | None = found.get("after")
+        self.history: list[dict] = found.get("history", [])
+        self.actual: dict = found.get("actual", {})
+
+    def load(self, model):
+        """The base model with the finished adapter on it, in the place of the untrained one."""
+        return adapter.load_adapter(model.unload(), self.folder)
+
+    def trained(self, trainer, peak_gb: float) -> None:
+        """Note what the trainer logged and what it took; `peak_gb` is memory in GB."""
+        self.history = trainer.state.log_history
+        self.actual = {"peak GB": peak_gb, "tokens/s": trainer.tokens_per_second}
+
+    def compare(self, forecast):
+        """What was predicted (`preflight.Forecast`) beside what it took, as a table."""
+        import pandas as pd
+
+        predicted = {"peak GB": forecast.gb, "tokens/s": forecast.tokens_per_second}
+        return pd.DataFrame({"predicted": predicted, "actual": self.actual}).round(1)
+
+    def save(self, model, tokenizer, stop: Stop, before: dict, after: dict) -> Path:
+        """Write adapter, tokenizer, model card and `training.json`, all or nothing, unless this
+        training was finished before; return the folder."""
+        if not self.finished:
+            variants = {"use_dora": self.lora.use_dora, "use_rslora": self.lora.use_rslora}
+            ranks = {"lora_r": self.lora.r, "lora_alpha": self.lora.lora_alpha}
+            self._record = {
+                "job": self.key,
+                "base_model": self.chosen.base_model,
+                "stop": stop.token,
+                "stop_ids": stop.ids,
+                **self.rows,
+                "before": before,
+                "after": after,
+                "actual": self.actual,
+                "settings": {**ranks, **variants, **self.settings, **vars(self.device)},
+                "history": self.history,
+            }
+            card = adapter.model_card(self.chosen.base_model, self._record, self.chosen)
+            adapter.save_adapter(model, tokenizer, self.folder, self._record, card)
+        return self.folder
+
+    def hand_over(self, model, tokenizer, stop: Stop) -> None:
+        """Merge and push as MERGE and PUSH_ADAPTER_TO say; nothing where they say nothing."""
+        if self.chosen.merge:
+            folder = self.chosen.folder / "merged"
+            card = adapter.model_card(
+                self.chosen.base_model, self._record, self.chosen, merged=True
+            )
+            adapter.save_merged(model, tokenizer, stop, folder, card)
+            print(f"merged weights in {utils.short(folder)}")
+        if self.chosen.push_adapter_to:
+            print(adapter.push_adapter(self.folder, self.chosen.push_adapter_to))
