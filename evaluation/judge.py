@@ -129,16 +129,26 @@ def _quoted(text: str) -> str:
 
 # --- replies --------------------------------------------------------------------------------------
 
+TIES = {"c", *prompts.words("tie")}  # C is a tie in FastChat's form
+BEFORE = r"^\W*"  # on a line of its own, in bold or as a heading perhaps
+COLON = r"[^\w\n-]*[:：][^\w\n-]*"
+POINTS = f"(?:\\s*(?:{prompts.either(prompts.words('points'))}))?"
+
 VERDICT_MARK = re.compile(
-    r"""\[\[(A|B|C|tie)\]\]"""  # FastChat's form; its C is a tie
+    r"""\[\[(A|B|C|tie)\]\]"""  # FastChat's form
     r"""|"verdict"\s*:\s*"(A|B|tie)\""""  # JSON without a schema
-    r"""|^\W*(?:final\s+|my\s+)?(?:verdict|판정)\W*[:：]"""  # its own words
-    r"""\W*(?:answer |답변 )?(A|B|tie|무승부|동점)\W*$""",
+    # "Verdict: A", "최종 판정: 답변A", and "무승부입니다." alone
+    rf"""|{BEFORE}(?:{prompts.either(prompts.words("verdict"))}){COLON}"""
+    rf"""(?:(?:{prompts.either(prompts.words("answer"))})\s*)?"""
+    rf"""(A|B|{prompts.either(prompts.words("tie"))})\W*$"""
+    rf"""|{BEFORE}({prompts.either(prompts.words("tie"))})\W*$""",
     re.IGNORECASE | re.MULTILINE,
 )
 SCORE_MARK = re.compile(
     r"""\[\[(-?\d+(?:\.\d+)?)\]\]|"score"\s*:\s*(-?\d+(?:\.\d+)?)\s*[,}]"""
-    r"""|^\W*(?:final\s+|my\s+)?(?:score|rating|점수)[^\w\n-]*[:：][^\w\n-]*(-?\d+(?:\.\d+)?)(?:\s*/\s*10|\s*점)?\W*$""",
+    # "Rating: 7/10", "점수: 8/10점"
+    rf"""|{BEFORE}(?:{prompts.either(prompts.words("score"))}){COLON}"""
+    rf"""(-?\d+(?:\.\d+)?){POINTS}(?:\s*/\s*10{POINTS})?\W*$""",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -149,10 +159,7 @@ def parse_verdict(text: str) -> tuple[str | None, str | None]:
     Read are "Verdict: A" or "판정: A" on a line of its own, "[[A]]", and JSON; what a reasoning
     model thinks before `</think>` is not.
     """
-    found = {
-        "tie" if mark.lower() in ("c", "tie", "무승부", "동점") else mark.upper()
-        for mark in _marks(VERDICT_MARK, text)
-    }
+    found = {"tie" if mark.lower() in TIES else mark.upper() for mark in _marks(VERDICT_MARK, text)}
     if len(found) == 1:
         return found.pop(), None
     return (
