@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import utils
-from training import losses, machine, preflight
+from training import architecture, losses, machine, preflight
 
 RESULTS = Path(__file__).parent / "results" / "gpu_train.json"
 BATCH, ACCUMULATION, RANK = 4, 2, 4
@@ -85,27 +86,18 @@ def main() -> None:
 
 def config(tiny: bool):
     """google/gemma-2b's own config, or a small one of the same kind."""
+    if not tiny:
+        return architecture.gemma_2b()
     from transformers import GemmaConfig
 
-    if tiny:
-        return GemmaConfig(
-            vocab_size=2000,
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=1,
-            head_dim=16,
-        )
     return GemmaConfig(
-        vocab_size=256000,
-        hidden_size=2048,
-        intermediate_size=16384,
-        num_hidden_layers=18,
-        num_attention_heads=8,
+        vocab_size=2000,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=1,
-        head_dim=256,
-        max_position_embeddings=8192,
+        head_dim=16,
     )
 
 
@@ -181,27 +173,20 @@ def measure(options, length: int, packed: bool, attention: str, way: str) -> dic
     first = step(0)  # warms up; the adapter is still zero, so that every way must say the same
     flops = machine.matmul_flops(device)
     wait()
-    with preflight.peak_memory() as peak:
+    with machine.peak_memory() as peak:
         started = time.perf_counter()
         for number in range(1, options.steps + 1):
             step(number)
         wait()
         seconds = (time.perf_counter() - started) / options.steps
     rows, row = (1, BATCH * length) if packed else (BATCH, length)
-    kind = {
-        "loss": KINDS[way],
-        "trained": 0.5,
-        "checkpointing": True,
-        "gpu": "L4",
-    }  # the table's ceiling is not used below
-    predicted = preflight.predict(model.config, device, rows, row, RANK, **kind)
-    useful = preflight.predict(
-        model.config,
-        device,
-        BATCH,
-        128 if packed else length,
-        RANK,
-        **(kind | {"loss": "trained positions"}),
+    # The table's ceiling (of an L4) is not used below
+    predict = functools.partial(
+        preflight.predict, trained=0.5, rank=RANK, checkpointing=True, gpu="L4"
+    )
+    predicted = predict(model.config, device, rows, row, loss=KINDS[way])
+    useful = predict(
+        model.config, device, BATCH, 128 if packed else length, loss="trained positions"
     )
     tokens = BATCH * length * ACCUMULATION
     return {

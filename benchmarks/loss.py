@@ -53,7 +53,8 @@ def main() -> None:
     if options.job:
         print(json.dumps(measure(options.job)))
         return
-    started, measured = time.time(), {name: [] for name in JOBS}
+    started = time.time()
+    measured: dict[str, list[dict]] = {name: [] for name in JOBS}
     prepare()
     for number in range(options.rounds):
         begun = time.time()
@@ -120,7 +121,7 @@ def measure(job: str) -> dict:
 
     from training import attention, machine, preflight
 
-    with preflight.peak_memory() as baseline:
+    with machine.peak_memory() as baseline:
         way, packed = JOBS[job]
     prepared, device = utils.read_json(ROWS), machine.choose_device()
     torch.manual_seed(0)
@@ -148,7 +149,7 @@ def measure(job: str) -> dict:
         # training's many steps
     )
     before = machine.matmul_flops(device, 0.5)
-    with preflight.peak_memory() as peak:
+    with machine.peak_memory() as peak:
         started, worked = time.perf_counter(), time.process_time()
         loss = step(batch)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
@@ -158,14 +159,14 @@ def measure(job: str) -> dict:
         / useful
     )
     rows, length = batch["input_ids"].shape
-    kind = {"full logits": "full", TRL: "trl", OURS: "trained positions"}[way]
+    known = {"full logits": "full", TRL: "trl", OURS: "trained positions"}
     predicted = preflight.predict(
         model.config,
         device,
         rows,
         length,
         trained=trained * useful / (rows * length),
-        loss=kind,
+        loss=known[way],
         gpu="L4",
     )
     flops = (before + machine.matmul_flops(device, 0.5)) / 2

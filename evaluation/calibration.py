@@ -172,7 +172,7 @@ def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
     good = [pair["answer_good"] for pair in pairs]
     again, padded, constant, named, ordering = [], [], [], [], []
     for pair in pairs:
-        text, answer = prompts.PROBES[pair["language"]], pair["answer_good"]
+        text, answer = prompts.LANGUAGES[pair["language"]].probes, pair["answer_good"]
         again.append(answer + text["again"].format(answer=answer))
         padded.append(answer + text["padding"])
         constant.append(text["null"])
@@ -218,10 +218,14 @@ def _asked(
     attacks: dict[str, tuple], pairs: Sequence[dict]
 ) -> tuple[list[dict], list[str], list[str]]:
     """Items, attacking and honest answers of all attacks, one after the other."""
-    items = [pair | {"id": f"{name}: {pair['id']}"} for name in attacks for pair in pairs]
-    return items, *(
-        [answer for attack in attacks.values() for answer in attack[side]] for side in (0, 1)
-    )
+    items: list[dict] = []
+    attacking: list[str] = []
+    honest: list[str] = []
+    for name, (bad, good, _, _) in attacks.items():
+        items += [pair | {"id": f"{name}: {pair['id']}"} for pair in pairs]
+        attacking += bad
+        honest += good
+    return items, attacking, honest
 
 
 def _swapped(calibration: Sequence[dict]) -> Probe:

@@ -11,6 +11,7 @@ Sources: Self-Instruct (arXiv 2212.10560), AlpaGasus (arXiv 2307.08701) for the 
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Literal
 
 import numpy as np
@@ -24,60 +25,85 @@ PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six 
 
 # --- rules ----------------------------------------------------------------------------------------
 
-# A text-only model cannot do these (Self-Instruct's list, Alpaca's additions, and their Korean
-# counterparts)
-UNSUITABLE = {
-    "en": re.compile(
-        r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go "
-        r"to|videos?|audio|music|flowcharts?|diagrams?)\b",
-        re.I,
-    ),
-    "ko": re.compile(r"그림|사진|이미지|그래프|지도|동영상|영상을|음악|오디오|파일|순서도|그려"),
-}
-SHORTEST = {"en": 4, "ko": 3}  # words; a Korean word carries its particles
-FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
+LONGEST = 150  # words of an instruction
+# A mark of a list or of a sentence; a quotation, a bracket, "-5", ".NET" or an emoji may begin one
+BROKEN_START = re.compile(r"[-*•#>]\s|[)\]}.,;:!?…](?!\w)")
+SENTENCE = re.compile(r"(?<=[.!?:。？！])\s+|\n+")
 
 
-def problem(task: dict) -> str | None:  # noqa: C901 (to become a table of rules)
-    """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made fit
-    for Hangul.
+def problem(task: dict) -> str | None:
+    """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made to ask
+    for the request and not for the word (see `unsuitable` in data/languages/), and fit for Hangul.
 
     A task that is still an instruction only (`pending`) is judged by that.
     """
-    language, instruction = task["language"], task["instruction"].strip()
-    output = task["output"].strip()
-    words = instruction.split()
-    if task["category"] not in prompts.CATEGORIES and not task.get("pending"):
-        return f"unknown category {task['category']!r}"
-    if len(words) < SHORTEST[language]:
-        return "instruction too short"
-    if len(words) > 150:
-        return "instruction too long"
-    if not instruction[:1].isalnum():
-        return "instruction starts with punctuation"
-    if instruction.lower().startswith("write a program"):
-        return "starts with 'Write a program'"
-    if (utils.hangul_share(instruction) > 0.3) != (language == "ko"):
-        return "instruction in the wrong language"
-    if unsuitable := UNSUITABLE[language].search(instruction):
-        return f"a text model cannot do it ({unsuitable.group()})"
     if task.get("pending"):
+        return instruction_problem(task)
+    if task["category"] not in prompts.CATEGORIES:
+        return f"unknown category {task['category']!r}"
+    return instruction_problem(task) or answer_problem(task)
+
+
+def instruction_problem(task: dict) -> str | None:
+    """What is wrong with an `instruction` in its `language`, or None."""
+    language, instruction = prompts.LANGUAGES[task["language"]], task["instruction"].strip()
+    words = len(similarity.tokenize(instruction))
+    if words < language.rules["shortest"]:
+        return "instruction too short"
+    if words > LONGEST:
+        return "instruction too long"
+    if BROKEN_START.match(instruction):
+        return "instruction starts with punctuation"
+    if language.share_of_words(instruction) < 0.3:
+        return "instruction in the wrong language"
+    if asked := unsuitable(instruction, language):
+        return f"a text model cannot do it ({asked})"
+    return None
+
+
+def unsuitable(instruction: str, language: prompts.Language) -> str | None:
+    """The request in an instruction that a text-only model cannot fulfil, or None."""
+    text = unicodedata.normalize("NFC", instruction)
+    if re.search(language.rules["unless"], text, re.I):
         return None
+    for sentence in SENTENCE.split(text):
+        for pattern in language.rules["unsuitable"]:
+            if found := re.search(pattern, sentence, re.I):
+                return found.group().strip(" ,;:")
+    return None
+
+
+def answer_problem(task: dict) -> str | None:
+    """What is wrong with the `output` of a task, or None."""
+    output = task["output"].strip()
     if not output:
         return "empty output"
     if output == task["input"].strip():
         return "output repeats the input"
     if output.endswith(":"):
         return "output ends in a colon"
-    # Lists, code and translations may end without a mark; several sentences on one line may not
-    if (
-        "\n" not in output
-        and len(output.split()) > 8
-        and re.search(r"[.!?다요] ", output)
-        and not FINISHED.search(output)
-    ):
+    # A single word may be the answer, and code ends as it likes
+    prose = task["category"] != "code" and len(output.split()) > 8
+    if prose and _breaks_off(output, prompts.LANGUAGES[task["language"]]):
         return "output breaks off"
     return None
+
+
+def _breaks_off(text: str, language: prompts.Language) -> bool:
+    """True where a text ends in the middle of a sentence.
+
+    Either its last word is one after which a sentence goes on, or it is a paragraph of sentences of
+    which the last has four words or more and no mark. An emoji, a number or an address may stand
+    at the end; a signature is shorter; lists and verses have several lines.
+    """
+    lines = unicodedata.normalize("NFC", text).splitlines()
+    if re.search(language.rules["unfinished"], lines[-1], re.I):
+        return True
+    *sentences, rest = SENTENCE.split(text)
+    words = rest.split()
+    if len(lines) > 1 or not sentences or len(words) < 4 or not words[-1].isalpha():
+        return False
+    return not re.search(language.rules["finished"], rest, re.I)
 
 
 # --- the threshold of the embedding filter --------------------------------------------------------
@@ -167,12 +193,12 @@ class Critique(BaseModel):
 def critique_request(row: dict, text: bool = False) -> dict:
     """Ask the teacher how good a row is, from 1 to 5 (AlpaGasus kept the rows above 4.5 of 5); with
     `text` for a reply in plain text."""
-    content = prompts.CRITIQUE[row["language"]].format(
+    content = prompts.LANGUAGES[row["language"]].critique.format(
         **{key: row[key] for key in ("instruction", "input", "output")}
     )
     if text:
-        content += "\n\n" + prompts.TEXT_FORMAT[row["language"]]["Critique"]
-    system = prompts.CRITIC_SYSTEM[row["language"]]
+        content += "\n\n" + prompts.LANGUAGES[row["language"]].text_format["Critique"]
+    system = prompts.LANGUAGES[row["language"]].critic_system
     return {
         "messages": [{"role": "system", "content": system}, {"role": "user", "content": content}],
         "temperature": 0.0,

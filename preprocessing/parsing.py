@@ -15,27 +15,21 @@ import json
 import re
 from typing import TYPE_CHECKING, get_args, get_origin
 
+import prompts
 from llm.replies import Reply
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-KOREAN = {
-    "범주": "category",
-    "지시": "instruction",
-    "입력": "input",
-    "출력": "output",
-    "이유": "reason",
-    "점수": "score",
-    "분류": "is_classification",
-}
 MAY_BE_MISSING = ("category", "input")  # a rule rejects an unknown category later, with a reason
-BETWEEN = re.compile(
-    r"\n[\s\-=#*]*(?:(?:task|example|과제|예시?)\s*)?\d*[.):]?[\s\-=#*]*$", re.I
-)  # "### 2." belongs to no record
-NOTHING = re.compile(r"^\W*(noinput|none|n/a|없음|)\W*$", re.I)
+
+
+BETWEEN = re.compile(  # "### 2." belongs to no record
+    rf"\n[\s\-=#*]*(?:(?:{prompts.either(prompts.words('example'))})\s*)?\d*[.):]?[\s\-=#*]*$", re.I
+)
+NOTHING = re.compile(rf"^\W*({prompts.either(prompts.words('nothing'))}|)\W*$", re.I)
 NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
-YES, NO = ("yes", "true", "예", "네", "맞음"), ("no", "false", "아니요", "아니오", "아님")
+YES, NO = prompts.words("yes"), prompts.words("no")
 
 
 def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
@@ -69,14 +63,13 @@ def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | N
         else None
     )
     if inner is str:
-        found = numbered(text, cut)
-    else:
-        found = []
-        for record in records(
-            text, tuple((inner or schema).model_fields), cut and inner is not None
-        ):
-            with contextlib.suppress(ValidationError):
-                found.append((inner or schema).model_validate(_typed(record, inner or schema)))
+        lines = numbered(text, cut)
+        return schema.model_validate({name: lines}) if lines else None
+    form = inner or schema
+    found: list[BaseModel] = []
+    for record in records(text, tuple(form.model_fields), cut and inner is not None):
+        with contextlib.suppress(ValidationError):
+            found.append(form.model_validate(_typed(record, form)))
     if not found:
         return None
     return schema.model_validate({name: found}) if inner else found[0]
@@ -94,11 +87,12 @@ def _json(text: str):
 def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[str, str]]:
     """Labelled records (`field: value`, a value may go on over lines), each with all `fields`; one
     without a needed field is dropped."""
-    names = {name: name for name in fields} | {
-        korean: name for korean, name in KOREAN.items() if name in fields
-    }
+    names = {name: name for name in fields}
+    for language in prompts.LANGUAGES.values():
+        names |= {label: name for label, name in language.field_labels.items() if name in fields}
+    number = r"(?:\d+\s*[.)]\s*)?"
     label = re.compile(
-        rf"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*({'|'.join(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
+        rf"^[\s>*#\-]*{number}\**\s*({prompts.either(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
     )
     found: list[dict[str, str]] = []
     current = None

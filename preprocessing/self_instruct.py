@@ -9,6 +9,7 @@ twenty whole tasks at once. Not in here: what becomes of the tasks (`curation.py
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
@@ -93,11 +94,14 @@ def sample_demonstrations(
     any."""
     shuffled = [task for task in pool if task["language"] == language]
     rng.shuffle(shuffled)
-    seen: dict[str, int] = {}
-    turns = [seen.setdefault(task["category"], 0) for task in shuffled]
-    for i, task in enumerate(shuffled):
-        turns[i], seen[task["category"]] = seen[task["category"]], seen[task["category"]] + 1
-    return [shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)[:count]]
+    # The first of every category, then the second of every category, and so on
+    seen: Counter[str] = Counter()
+    rounds: dict[int, list[dict]] = {}
+    for task in shuffled:
+        rounds.setdefault(seen[task["category"]], []).append(task)
+        seen[task["category"]] += 1
+    in_turn = [task for tasks in rounds.values() for task in tasks]
+    return in_turn[:count]
 
 
 def mixed_demonstrations(
@@ -143,10 +147,10 @@ def request(
 
     `material` comes from `grounding.prompt_block` and stands last, below every rule.
     """
-    form = prompts.TEXT_FORMAT[language][schema.__name__] if text else ""
+    form = prompts.LANGUAGES[language].text_format[schema.__name__] if text else ""
     return {
         "messages": [
-            {"role": "system", "content": prompts.TEACHER_SYSTEM[language]},
+            {"role": "system", "content": prompts.LANGUAGES[language].teacher_system},
             {
                 "role": "user",
                 "content": "\n\n".join(part for part in (content, form, material) if part),
@@ -160,7 +164,11 @@ def request(
 
 def _within(content: str, language: str, domain: str) -> str:
     """The request limited to a domain, where there is one."""
-    return f"{content}\n\n{prompts.DOMAIN[language].format(domain=domain)}" if domain else content
+    return (
+        f"{content}\n\n{prompts.LANGUAGES[language].domain.format(domain=domain)}"
+        if domain
+        else content
+    )
 
 
 # --- Alpaca: one request, twenty tasks ------------------------------------------------------------
@@ -178,13 +186,13 @@ def batch_request(
     """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
     reply is a `TaskBatch`."""
     shown = [
-        prompts.DEMONSTRATION[language].format(
+        prompts.DEMONSTRATION.format(
             number=i,
             **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'},
         )
         for i, task in enumerate(demonstrations, 1)
     ]
-    content = prompts.TEACHER_BATCH[language].format(
+    content = prompts.LANGUAGES[language].teacher_batch.format(
         count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
     )
     return request(
@@ -219,7 +227,7 @@ def instructions_request(
     """Step 1: new instructions; of the demonstrations only the instructions are shown. The reply is
     `Instructions`."""
     shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
-    content = prompts.INSTRUCTIONS[language].format(count=count, demonstrations=shown)
+    content = prompts.LANGUAGES[language].instructions.format(count=count, demonstrations=shown)
     return request(
         _within(content, language, domain),
         language,
@@ -244,7 +252,7 @@ def recognise_request(
         f"{seed['instruction']} -> {str(seed['is_classification']).lower()}, {seed['category']}"
         for seed in shown
     )
-    content = prompts.RECOGNISE[language].format(
+    content = prompts.LANGUAGES[language].recognise.format(
         categories=", ".join(prompts.CATEGORIES), demonstrations=lines, instruction=instruction
     )
     return request(content, language, 0, 60, Kind, text, temperature=0.0)
@@ -255,12 +263,13 @@ def instances_request(
 ) -> dict:
     """Step 3: inputs and outputs; for a classification the output comes first, else the inputs all
     lean to one label."""
+    texts = prompts.LANGUAGES[language]
     template, schema = (
-        (prompts.OUTPUT_FIRST, OutputFirstInstances)
+        (texts.output_first, OutputFirstInstances)
         if is_classification
-        else (prompts.INPUT_FIRST, InputFirstInstances)
+        else (texts.input_first, InputFirstInstances)
     )
-    content = template[language].format(count=INSTANCES, instruction=instruction)
+    content = template.format(count=INSTANCES, instruction=instruction)
     return request(content, language, 0, 400 * INSTANCES, schema, text)
 
 
@@ -280,7 +289,9 @@ async def complete_instructions(
         [recognise_request(row["instruction"], row["language"], seeds, text) for row in rows], Kind
     )
     known = [i for i, kind in enumerate(kinds) if kind.parsed]
-    found = [("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds]
+    found: list[tuple[str, list[tuple[str, str]], str | None, float]] = [
+        ("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds
+    ]
     for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
         places = [i for i in known if kinds[i].parsed.is_classification == wanted]
         asked = [
@@ -288,11 +299,9 @@ async def complete_instructions(
             for i in places
         ]
         for i, reply in zip(places, await ask(asked, schema), strict=True):
-            found[i] = (
-                kinds[i].parsed.category,
-                *usable_instances(reply),
-                kinds[i].cost_usd + reply.cost_usd,
-            )
+            pairs, reason = usable_instances(reply)
+            dollars = kinds[i].cost_usd + reply.cost_usd
+            found[i] = (kinds[i].parsed.category, pairs, reason, dollars)
     return found
 
 

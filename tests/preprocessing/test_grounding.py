@@ -95,7 +95,8 @@ class Naver:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def reset(self) -> None:
-        self.faults, self.seen = [], []
+        self.faults: list = []
+        self.seen: list = []
 
     async def answer(self, request):
         self.seen.append(request)
@@ -556,7 +557,7 @@ def test_without_passages_the_prompt_stays_as_it_was():
 
 
 def test_the_prompt_does_not_point_to_a_passage_number_or_address():
-    assert all("http" not in text for text in prompts.GROUNDING.values())
+    assert all("http" not in language.grounding for language in prompts.LANGUAGES.values())
     assert DEPOSIT.url not in grounding.prompt_block([DEPOSIT], "en")
 
 
