@@ -188,6 +188,20 @@ def _fields(pairs: list[tuple]) -> dict:
     return record
 
 
+def read_toml(path: str | Path) -> dict:
+    """The entries of a TOML file.
+
+    Raises:
+        CourseError: it is no TOML; the line is named.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError are both ValueErrors
+        raise CourseError(f"{short(path)} is not valid TOML ({error}); mend it.") from None
+
+
 def read_json(path: str | Path) -> dict:
     """One JSON object, or {} where the file is absent or torn: for caches, which are then made
     again."""

@@ -219,7 +219,7 @@ def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
     good = [pair["answer_good"] for pair in pairs]
     again, padded, constant, named, ordering = [], [], [], [], []
     for pair in pairs:
-        text, answer = prompts.PROBES[pair["language"]], pair["answer_good"]
+        text, answer = prompts.LANGUAGES[pair["language"]].probes, pair["answer_good"]
         again.append(answer + text["again"].format(answer=answer))
         padded.append(answer + text["padding"])
         constant.append(text["null"])

@@ -16,7 +16,9 @@ import statistics
 import time
 
 from training.chat import IGNORED
-from training.preflight import HEAD_CHUNK, peak_memory
+from training.machine import peak_memory
+
+HEAD_CHUNK = 256  # trained positions whose logits `answer_loss` holds at once
 
 
 @functools.cache
