@@ -63,9 +63,7 @@ class Calibration:
     @property
     def unseen(self) -> list[str]:
         """The kinds of fault in which it is not shown to be better than a coin."""
-        return [
-            name.replace("_", " ") for name, share in self.by_kind.items() if share.low <= COIN
-        ]
+        return [name.replace("_", " ") for name, share in self.by_kind.items() if share.low <= COIN]
 
     @property
     def closed(self) -> dict[str, str]:

@@ -211,7 +211,7 @@ def headline(
     if gate is None:
         parts.append("The judge was not calibrated: nothing shows that it may be believed.")
     elif gate.unseen:
-        parts.append(f"Not seen by this judge: {', '.join(gate.unseen)}.")
+        parts.append(f"This judge is not shown to see: {', '.join(gate.unseen)}.")
     if cut > MUCH_CUT:
         parts.append(
             f"{cut:.0%} of the answers of one model were cut off at the limit of {limit} tokens, "

@@ -105,13 +105,13 @@ def rate(values: Sequence[float], lowest: float = 0.0, highest: float = 1.0) -> 
     centre = (share + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
     half = math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
     half *= Z95 / (1 + Z95**2 / trials)
-    value, low, high = (
+    low, high = (
         lowest + (highest - lowest) * point
-        for point in (share, max(0.0, centre - half), min(1.0, centre + half))
+        for point in (max(0.0, centre - half), min(1.0, centre + half))
     )
     n = len(values)
     se = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    return Estimate(value, se, low, high, n)
+    return Estimate(float(np.mean(values)), se, low, high, n)
 
 
 def win_rate(scores: Sequence[float]) -> Estimate:
