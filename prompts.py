@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +49,6 @@ class Language:
     name: str
     scripts: list[str]  # Unicode's names: "Latin", "Hangul"
 
-    # What a task must be (preprocessing/curation.py)
-    shortest: int  # words of an instruction
-    unsuitable: list[str]  # regular expressions
-
     # Asking a teacher (preprocessing/self_instruct.py, preprocessing/grounding.py)
     teacher_system: str
     teacher_batch: str
@@ -78,7 +76,12 @@ class Language:
     text_format: dict[str, str]
     field_labels: dict[str, str]  # in this language -> the field
     words: dict[str, list[str]]
-    verdict_words: dict[str, list[str]]
+
+    # What a task must be (preprocessing/curation.py)
+    rules: dict
+
+    # Reading what an instruction asks for (preprocessing/diversity.py)
+    asks: dict
 
     def share(self, text: str) -> float:
         """Share of a text's letters in this language's scripts, in [0, 1]; 0 without letters."""
@@ -86,6 +89,12 @@ class Language:
         composed = unicodedata.normalize("NFC", text)
         letters = sum(character.isalpha() for character in composed)
         return len(_letters(tuple(self.scripts)).findall(composed)) / max(1, letters)
+
+    def share_of_words(self, text: str) -> float:
+        """Share of a text's words that are mostly in this language's scripts, in [0, 1]: of a
+        Korean request with much code in it most letters are Latin, but few words."""
+        words = [word for word in text.split() if any(letter.isalpha() for letter in word)]
+        return sum(self.share(word) >= 0.5 for word in words) / max(1, len(words))
 
 
 @functools.cache
@@ -114,6 +123,17 @@ def read(path: Path) -> Language:
 
 
 LANGUAGES = {path.stem: read(path) for path in sorted(FILES.glob("*.toml"))}
+
+
+def words(name: str) -> list[str]:
+    """What is written for `name` (see `[words]` in en.toml) in any of the languages."""
+    return [word for language in LANGUAGES.values() for word in language.words[name]]
+
+
+def either(alternatives: Iterable[str]) -> str:
+    """A regular expression for one of some words, the longest first."""
+    longest_first = sorted(alternatives, key=len, reverse=True)
+    return "|".join(re.escape(word) for word in longest_first)
 
 
 def user_message(task: dict) -> str:

@@ -33,15 +33,15 @@ class Score(BaseModel):
 
 def _any(name: str) -> str:
     """A pattern for one of the words that the course knows for this, in any of its languages."""
-    words = [word for known in prompts.LANGUAGES.values() for word in known.verdict_words[name]]
-    return "(?:" + "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) + ")"
+    return f"(?:{prompts.either(prompts.words(name))})"
 
 
 # "A", "Answer A", "답변 A입니다", "tie", "무승부입니다": an ending of another script may follow
 CHOICE = rf"(?:{_any('answer')}\s*)?(A|B|{_any('tie')})(?:[^\W\dA-Za-z]{{1,4}})?"
-NUMBER = rf"(-?\d+(?:\.\d+)?)(?:\s*/\s*10)?(?:\s*{_any('points')})?(?:[^\W\dA-Za-z]{{1,4}})?"
+POINTS = rf"(?:\s*{_any('points')})?"
+NUMBER = rf"(-?\d+(?:\.\d+)?){POINTS}(?:\s*/\s*10{POINTS})?(?:[^\W\dA-Za-z]{{1,4}})?"
 BEFORE = r"^\W*(?:[^\W\d_]+ ){0,2}?"  # "Final verdict", "My verdict", "최종 판정"
-VERDICT_LINE = re.compile(rf"{BEFORE}{_any('mark')}\W*[:：]\W*{CHOICE}\W*$", re.I | re.M)
+VERDICT_LINE = re.compile(rf"{BEFORE}{_any('verdict')}\W*[:：]\W*{CHOICE}\W*$", re.I | re.M)
 SCORE_LINE = re.compile(rf"{BEFORE}{_any('score')}[^\w\n-]*[:：][^\w\n-]*{NUMBER}\W*$", re.I | re.M)
 BRACKETED = re.compile(r"\[\[(A|B|C|tie)\]\]", re.I)  # FastChat's form; its C is a tie
 BRACKETED_SCORE = re.compile(r"\[\[(-?\d+(?:\.\d+)?)\]\]")

@@ -101,15 +101,13 @@ class Client:
             )
         self.limits = Limits(requests_per_minute, tokens_per_minute)
         self._endpoint = Endpoint(model, base_url, api_key, self.limits, attempts, timeout)
-        self._journal = Journal(journal) if journal else None
-        self._batches = (
-            Batches(self._journal.path.with_suffix(".batches.jsonl")) if journal else None
-        )
-        spent = (
-            sum(entry["cost_usd"] for entry in self._journal.entries.values())
-            if self._journal
-            else 0.0
-        )
+        self._journal: Journal | None = None
+        self._batches: Batches | None = None
+        spent = 0.0
+        if journal:
+            self._journal = Journal(journal)
+            self._batches = Batches(self._journal.path.with_suffix(".batches.jsonl"))
+            spent = sum(entry["cost_usd"] for entry in self._journal.entries.values())
         self._budget = Budget(
             budget_usd, spent, lambda: self._batches.held_usd if self._batches else 0.0
         )
@@ -207,7 +205,8 @@ class Client:
         """
         import openai
 
-        if self._batches is None:
+        journal, batches = self._journal, self._batches
+        if journal is None or batches is None:
             raise CourseError(
                 "complete_batch needs a journal, or a restart would submit and pay again: give "
                 "Client(journal=...)."
@@ -226,18 +225,19 @@ class Client:
             except ValueError as error:
                 return f"the answer in {batch} cannot be read: {str(error)[:100]}"
             answers[key] = replies.read(self._book(key, body, parsed, batch=batch), schema)
-            await self._journal.synced()
+            await journal.synced()
+            return None
 
         try:
             async with self._endpoint.open() as sdk:
-                await self._batches.recover(self._endpoint, sdk)
-                waiting = self._batches.waiting()
+                await batches.recover(self._endpoint, sdk)
+                waiting = batches.waiting()
                 new = {key: body for key, body in bodies.items() if key not in waiting}
                 async with self._budget.reserve(
                     sum(worst[key] for key in new), f"A batch of {len(new):,} requests"
                 ):
-                    await self._batches.submit(self._endpoint, sdk, new, worst)
-                errors = await self._batches.collect(
+                    await batches.submit(self._endpoint, sdk, new, worst)
+                errors = await batches.collect(
                     self._endpoint, sdk, bodies, answered, poll_seconds, self.model
                 )
         except (CourseError, openai.APIError, Unreadable) as error:
@@ -356,7 +356,9 @@ class Client:
         answers = dict(fresh)
         for key in dict.fromkeys(keys):
             if key not in fresh:
-                answers[key] = replies.read(self._entry(key), schema)
+                entry = self._entry(key)
+                assert entry is not None  # what is not fresh was in the journal, or it was asked
+                answers[key] = replies.read(entry, schema)
                 answers[key].cached = True
                 self.usage.cached += 1
         return [answers[key] for key in keys]
@@ -379,10 +381,12 @@ class _Work:
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
-        self.under_way.add(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None  # it runs in one of `tasks`
+        self.under_way.add(task)
         try:
             yield
         finally:
-            self.under_way.discard(asyncio.current_task())
+            self.under_way.discard(task)
             if self.stop is not None:  # no further attempt
-                asyncio.current_task().cancel()
+                task.cancel()
