@@ -15,13 +15,10 @@ import enum
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from evaluation import stats
 from evaluation.stats import Estimate
-
-if TYPE_CHECKING:
-    from evaluation.calibration import Calibration
 
 FEWEST = 10  # prompts; below that no sign test can reach p = .05 unless nearly all agree
 SIMILAR = 0.2  # two lengths are similar if they differ by at most this share of the longer one
@@ -159,6 +156,21 @@ def contradictions(records: Sequence[dict]) -> list[dict]:
     return found
 
 
+class Gate(Protocol):
+    """What the headline asks of a judge's calibration (`calibration.Calibration`)."""
+
+    accuracy: Estimate
+    values: list[float]  # 1 where it was right, of the labelled pairs in open languages
+
+    @property
+    def unseen(self) -> list[str]: ...
+
+    @property
+    def closed(self) -> dict[str, str]: ...
+
+    def believed(self, records: Sequence[dict]) -> list[dict]: ...
+
+
 def similar_length(
     records: Sequence[dict], base: Sequence[int], tuned: Sequence[int]
 ) -> Estimate | None:
@@ -185,7 +197,7 @@ def distinguishable(rate: Estimate, p: float) -> bool:
 
 def headline(
     records: Sequence[dict],
-    gate: Calibration | None = None,
+    gate: Gate | None = None,
     names: tuple[str, str] = ("base", "tuned"),
     cut: float = 0.0,
     limit: int | None = None,
@@ -220,7 +232,7 @@ def headline(
     return " ".join(parts)
 
 
-def _result(records: Sequence[dict], gate: Calibration | None, names: tuple[str, str]) -> str:
+def _result(records: Sequence[dict], gate: Gate | None, names: tuple[str, str]) -> str:
     """Who is ahead, by what, and whether that is more than chance."""
     known = values(records)
     if min(len(records), len(known)) < FEWEST:
@@ -261,7 +273,7 @@ def _result(records: Sequence[dict], gate: Calibration | None, names: tuple[str,
     return f"{result}; {_corrected(known, gate)}." if gate else f"{result}."
 
 
-def _corrected(known: Sequence[float], gate: Calibration) -> str:
+def _corrected(known: Sequence[float], gate: Gate) -> str:
     """The win rate without the judge's errors, or why there is none."""
     fair = stats.corrected(known, gate.values)
     if fair is None:
