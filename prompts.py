@@ -62,6 +62,7 @@ class Language:
     critic_system: str
     critique: str
     grounding: str
+    answer_lengths: dict[str, str]  # by the setting ANSWER_LENGTH
 
     # Watching a student (train.ipynb)
     sample_prompts: list[str]
@@ -120,3 +121,17 @@ def user_message(task: dict) -> str:
     """What the user says: the instruction and, after a blank line, the input where there is one.
     One form everywhere."""
     return task["instruction"] + (f"\n\n{task['input']}" if task.get("input") else "")
+
+
+def requests(row: dict) -> list[str]:
+    """What the user says in a row, turn by turn: one text, or those of its `messages`."""
+    if "messages" not in row:
+        return [user_message(row)]
+    return [message["content"] for message in row["messages"] if message["role"] == "user"]
+
+
+def answers(row: dict) -> list[str]:
+    """What the assistant says in a row, turn by turn."""
+    if "messages" not in row:
+        return [row["output"]]
+    return [message["content"] for message in row["messages"] if message["role"] == "assistant"]

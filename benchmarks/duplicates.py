@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+import prompts
 import similarity
 import utils
 
@@ -105,7 +106,7 @@ def decisions() -> None:
         f"({slow:.0f} s)",
     )
     korean = [
-        row["instruction"]
+        row.get("instruction", prompts.requests(row)[0])
         for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")
         if row["language"] == "ko"
     ]

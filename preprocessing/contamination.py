@@ -27,6 +27,7 @@ def contaminated(
     "ROUGE-L" or "embedding")]`.
 
     Args:
+        rows: with `instruction` and `input`, or with `messages`, of which every request counts.
         lexical: ROUGE-L above which a row counts as copied; its instruction is compared alone and
             with its input.
         semantic: cosine of E5 embeddings above which it counts as a paraphrase.
@@ -38,14 +39,20 @@ def contaminated(
     asked = [entry["prompt"] for entry in held] + [prompts.user_message(seed) for seed in seeds]
     # A seed's instruction counts alone too: with another input it is still the same task
     worded = [entry["prompt"] for entry in held] + [seed["instruction"] for seed in seeds]
-    texts, found = [prompts.user_message(row) for row in rows], []
+    # One entry for every request of every row
+    owners = [row for row in rows for _ in prompts.requests(row)]
+    texts = [text for row in rows for text in prompts.requests(row)]
+    bare = [row.get("instruction", text) for row, text in zip(owners, texts, strict=True)]
     copied = zip(
         similarity.rouge_l_nearest(texts, asked),
-        similarity.rouge_l_nearest([row["instruction"] for row in rows], worded),
+        similarity.rouge_l_nearest(bare, worded),
         similarity.nearest(similarity.embed(texts), similarity.embed(asked)),
         strict=True,
     )
-    for row, (whole, alone, meant) in zip(rows, copied, strict=True):
+    found: list[tuple[dict, str, similarity.Match, str]] = []
+    for row, (whole, alone, meant) in zip(owners, copied, strict=True):
+        if found and found[-1][0] is row:
+            continue  # one request is enough
         nearest = max(whole, alone, key=lambda match: match.score)
         if nearest.score > lexical:
             found.append((row, names[nearest.index], nearest, "ROUGE-L"))
@@ -64,7 +71,7 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
     Raises:
         CourseError: rows are left; the record says so too.
     """
-    rows = utils.read_jsonl(data, ("id", "instruction", "input"))
+    rows = utils.read_jsonl(data, ("id",))
     left = contaminated(rows, lexical, semantic)
     report = state(data) | {
         "rows": len(rows),

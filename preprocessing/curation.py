@@ -24,6 +24,8 @@ PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six 
 
 # --- rules ----------------------------------------------------------------------------------------
 
+QUOTES = "'\"‘“「『«("  # a question about a word may begin with it
+LISTED = re.compile(r"\s*(?:[-*•|]|\d+[.)]) ?")
 FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
 
 
@@ -42,7 +44,7 @@ def problem(task: dict) -> str | None:  # noqa: C901, PLR0912 (to become a table
         return "instruction too short"
     if len(words) > 150:
         return "instruction too long"
-    if not instruction[:1].isalnum():
+    if not instruction.lstrip(QUOTES)[:1].isalnum():
         return "instruction starts with punctuation"
     if instruction.lower().startswith("write a program"):
         return "starts with 'Write a program'"
@@ -60,11 +62,12 @@ def problem(task: dict) -> str | None:  # noqa: C901, PLR0912 (to become a table
     if output.endswith(":"):
         return "output ends in a colon"
     # Lists, code and translations may end without a mark; several sentences on one line may not
+    last = output.splitlines()[-1]
     if (
-        "\n" not in output
-        and len(output.split()) > 8
-        and re.search(r"[.!?다요] ", output)
-        and not FINISHED.search(output)
+        len(last.split()) > 8
+        and re.search(r"[.!?다요] ", last)
+        and not LISTED.match(last)
+        and not FINISHED.search(last)
     ):
         return "output breaks off"
     return None
