@@ -17,15 +17,18 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import utils
 from training.chat import Stop, chat_prompt
 from utils import CourseError
 
-Conversation = (
-    str | list[dict]
-)  # one user message, or messages with "role" and "content" that end with the user's
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+# One user message, or messages with "role" and "content" that end with the user's
+Conversation = str | list[dict]
 
 
 @dataclasses.dataclass
@@ -64,7 +67,7 @@ def generate(
 
     rendered = [chat_prompt(text, tokenizer) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(rendered[i]))
-    answers: list[Answer | None] = [None] * len(texts)
+    answers: dict[int, Answer] = {}
     how = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature
@@ -87,7 +90,7 @@ def generate(
             for i, ids in zip(chunk, written, strict=True):
                 answers[i] = cut(ids, tokenizer, stop)
             bar.update(len(chunk))
-    return answers
+    return [answers[i] for i in range(len(texts))]
 
 
 SLICE = 16  # tokens after which rows that have ended leave the batch
@@ -162,8 +165,8 @@ class Writer(Protocol):
 class Transformers:
     """A PEFT model in memory; without its adapter it is the base model."""
 
-    model: object
-    tokenizer: object
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
     stop: Stop
     decoding: Decoding
     # on two cores a token of 60 rows takes 1.7 times one of 24, not 2.5 times (benchmarks/judge.py)
@@ -262,20 +265,23 @@ def converse(writer: Writer, items: Sequence[dict], adapter: bool) -> list[list[
     Args:
         items: `prompt`, and `follow_up` in those of two turns.
     """
-    answers = [[answer] for answer in writer.answers([item["prompt"] for item in items], adapter)]
+    first = writer.answers([item["prompt"] for item in items], adapter)
+    turns = [[answer] for answer in first]
     two = [i for i, item in enumerate(items) if item.get("follow_up")]
-    said = lambda role, content: {"role": role, "content": content}  # noqa: E731
-    asked = [
-        [
-            said("user", items[i]["prompt"]),
-            said("assistant", answers[i][0].text),
-            said("user", items[i]["follow_up"]),
-        ]
-        for i in two
-    ]
-    for i, answer in zip(two, writer.answers(asked, adapter) if two else [], strict=True):
-        answers[i].append(answer)
-    return answers
+    if not two:
+        return turns
+    asked: list[Conversation] = []
+    for i in two:
+        asked.append(
+            [
+                {"role": "user", "content": items[i]["prompt"]},
+                {"role": "assistant", "content": first[i].text},
+                {"role": "user", "content": items[i]["follow_up"]},
+            ]
+        )
+    for i, answer in zip(two, writer.answers(asked, adapter), strict=True):
+        turns[i].append(answer)
+    return turns
 
 
 # --- the file of answers --------------------------------------------------------------------------
@@ -310,7 +316,8 @@ def read_answers(
     Raises:
         CourseError: the file answers other prompts than these, or one of them twice or not at all.
     """
-    asked, found = {item["id"]: item for item in items}, {}
+    asked = {item["id"]: item for item in items}
+    found: dict[str, dict] = {}
     for number, record in enumerate(utils.read_jsonl(path, ("id", "prompt", "base", "tuned")), 1):
         where, item = f"{utils.short(path)}, line {number}", asked.get(record["id"])
         if item is None or any(item.get(key) != record.get(key) for key in ("prompt", "follow_up")):
@@ -327,10 +334,16 @@ def read_answers(
         raise CourseError(
             f"{utils.short(path)} has no answer to {missing[0]!r}; delete the file to answer anew."
         )
-    return tuple(
-        [[Answer(**turn) for turn in found[name][model]] for name in asked]
-        for model in ("base", "tuned")
-    )
+    records = [found[name] for name in asked]
+    return _turns(records, "base"), _turns(records, "tuned")
+
+
+def _turns(records: list[dict], model: str) -> list[list[Answer]]:
+    """The answers of one model, a list of turns for each record."""
+    answers = []
+    for record in records:
+        answers.append([Answer(**turn) for turn in record[model]])
+    return answers
 
 
 def job_of(path: Path) -> str | None:

@@ -128,7 +128,8 @@ def matmul_flops(device: Device, seconds: float = 1.0) -> float:
         for _ in range(2)
     )
     wait = torch.cuda.synchronize if device.name == "cuda" else lambda: None
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while len(times) < 4 or time.perf_counter() < end:
         started = time.perf_counter()
         a @ b
@@ -187,9 +188,8 @@ def peak_memory() -> Iterator[Peak]:
             yield peak
         return
     yield peak
-    peak.gb = (
-        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
-    )
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    peak.gb = int(kilobytes) * 1024 / 1e9
 
 
 @contextlib.contextmanager
