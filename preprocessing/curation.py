@@ -24,7 +24,7 @@ PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six 
 
 # --- rules ----------------------------------------------------------------------------------------
 
-QUOTES = "'\"‘“「『«("  # a question about a word may begin with it
+QUOTES = "'\"‘“「『«"  # a question about a word may begin with it
 LISTED = re.compile(r"\s*(?:[-*•|]|\d+[.)]) ?")
 FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
 

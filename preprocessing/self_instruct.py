@@ -20,7 +20,8 @@ from preprocessing import parsing
 
 SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
 INSTANCES = 5  # at most, of one instruction
-# Of a task in a reply, at most, by the length that is asked for; twenty long ones fit gpt-4o's 16,384
+# Of a task in a reply, at most, by the length that is asked for: twenty long ones are as much as
+# gpt-4o writes (16,384)
 TOKENS = {"short": 400, "medium": 500, "varied": 600, "long": 800}
 
 
