@@ -35,111 +35,6 @@ def task(language="en", **changes) -> dict:
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
-def test_a_good_task_passes(language):
-    assert curation.problem(task(language)) is None
-
-
-@pytest.mark.parametrize(
-    ("language", "changes", "reason"),
-    [
-        ("en", {"instruction": "Write poem now"}, "instruction too short"),
-        ("ko", {"instruction": "시 쓰기"}, "instruction too short"),
-        ("en", {"instruction": "word " * 151}, "instruction too long"),
-        (
-            "en",
-            {"instruction": "- Write a short note to someone."},
-            "instruction starts with punctuation",
-        ),
-        (
-            "ko",
-            {"instruction": "(짧게) 이웃에게 쪽지를 써 주세요."},
-            "instruction starts with punctuation",
-        ),
-        (
-            "en",
-            {"instruction": "Write a program that sorts a list."},
-            "starts with 'Write a program'",
-        ),
-        (
-            "en",
-            {"instruction": "Draw a map of the village for me."},
-            "a text model cannot do it (Draw)",
-        ),
-        (
-            "ko",
-            {"instruction": "마을 지도를 그려서 설명해 주세요."},
-            "a text model cannot do it (지도)",
-        ),
-        (
-            "ko",
-            {"instruction": "Write a short note to a neighbour."},
-            "instruction in the wrong language",
-        ),
-        (
-            "en",
-            {"instruction": "이웃에게 보낼 짧은 쪽지를 써 주세요."},
-            "instruction in the wrong language",
-        ),
-        ("en", {"output": " "}, "empty output"),
-        ("en", {"input": "Same text.", "output": "Same text."}, "output repeats the input"),
-        ("ko", {"output": "다음과 같습니다:"}, "output ends in a colon"),
-        (
-            "en",
-            {"output": "First we pack the boxes. Then we carry the heavy ones down the"},
-            "output breaks off",
-        ),
-        (
-            "ko",
-            {
-                "output": "먼저 상자를 쌉니다. 그리고 나서 무거운 짐을 차례대로 아래층으로 옮기고 "
-                "마지막에"
-            },
-            "output breaks off",
-        ),
-        ("en", {"category": "poetry"}, "unknown category 'poetry'"),
-    ],
-)
-def test_rules(language, changes, reason):
-    assert curation.problem(task(language, **changes)) == reason
-
-
-def test_rules_accept_the_shipped_data():
-    """A filter that would reject good rows is a bad filter: at most one in a hundred."""
-    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl") + utils.read_jsonl(
-        utils.DATA / "seed_tasks.jsonl"
-    )
-    tasks = [row for row in rows if "instruction" in row]
-    assert sum(curation.problem(task) is not None for task in tasks) <= len(tasks) / 100
-
-
-@pytest.mark.parametrize("language", ["en", "ko"])
-def test_rules_catch_what_was_recorded_as_flawed(language):
-    from rehearsal import stand_ins
-
-    by_rule = {
-        "too_short",
-        "unsuitable",
-        "write_a_program",
-        "empty_output",
-        "output_equals_input",
-        "truncated",
-        "bad_start",
-        "wrong_language",
-    }
-    tasks = [
-        one | {"language": language}
-        for batch in stand_ins.recorded(language)
-        for one in batch.get("tasks", [])
-    ]
-    assert len({one["flaw"] for one in tasks}) >= 9
-    for one in tasks:
-        assert (curation.problem(one) is not None) == (one["flaw"] in by_rule), (
-            one["flaw"],
-            one["instruction"],
-        )
-
-
-@pytest.mark.parametrize("language", ["en", "ko"])
 def test_request_shows_demonstrations_and_is_reproducible(language):
     seeds = self_instruct.load_seeds(("en", "ko"))
     chosen = self_instruct.sample_demonstrations(seeds, language, 3, random.Random(5))
@@ -185,24 +80,6 @@ def test_recorded_replies_have_the_new_kinds_of_tasks():
             if task["flaw"] is None
         ]
         assert sum(length >= (120 if language == "en" else 80) for length in answers) >= 4
-
-
-@pytest.mark.parametrize(
-    ("output", "reason"),
-    [
-        (
-            "하나는 이렇습니다.\n\n셋째 문단은 길어요. 그런데 마지막 말이 갑자기 중간에서 뚝 그만",
-            "breaks",
-        ),
-        ("One is this.\n\nThe other is longer. It goes on and on until it stops in the", "breaks"),
-        ("Buy:\n- flour. The white one, please, from the shop on the corner of the street", None),
-        ("하나는 이렇습니다.\n\n서울 드림", None),
-    ],
-)
-def test_a_long_answer_that_breaks_off_in_its_last_paragraph_is_found(output, reason):
-    language = "ko" if "하나" in output else "en"
-    found = curation.problem(task(language, output=output))
-    assert (reason in found) if reason else found is None
 
 
 def reply(*instructions: str, error: str | None = None) -> Reply:
