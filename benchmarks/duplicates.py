@@ -62,7 +62,8 @@ def measure(size: int) -> None:
 
 def peak_gib() -> float:
     """Peak memory of this process alone (`ru_maxrss` would begin with the parent's). Linux."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(kilobytes) / 2**20
 
 
 def brute_force(texts: list[str], score) -> list[int]:
@@ -232,7 +233,8 @@ def embeddings() -> None:
     neighbours: dict[int, list[int]] = {}
     for score, i, j in mined:
         if score > threshold:
-            neighbours.setdefault(max(i, j), []).append(min(i, j))
+            earlier, later = sorted((int(i), int(j)))
+            neighbours.setdefault(later, []).append(earlier)
     kept: set[int] = set()
     for i in range(count):
         if not kept.intersection(neighbours.get(i, ())):

@@ -24,23 +24,22 @@ def pretend_colab(monkeypatch, secrets: dict[str, str]) -> None:
     class TimeoutException(Exception):
         pass
 
-    userdata = types.ModuleType("google.colab.userdata")
-    userdata.SecretNotFoundError, userdata.NotebookAccessError, userdata.TimeoutException = (
-        SecretNotFoundError,
-        NotebookAccessError,
-        TimeoutException,
-    )
-
     def get(name):
         if name not in secrets:
             raise SecretNotFoundError(name)
         return secrets[name]
 
-    userdata.get = get
+    userdata = types.ModuleType("google.colab.userdata")
+    userdata.__dict__.update(
+        SecretNotFoundError=SecretNotFoundError,
+        NotebookAccessError=NotebookAccessError,
+        TimeoutException=TimeoutException,
+        get=get,
+    )
     colab = types.ModuleType("google.colab")
-    colab.userdata = userdata
+    colab.__dict__["userdata"] = userdata
     google = types.ModuleType("google")
-    google.colab = colab
+    google.__dict__["colab"] = colab
     for name, module in (
         ("google", google),
         ("google.colab", colab),
