@@ -141,17 +141,3 @@ def user_message(task: dict) -> str:
     """What the user says: the instruction and, after a blank line, the input where there is one.
     One form everywhere."""
     return task["instruction"] + (f"\n\n{task['input']}" if task.get("input") else "")
-
-
-def requests(row: dict) -> list[str]:
-    """What the user says in a row, turn by turn: one text, or those of its `messages`."""
-    if "messages" not in row:
-        return [user_message(row)]
-    return [message["content"] for message in row["messages"] if message["role"] == "user"]
-
-
-def answers(row: dict) -> list[str]:
-    """What the assistant says in a row, turn by turn."""
-    if "messages" not in row:
-        return [row["output"]]
-    return [message["content"] for message in row["messages"] if message["role"] == "assistant"]

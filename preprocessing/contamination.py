@@ -14,6 +14,7 @@ from pathlib import Path
 import prompts
 import similarity
 import utils
+from preprocessing import rows as reader
 
 HELD = ("eval_prompts.jsonl", "judge_calibration.jsonl", "seed_tasks.jsonl")
 PROMPT_FIELDS = ("id", "language", "category", "prompt", "reference")
@@ -24,10 +25,9 @@ def contaminated(
     rows: list[dict], lexical: float, semantic: float
 ) -> list[tuple[dict, str, similarity.Match, str]]:
     """Rows too close to an evaluation prompt, a judge pair or a seed: `[(row, its id, match,
-    "ROUGE-L" or "embedding")]`.
+    "ROUGE-L" or "embedding")]`. Of a conversation every question counts.
 
     Args:
-        rows: with `instruction` and `input`, or with `messages`, of which every request counts.
         lexical: ROUGE-L above which a row counts as copied; its instruction is compared alone and
             with its input.
         semantic: cosine of E5 embeddings above which it counts as a paraphrase.
@@ -39,26 +39,26 @@ def contaminated(
     asked = [entry["prompt"] for entry in held] + [prompts.user_message(seed) for seed in seeds]
     # A seed's instruction counts alone too: with another input it is still the same task
     worded = [entry["prompt"] for entry in held] + [seed["instruction"] for seed in seeds]
-    # One entry for every request of every row
-    owners = [row for row in rows for _ in prompts.requests(row)]
-    texts = [text for row in rows for text in prompts.requests(row)]
-    bare = [row.get("instruction", text) for row, text in zip(owners, texts, strict=True)]
-    copied = zip(
+    owners, texts, alone = [], [], []
+    for row in rows:
+        for question in reader.questions(row):
+            owners.append(row)
+            texts.append(question)
+            alone.append(row.get("instruction", question))
+    found: dict[int, tuple] = {}  # by the row's place in memory: ids may not be unique yet
+    near = zip(
         similarity.rouge_l_nearest(texts, asked),
-        similarity.rouge_l_nearest(bare, worded),
+        similarity.rouge_l_nearest(alone, worded),
         similarity.nearest(similarity.embed(texts), similarity.embed(asked)),
         strict=True,
     )
-    found: list[tuple[dict, str, similarity.Match, str]] = []
-    for row, (whole, alone, meant) in zip(owners, copied, strict=True):
-        if found and found[-1][0] is row:
-            continue  # one request is enough
-        nearest = max(whole, alone, key=lambda match: match.score)
-        if nearest.score > lexical:
-            found.append((row, names[nearest.index], nearest, "ROUGE-L"))
+    for row, (whole, instruction, meant) in zip(owners, near, strict=True):
+        copied = max(whole, instruction, key=lambda match: match.score)
+        if copied.score > lexical:
+            found.setdefault(id(row), (row, names[copied.index], copied, "ROUGE-L"))
         elif meant.score > semantic:
-            found.append((row, names[meant.index], meant, "embedding"))
-    return found
+            found.setdefault(id(row), (row, names[meant.index], meant, "embedding"))
+    return list(found.values())
 
 
 def pass_gate(data: Path, lexical: float, semantic: float) -> dict:

@@ -12,9 +12,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import prompts
 import settings
 import utils
+from preprocessing import rows as reader
 from preprocessing.ledger import Ledger
 
 TERMS = {
@@ -156,7 +156,7 @@ def _spread(rows: list[dict], language: str) -> str:
     """Least, median and most of the rows' answers: words, and in Korean characters."""
     import statistics
 
-    texts = [answer for row in rows for answer in prompts.answers(row)]
+    texts = [answer for row in rows for answer in reader.answers(row)]
     sizes = [len(text if language == "ko" else text.split()) for text in texts]
     return f"{min(sizes)} / {statistics.median(sizes):.0f} / {max(sizes):,}"
 
@@ -173,7 +173,7 @@ def shipped() -> str:
     table = []
     for language, name in settings.LANGUAGES.items():
         own = [row for row in rows if row["language"] == language]
-        openings = {" ".join(prompts.requests(row)[0].split()[:3]) for row in own}
+        openings = {" ".join(reader.questions(row)[0].split()[:3]) for row in own}
         table.append(
             f"| {name} | {len(own)} | {sum(row['category'] == 'housing' for row in own)} | "
             f"{sum(bool(row.get('input')) for row in own) / len(own):.0%} | "
@@ -188,7 +188,7 @@ def shipped() -> str:
         kinds.append(f"| {kind} | {what} | {' | '.join(cells)} |")
     plain = sum("kind" not in row for row in rows)
     categories = Counter(row["category"] for row in rows)
-    first = [row.get("instruction", prompts.requests(row)[0]) for row in rows]
+    first = [row.get("instruction", reader.questions(row)[0]) for row in rows]
     repeated = len(similarity.rouge_l_duplicates(first).removed)
     gate = utils.read_json(utils.DATA / "contamination.json")
     return f"""# The data of this course

@@ -12,6 +12,7 @@ import stated_limits
 
 import prompts
 import utils
+from preprocessing import rows as reader
 
 FIELDS = {
     "seed_tasks": (
@@ -110,7 +111,7 @@ def test_housing_rows_with_statutory_figures_name_their_law_and_year():
     named = 0
     for row in EVERYTHING["instruction"]:
         if row["category"] == "housing" and row["language"] == "ko" and "kind" in row:
-            answers = " ".join(prompts.answers(row))
+            answers = " ".join(reader.answers(row))
             law = re.search(r"[가-힣]+(?:법|령|규칙|규정)", answers)
             if law and re.search(r"제\d+조|별표|감독규정", answers):
                 named += 1
@@ -142,7 +143,7 @@ def test_a_fifth_of_the_seeds_are_classification():
 @pytest.mark.parametrize("name", FIELDS)
 def test_language_is_what_it_says(name):
     for row in EVERYTHING[name]:
-        asked = [row["prompt"]] if "prompt" in row else prompts.requests(row)
+        asked = [row["prompt"]] if "prompt" in row else reader.questions(row)
         asked += [one["content"] for one in row.get("messages", ()) if one["role"] == "system"]
         # What stands after an empty line is material, and may be in another language
         text = row.get("instruction") or " ".join(one.partition("\n\n")[0] for one in asked)
@@ -167,9 +168,9 @@ def test_forms_vary():
     to a paragraph."""
     for language in ("en", "ko"):
         rows = [row for row in EVERYTHING["instruction"] if row["language"] == language]
-        openings = Counter(" ".join(prompts.requests(row)[0].split()[:3]) for row in rows)
+        openings = Counter(" ".join(reader.questions(row)[0].split()[:3]) for row in rows)
         assert openings.most_common(1)[0][1] <= 3 and len(openings) >= 0.85 * len(rows)
-        lengths = sorted(len(answer.split()) for row in rows for answer in prompts.answers(row))
+        lengths = sorted(len(answer.split()) for row in rows for answer in reader.answers(row))
         assert lengths[0] <= 2 and lengths[-1] >= 300
         assert 0.35 <= sum(bool(row.get("input")) for row in rows) / len(rows) <= 0.6
 
@@ -178,7 +179,7 @@ def test_json_answers_are_json_and_python_answers_compile():
     rows = EVERYTHING["instruction"] + EVERYTHING["seed_tasks"]
     checked = 0
     for row in rows:
-        for answer in prompts.answers(row):
+        for answer in reader.answers(row):
             if row["category"] == "extraction" and answer.startswith(("{", "[")):
                 json.loads(answer)
                 checked += 1

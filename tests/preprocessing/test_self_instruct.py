@@ -11,6 +11,7 @@ import utils
 from llm.client import Client
 from llm.replies import Reply
 from preprocessing import contamination, curation, data_card, self_instruct
+from preprocessing import rows as reader
 from preprocessing.grounding import Passage
 from preprocessing.ledger import Ledger, funnel_figure, yield_figure
 from preprocessing.self_instruct import Task, TaskBatch
@@ -485,7 +486,7 @@ def test_shipped_data_is_clean():
         utils.DATA / "seed_tasks.jsonl"
     )
     assert not similarity.rouge_l_duplicates(
-        [row.get("instruction", prompts.requests(row)[0]) for row in rows]
+        [row.get("instruction", reader.questions(row)[0]) for row in rows]
     ).removed
 
 
