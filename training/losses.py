@@ -16,7 +16,9 @@ import statistics
 import time
 
 from training.chat import IGNORED
-from training.preflight import HEAD_CHUNK, peak_memory
+from training.machine import peak_memory
+
+HEAD_CHUNK = 256  # trained positions whose logits `answer_loss` holds at once
 
 
 @functools.cache
@@ -187,15 +189,13 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
     """
     import torch
 
-    tokens = (
-        batch["input_ids"].numel()
-        if batch.get("attention_mask") is None
-        else int(batch["attention_mask"].sum())
-    )
-    seconds, peaks, values = {way: [] for way in WAYS}, {}, {}
-    mixed = torch.autocast(
-        model.device.type, model.dtype, enabled=model.dtype != torch.float32
-    )  # as the trainer computes
+    mask = batch.get("attention_mask")
+    tokens = batch["input_ids"].numel() if mask is None else int(mask.sum())
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    peaks = dict.fromkeys(WAYS, 0.0)
+    values = {}
+    # As the trainer computes
+    mixed = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
     model.train()
     for _ in range(repeats):
         for way, loss_of in WAYS.items():
@@ -207,7 +207,7 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
                 (loss / count).backward()
                 values[way] = (loss / count).item()  # on a GPU this waits for the work
                 seconds[way].append(time.perf_counter() - started)
-            peaks[way] = max(peak.gb, peaks.get(way, 0))
+            peaks[way] = max(peak.gb, peaks[way])
             del loss
     model.zero_grad(set_to_none=True)
     return [
@@ -244,7 +244,7 @@ def padded(batch: list[dict], pad: int, device) -> dict:
     import torch
 
     longest = max(len(example["input_ids"]) for example in batch)
-    columns = {"input_ids": [], "labels": [], "attention_mask": []}
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "attention_mask": []}
     for example in batch:
         length = len(example["input_ids"])
         missing = longest - length
