@@ -75,7 +75,7 @@ def install_command(requirements: list[str]) -> list[str]:
     torch is pinned to what is installed, which is how pip is kept from replacing it and with it
     CUDA. `requirements` are pip's arguments, as `Settings.requirements` gives them.
     """
-    kept = [f"torch=={_version('torch')}"] if _version("torch") else []
+    kept = _same_torch()
     for name in SAME_MAJOR:
         if installed := _version(name):
             kept.append(f"{name}<{int(installed.split('.')[0]) + 1}")
@@ -109,10 +109,15 @@ def install(requirements: list[str]) -> None:
         )
 
 
+def _same_torch() -> list[str]:
+    installed = _version("torch")
+    return [f"torch=={installed}"] if installed else []
+
+
 def _version(name: str) -> str | None:
-    """The installed version of a package, without a build's mark such as +cu128."""
+    """The installed version of a package."""
     try:
-        return importlib.metadata.version(name).partition("+")[0]
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -199,9 +204,8 @@ def mend() -> None:
     print("Trying the libraries out, once on this machine ...", flush=True)
     problem = _tried_out()
     culprit = problem and named_in(problem)
-    torch = [f"torch=={_version('torch')}"]
     steps = [
-        ("upgrading", _pip("install", "--quiet", "--upgrade", str(culprit), *torch)),
+        ("upgrading", _pip("install", "--quiet", "--upgrade", str(culprit), *_same_torch())),
         ("removing", _pip("uninstall", "--quiet", "--yes", str(culprit))),
     ]
     for what, command in steps if culprit else ():

@@ -61,7 +61,10 @@ def measure(size: int) -> None:
 
 def peak_gib() -> float:
     """Peak memory of this process alone (`ru_maxrss` would begin with the parent's). Linux."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+    return (
+        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1])
+        / 2**20
+    )
 
 
 def brute_force(texts: list[str], score) -> list[int]:
@@ -138,7 +141,7 @@ def throughput() -> None:
         child = subprocess.run(
             [sys.executable, __file__, "--size", str(size)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
         rows.append(row := json.loads(child.stdout))

@@ -79,7 +79,7 @@ class Machine:
             "c.InteractiveShellApp.exec_lines = ['import google.colab']\n", encoding="utf-8"
         )
         git = folder / "gitconfig"  # the address in the notebook leads to this working tree
-        git.write_text(f'[url "{ROOT}"]\n  insteadOf = {CLONED_FROM}\n', encoding="utf-8")
+        git.write_text(f'[url "file://{ROOT}"]\n  insteadOf = {CLONED_FROM}\n', encoding="utf-8")
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         self.environment = {
