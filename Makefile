@@ -23,6 +23,7 @@ lint: $(VENV)/.ready ## check style, arrows between modules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.arrows
+	$(BIN)/mypy
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python -m benchmarks.duplicates

@@ -61,10 +61,9 @@ def measure(size: int) -> None:
 
 def peak_gib() -> float:
     """Peak memory of this process alone (`ru_maxrss` would begin with the parent's). Linux."""
-    return (
-        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1])
-        / 2**20
-    )
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", status)
+    return int(kilobytes) / 2**20
 
 
 def brute_force(texts: list[str], score) -> list[int]:
@@ -234,7 +233,8 @@ def embeddings() -> None:
     neighbours: dict[int, list[int]] = {}
     for score, i, j in mined:
         if score > threshold:
-            neighbours.setdefault(max(i, j), []).append(min(i, j))
+            earlier, later = sorted((int(i), int(j)))
+            neighbours.setdefault(later, []).append(earlier)
     kept: set[int] = set()
     for i in range(count):
         if not kept.intersection(neighbours.get(i, ())):

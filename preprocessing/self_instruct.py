@@ -9,6 +9,7 @@ twenty whole tasks at once. Not in here: what becomes of the tasks (`curation.py
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
@@ -93,11 +94,14 @@ def sample_demonstrations(
     any."""
     shuffled = [task for task in pool if task["language"] == language]
     rng.shuffle(shuffled)
-    seen: dict[str, int] = {}
-    turns = [seen.setdefault(task["category"], 0) for task in shuffled]
-    for i, task in enumerate(shuffled):
-        turns[i], seen[task["category"]] = seen[task["category"]], seen[task["category"]] + 1
-    return [shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)[:count]]
+    # The first of every category, then the second of every category, and so on
+    seen: Counter[str] = Counter()
+    rounds: dict[int, list[dict]] = {}
+    for task in shuffled:
+        rounds.setdefault(seen[task["category"]], []).append(task)
+        seen[task["category"]] += 1
+    in_turn = [task for tasks in rounds.values() for task in tasks]
+    return in_turn[:count]
 
 
 def mixed_demonstrations(
@@ -285,7 +289,9 @@ async def complete_instructions(
         [recognise_request(row["instruction"], row["language"], seeds, text) for row in rows], Kind
     )
     known = [i for i, kind in enumerate(kinds) if kind.parsed]
-    found = [("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds]
+    found: list[tuple[str, list[tuple[str, str]], str | None, float]] = [
+        ("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds
+    ]
     for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
         places = [i for i in known if kinds[i].parsed.is_classification == wanted]
         asked = [
@@ -293,11 +299,9 @@ async def complete_instructions(
             for i in places
         ]
         for i, reply in zip(places, await ask(asked, schema), strict=True):
-            found[i] = (
-                kinds[i].parsed.category,
-                *usable_instances(reply),
-                kinds[i].cost_usd + reply.cost_usd,
-            )
+            pairs, reason = usable_instances(reply)
+            dollars = kinds[i].cost_usd + reply.cost_usd
+            found[i] = (kinds[i].parsed.category, pairs, reason, dollars)
     return found
 
 

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import settings
 import utils
@@ -309,6 +310,7 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
 
     if chosen.tracking == "online" and (key := utils.secret("WANDB_API_KEY")):
         os.environ["WANDB_API_KEY"] = key
+    mode: Literal["online", "offline"] = "online" if chosen.tracking == "online" else "offline"
     begin = functools.partial(
         wandb.init,
         project=PROJECT,
@@ -318,7 +320,7 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
         settings=wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True),
     )
     try:
-        begin(mode=chosen.tracking)
+        begin(mode=mode)
     except wandb.errors.UsageError as error:
         raise CourseError(
             f"TRACKING is online, but wandb refuses ({str(error).splitlines()[0][:100]}): set "
@@ -351,6 +353,19 @@ def matrix_figure(matrices: dict):
     return figure
 
 
+def _curve(
+    history: list[dict], key: str, before: float | None = None
+) -> tuple[list[int], list[float]]:
+    """The steps at which a number was logged, and the numbers; `before` stands at step 0."""
+    steps = [] if before is None else [0]
+    values = [] if before is None else [before]
+    for entry in history:
+        if key in entry:
+            steps.append(entry["step"])
+            values.append(float(entry[key]))
+    return steps, values
+
+
 def training_figure(history: list[dict], before: dict, title: str):
     """Training and held-out loss on the left, the stop rate of held-out prompts on the right,
     against steps.
@@ -362,21 +377,14 @@ def training_figure(history: list[dict], before: dict, title: str):
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.8), width_ratios=(3, 2))
-    points = lambda key: [(entry["step"], float(entry[key])) for entry in history if key in entry]  # noqa: E731
-    left.plot(*zip(*points("loss"), strict=True), color="#9aa5b1", label="training")
-    left.plot(
-        *zip((0, before["loss"]), *points("eval_loss"), strict=True),
-        "o--",
-        color="#3b7dd8",
-        label="held out",
-    )
+    steps, losses = _curve(history, "loss")
+    left.plot(steps, losses, color="#9aa5b1", label="training")
+    steps, losses = _curve(history, "eval_loss", before["loss"])
+    left.plot(steps, losses, "o--", color="#3b7dd8", label="held out")
     left.set(xlabel="step", ylabel="nats per answer token", title=title)
     left.legend(frameon=False)
-    right.plot(
-        *zip((0, before["stop_rate"]), *points("eval_stop_rate"), strict=True),
-        "o--",
-        color="#3b7dd8",
-    )
+    steps, rates = _curve(history, "eval_stop_rate", before["stop_rate"])
+    right.plot(steps, rates, "o--", color="#3b7dd8")
     right.set(xlabel="step", ylim=(-0.05, 1.05), title="answers that stop")
     right.yaxis.set_major_formatter("{x:.0%}")
     for axes in (left, right):
