@@ -16,11 +16,12 @@ test: $(VENV)/.ready ## run the tests, two files at a time
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
 	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/scale $(ARGS)
 
-lint: $(VENV)/.ready ## check style, arrows between modules and types
+lint: $(VENV)/.ready ## check style, arrows between modules, types and the workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.arrows
 	$(BIN)/mypy
+	$(BIN)/actionlint
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python -m benchmarks.duplicates
