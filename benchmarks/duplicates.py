@@ -61,7 +61,8 @@ def measure(size: int) -> None:
 
 def peak_gib() -> float:
     """Peak memory of this process alone (`ru_maxrss` would begin with the parent's). Linux."""
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", status)
     return int(kilobytes) / 2**20
 
 
@@ -139,7 +140,7 @@ def throughput() -> None:
         child = subprocess.run(
             [sys.executable, __file__, "--size", str(size)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
         rows.append(row := json.loads(child.stdout))

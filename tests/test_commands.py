@@ -19,7 +19,7 @@ KEYED = re.compile(r"^export |--(teacher|judge|base-url) ")
 
 def commands() -> list[str]:
     """Every line of the shell blocks of both pages, once, without its comment."""
-    found = {}
+    found: dict[str, None] = {}
     for page in results.PAGES:
         text = (utils.ROOT / page).read_text(encoding="utf-8")
         for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):

@@ -168,10 +168,12 @@ COMES_WITH = {
     "nbformat": "nbclient",
     "huggingface_hub": "transformers",
     "safetensors": "transformers",
+    "tokenizers": "transformers",
     "pyarrow": "datasets",
 }  # a requirement needs them itself
 OPTIONAL = {
     "google",
+    "kaggle_secrets",
     "flash_attn",
     "kernels",
     "bitsandbytes",

@@ -46,19 +46,22 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
         if made.exists():
             contamination.require_gate(made, "run preprocess.ipynb")
             rows += utils.read_jsonl(made, ROW_FIELDS)
+            print(f"{len(rows)} rows of this run: {utils.short(made)}")
         elif chosen.train_on == "run":
             raise CourseError(
-                f"runs/{chosen.run}/instruction.jsonl is missing: run preprocess.ipynb first, or "
-                "set TRAIN_ON."
+                f"{utils.short(made)} is missing: run preprocess.ipynb first, or set TRAIN_ON. If "
+                "it ran on another machine, set SAVE_TO or RUN_ZIP."
             )
         else:
             print(
                 "preprocess.ipynb has not run in this run folder, so only the shipped data set is "
-                "used"
+                "used (if it ran on another machine, set SAVE_TO or RUN_ZIP)"
             )
     if chosen.train_on in ("shipped", "both"):
         contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
-        rows += utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
+        shipped = utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
+        print(f"{len(shipped)} shipped rows: {utils.short(utils.DATA / 'instruction.jsonl')}")
+        rows += shipped
     rows = [row for row in rows if row["language"] in chosen.languages]
     names = [row["id"] for row in rows]
     if len(set(names)) < len(names):
@@ -142,8 +145,8 @@ def trainer_class():
     """TRL's SFTTrainer as this course needs it.
 
     - Rows are lists from `encode_all`, or datasets of such rows.
-    - On a CPU the loss is `answer_loss`: TRL's fused head skips masked positions on a GPU, but on a
-      CPU it scores them all.
+    - Without an NVIDIA GPU the loss is `answer_loss`: on one, TRL's fused head skips masked
+      positions, but on a CPU it scores them all.
     - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate":
       ..., "samples": [...]}`. Numbers are logged as `eval_loss` and `eval_stop_rate` (and go to
       wandb), samples stay in `state.log_history`.
@@ -170,9 +173,9 @@ def trainer_class():
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             # With several processes the model's wrapper must see the forward pass
-            if self.args.device.type != "cpu" or self.accelerator.num_processes > 1:
+            if self.args.device.type == "cuda" or self.accelerator.num_processes > 1:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
                 loss, tokens = answer_loss(model, **inputs)
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
             return (loss, {"loss": loss}) if return_outputs else loss
@@ -234,7 +237,7 @@ def plumbing(output: Path, steps: int, report_to: str) -> dict:
         "greater_is_better": False,
         "report_to": report_to,
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
     }
 
 
