@@ -360,11 +360,11 @@ def mount(chosen: Settings) -> None:
         ) from None
 
 
-def hand_over(chosen: Settings) -> Path | None:
+def hand_over(chosen: Settings) -> None:
     """On Colab, and where nothing else outlives the machine: offer the run as one zip to download,
-    for RUN_ZIP of the next notebook; returns its path."""
+    for RUN_ZIP of the next notebook."""
     if utils.where() != "colab" or chosen.save_to:
-        return None
+        return
     from google.colab import files
 
     path = pack(chosen.folder)
@@ -373,7 +373,6 @@ def hand_over(chosen: Settings) -> Path | None:
         "for download, and in the next notebook set RUN_ZIP to 'upload'."
     )
     files.download(str(path))
-    return path
 
 
 def pack(folder: Path) -> Path:

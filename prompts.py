@@ -60,6 +60,7 @@ class Language:
     critic_system: str
     critique: str
     grounding: str
+    answer_lengths: dict[str, str]  # by the setting ANSWER_LENGTH
 
     # Watching a student (train.ipynb)
     sample_prompts: list[str]

@@ -275,6 +275,12 @@ class Settings:
         choices=("schema", "text"),
         forms=("preprocess", "evaluation"),
     )
+    answer_length: str = _setting(
+        "varied",
+        "how long the answers are that the teacher is asked for",
+        choices=("varied", "short", "medium", "long"),
+        forms=("preprocess",),
+    )
     domain: str = _setting("", "free text: all tasks are to belong to it", forms=("preprocess",))
     seed_categories: tuple[str, ...] = _setting(
         "", "of which seeds are shown, with commas; none: all", as_names, forms=("preprocess",)
@@ -303,7 +309,7 @@ class Settings:
     )
     train_rows: int = _size(300, 32, "rows to train on; 0: all", gpu=0)
     held_out_rows: int = _size(48, 8, "rows that are never trained on")
-    row_tokens: int = _size(512, 128, "tokens of a row; longer ones are left out")
+    row_tokens: int = _size(1152, 128, "tokens of a row; longer ones are left out")
     max_steps: int = _size(0, 4, "training steps; 0: as epochs and rows give")
     sample_tokens: int = _size(96, 24, "tokens of an answer while training is watched")
     measured_prompts: int = _size(24, 6, "held-out prompts answered before and after training")

@@ -22,6 +22,7 @@ import numpy as np
 
 import similarity
 import utils
+from preprocessing import rows as reader
 
 SIZES = (13_000, 26_000, 52_000, 104_000, 208_000)
 CORPUS = utils.CACHE / "docstrings.txt"
@@ -107,7 +108,7 @@ def decisions() -> None:
         f"({slow:.0f} s)",
     )
     korean = [
-        row["instruction"]
+        row.get("instruction", reader.questions(row)[0])
         for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")
         if row["language"] == "ko"
     ]

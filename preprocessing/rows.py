@@ -166,7 +166,11 @@ def _usable(source: str | Path, found: Found) -> Iterator[tuple[str, dict]]:
         row["category"] = _label(fields, CATEGORY) or "other"
         row |= content
         row["source"] = _label(fields, ("source",)) or name
-        for key in ("teacher", "is_classification"):  # what the course itself writes of a row
+        for key in (
+            "kind",
+            "teacher",
+            "is_classification",
+        ):  # what the course itself writes of a row
             if isinstance(fields.get(key), str | bool):
                 row[key] = fields[key]
         yield f"{name}-{where.split()[-1]}", row

@@ -419,11 +419,44 @@ def test_split_is_stratified_and_stable():
         and len(train) + 48 == len(rows)
         and not {row["id"] for row in train} & {row["id"] for row in held}
     )
-    assert {(row["language"], row["category"]) for row in held} == {
-        (row["language"], row["category"]) for row in rows
-    }
+    plain = [[row for row in part if sft.kind(row) == "plain"] for part in (held, rows)]
+    assert len({(row["language"], row["category"]) for row in plain[0]}) == 24
+    for part in (held, sft.split(rows, 48, seed=1, most=300)[0]):
+        every = {(row["language"], sft.kind(row)) for row in part}
+        assert every == {(row["language"], sft.kind(row)) for row in rows}, "a kind is missing"
     assert sft.split(rows, 48, seed=1) == (train, held) != sft.split(rows, 48, seed=2)
     assert len(sft.split(ROWS, 1, seed=0)[1]) == 1
+
+
+def test_the_sample_of_a_cpu_has_its_share_of_every_kind():
+    """The first 300 of shuffled rows held whatever came: of 71 long rows it may have been eight."""
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
+    sample, held = sft.split(rows, 48, seed=42, most=300)
+    assert len(sample) == 300 and not {row["id"] for row in sample} & {row["id"] for row in held}
+    for kind in {sft.kind(row) for row in rows}:
+        share = sum(sft.kind(row) == kind for row in rows) / len(rows)
+        assert abs(sum(sft.kind(row) == kind for row in sample) - 300 * share) <= 2, kind
+    assert len(sft.split(ROWS, 1, seed=0, most=1)[0]) == 1  # too few to stratify
+
+
+def test_loss_by_kind_is_the_loss_of_the_rows_of_that_kind(folder):
+    model, tokenizer = student.load_base(str(folder), CPU)
+    stop = chat.choose_stop(model, tokenizer)
+    rows = [row | {"kind": "long"} if i else row for i, row in enumerate(ROWS)]
+    found = sft.loss_by_kind(model, rows, tokenizer, stop, 512)
+    assert {name: count for name, (_, count) in found.items()} == {
+        "long": len(rows) - 1,
+        "plain": 1,
+    }
+    for name, (loss, _) in found.items():
+        own = [row for row in rows if sft.kind(row) == name]
+        encoded, _ = chat.encode_all(own, tokenizer, stop, 512)
+        assert loss == losses.held_out_loss(model, encoded, tokenizer.pad_token_id)
+    figure = sft.kind_figure(found, {name: (loss / 2, n) for name, (loss, n) in found.items()})
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "long (2 rows)",
+        "plain (1 rows)",
+    ]
 
 
 def test_rows_of_several_turns_are_read_and_copies_refused(course, monkeypatch):
