@@ -19,11 +19,12 @@ scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make tes
 colab-test: ## run the notebooks with Colab's packages at Colab's versions, on Python 3.13 (6 GB; simulated: no Colab, no GPU)
 	$(PYTHON) -m tests.colab.simulate $(ARGS)
 
-lint: $(VENV)/.ready ## check style, arrows between modules and types
+lint: $(VENV)/.ready ## check style, arrows between modules, types and the workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.arrows
 	$(BIN)/mypy
+	$(BIN)/actionlint
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python -m benchmarks.duplicates

@@ -90,7 +90,8 @@ def secret(name: str) -> str | None:
     Raises:
         CourseError: it has a character that no key has; sending it would fail far from here.
     """
-    if value := os.environ.get(name, "").strip():
+    value: str | None = os.environ.get(name, "").strip()
+    if value:
         return _checked(name, value, "the environment")
     if where() in SETTINGS_PANEL and (value := _from_panel(name)):
         return _checked(name, value, SETTINGS_PANEL[where()])
