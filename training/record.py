@@ -55,13 +55,13 @@ class Job:
         )
         self.folder = chosen.folder / "adapter"
         self.checkpoints = chosen.folder / "checkpoints" / self.key
-        self._record = adapter.finished(self.folder, self.key)
-        self.finished = self._record is not None
-        found = self._record or {}
-        self.before: dict | None = found.get("before")
-        self.after: dict | None = found.get("after")
-        self.history: list[dict] = found.get("history", [])
-        self.actual: dict = found.get("actual", {})
+        found = adapter.finished(self.folder, self.key)
+        self.finished = found is not None
+        self._record: dict = found or {}
+        self.before: dict | None = self._record.get("before")
+        self.after: dict | None = self._record.get("after")
+        self.history: list[dict] = self._record.get("history", [])
+        self.actual: dict = self._record.get("actual", {})
 
     def load(self, model):
         """The base model with the finished adapter on it, in the place of the untrained one."""
