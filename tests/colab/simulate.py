@@ -1,10 +1,11 @@
 """Colab, simulated: `make colab-test`. Not a Colab, and no GPU; see below what differs.
 
 What it does: install Colab's packages at Colab's versions (pins.txt) for Python 3.13 where there is
-one, ask pip whether every choice of models can be installed beside them, and run the notebooks in an empty folder, from the clone in their second cell on: the free path
-to the end of all three (preprocess on one machine, train and evaluation on another, the run going
-over as a zip), and the paid path up to its first paid request, which a server of our own gets.
-What it does not do: Google's kernel and page (stand_in/ answers for them), a GPU, the hub.
+one; ask pip whether every choice of models can be installed beside them; and run the notebooks in
+an empty folder, from the clone in their second cell on: the free path to the end of all three
+(preprocess on one machine, train and evaluation on another, the run going over as a zip), and the
+paid path up to its first paid request, which a server of our own gets. What it does not do:
+Google's kernel and page (stand_in/ answers for them), a GPU, the hub.
 
     python -m tests.colab.simulate                      build what is missing, then all of it
     python -m tests.colab.simulate choices|paid|free    one of the three
