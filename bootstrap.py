@@ -166,6 +166,7 @@ def _run_pip(command: list[str], packages: int) -> None:
         ) as pip,
         tqdm(total=packages, desc="installing", file=sys.stderr, leave=False, ncols=80) as bar,
     ):
+        assert pip.stdout is not None  # it is a pipe
         for line in pip.stdout:
             if line.startswith(("Collecting", "Installing collected")):
                 bar.update(min(1, packages - bar.n))
