@@ -91,8 +91,8 @@ class Language:
         return len(_letters(tuple(self.scripts)).findall(composed)) / max(1, letters)
 
     def share_of_words(self, text: str) -> float:
-        """Share of a text's words that are mostly in this language's scripts, in [0, 1]: of a Korean
-        request with much code in it most letters are Latin, but few words."""
+        """Share of a text's words that are mostly in this language's scripts, in [0, 1]: a Korean
+        request with much code in it has mostly Latin letters, but few Latin words."""
         words = [word for word in text.split() if any(letter.isalpha() for letter in word)]
         return sum(self.share(word) >= 0.5 for word in words) / max(1, len(words))
 
