@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import utils
-from evaluation import judge, outcomes, stats
+from evaluation import outcomes, stats, verdicts
 from utils import CourseError
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
-PLAIN = {"resamples": 1}  # intervals are not what is checked here
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,12 @@ def llmbar(folder: Path) -> list[Row]:
                 list(stored["swap"]),
                 stored["published"],
             )
-            between = stats.agreement(first, second, **PLAIN)
+            between = stats.agreement(first, second)
             count(
                 same,
                 total,
                 "agreement",
-                round(between.accuracy[0] * between.n),
+                round(between.accuracy.value * between.n),
                 int(published["equal"].split()[0]),
             )
             faults["two missing verdicts called equal"] += any(
@@ -126,7 +125,7 @@ def llmbar(folder: Path) -> list[Row]:
                 same,
                 total,
                 "accuracy",
-                round(100 * stats.win_rate(shares, **PLAIN).value, 9),
+                round(100 * stats.win_rate(shares).value, 9),
                 round(published_accuracy, 9),
             )
             kappas(same, total, "labels", first, labels, published["kappa_False"])
@@ -204,7 +203,7 @@ def kappas(
     """
     from sklearn.metrics import cohen_kappa_score
 
-    ours = stats.agreement(a, b, **PLAIN).kappa[0]
+    ours = stats.agreement(a, b).kappa.value
     count(same, total, f"right {what}", round(ours, 9), round(float(cohen_kappa_score(a, b)), 9))
     count(same, total, what, round(ours, 6), round(published, 6))
     mapped = ["1" if said == "1" else "0" for said in a]
@@ -213,7 +212,7 @@ def kappas(
         same,
         total,
         f"fault {what}",
-        round(stats.agreement(mapped, against, **PLAIN).kappa[0], 6),
+        round(stats.agreement(mapped, against).kappa.value, 6),
         round(published, 6),
     )
 
@@ -235,7 +234,7 @@ def pandalm(folder: Path) -> list[Row]:
             Row(
                 f"PandaLM: kappa of annotators {a + 1} and {b + 1}",
                 kappa,
-                f"{stats.agreement(votes[a], votes[b], **PLAIN).kappa[0]:.3f}",
+                f"{stats.agreement(votes[a], votes[b]).kappa.value:.3f}",
             )
         )
     majority = [Counter(said).most_common(1)[0][0] for said in zip(*votes, strict=True)]
@@ -250,8 +249,8 @@ def pandalm(folder: Path) -> list[Row]:
         "ties": ([verdict or "0" for verdict in said], majority, "0.711"),
         "dropped": (*map(list, zip(*read, strict=True)), "0.716"),
     }
-    for way, (verdicts, labels, accuracy) in ways.items():
-        measured = stats.agreement(verdicts, labels, **PLAIN).accuracy[0]
+    for way, (read_as, labels, accuracy) in ways.items():
+        measured = stats.agreement(read_as, labels).accuracy.value
         rows.append(
             Row(
                 f"PandaLM: accuracy of GPT-3.5, unreadable verdicts {way}",
@@ -275,7 +274,7 @@ def fastchat(folder: Path) -> list[Row]:
     counts = outcomes.count(records)
     ties = counts["tie"] + counts["inconsistent"]
     parsed = [
-        judge.parse_verdict(pair[f"g{game}_judgment"])[0] for pair in pairs for game in (1, 2)
+        verdicts.parse_verdict(pair[f"g{game}_judgment"])[0] for pair in pairs for game in (1, 2)
     ]
     stored = [order["verdict"] for item in records for order in item["orders"]]
     paper = stats.win_rate([1.0] * counts["win"] + [0.5] * ties + [0.0] * counts["loss"])
@@ -295,14 +294,14 @@ def fastchat(folder: Path) -> list[Row]:
     granite = _scores(folder / "single_granite_parse_failures.jsonl")
     phi = _scores(folder / "single_phi3dpo.jsonl")
     kept = [[None if stored == -1 else stored for stored, _ in scores] for scores in (granite, phi)]
-    paired = stats.paired_difference(*kept, **PLAIN)
+    paired = stats.paired_difference(*kept)
     # "[[0, 0]]" in a piece of code was taken for a score
     return [
         *rows,
         Row(
             "FastChat singles, granite against phi-3-dpo: pairs, without a score",
             (40, 120),
-            (paired.n, paired.missing),
+            (paired.mean.n, paired.missing),
         ),
         Row(
             "FastChat singles, granite: bogus zeros stored as scores",
@@ -338,7 +337,7 @@ def _scores(path: Path) -> list[tuple[int, int | None]]:
         utils.read_jsonl(path, ("judgment", "score")),
         key=lambda item: (item["question_id"], item["turn"]),
     )
-    return [(item["score"], judge.parse_score(item["judgment"])[0]) for item in items]
+    return [(item["score"], verdicts.parse_score(item["judgment"])[0]) for item in items]
 
 
 def pair_record(pair: dict) -> dict:
