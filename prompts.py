@@ -60,6 +60,7 @@ class Language:
     critic_system: str
     critique: str
     grounding: str
+    answer_lengths: dict[str, str]  # by the setting ANSWER_LENGTH
 
     # Watching a student (train.ipynb)
     sample_prompts: list[str]
@@ -83,6 +84,9 @@ class Language:
     # Reading what an instruction asks for (preprocessing/diversity.py)
     asks: dict
 
+    # Labels of the report page and of the vote (evaluation/report.py, evaluation/vote.py)
+    page: dict[str, str]
+
     def share(self, text: str) -> float:
         """Share of a text's letters in this language's scripts, in [0, 1]; 0 without letters."""
         # Composed first: macOS writes file names and some editors texts with one code a jamo
@@ -91,8 +95,8 @@ class Language:
         return len(_letters(tuple(self.scripts)).findall(composed)) / max(1, letters)
 
     def share_of_words(self, text: str) -> float:
-        """Share of a text's words that are mostly in this language's scripts, in [0, 1]: a Korean
-        request with much code in it has mostly Latin letters, but few Latin words."""
+        """Share of a text's words that are mostly in this language's scripts, in [0, 1]: of a
+        Korean request with much code in it most letters are Latin, but few words."""
         words = [word for word in text.split() if any(letter.isalpha() for letter in word)]
         return sum(self.share(word) >= 0.5 for word in words) / max(1, len(words))
 

@@ -428,8 +428,8 @@ class _Texts:
     places: np.ndarray
     lengths: np.ndarray
     signatures: np.ndarray
-    _folds: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    _wide: dict[int, np.ndarray] = field(default_factory=dict)
+    _folds: dict[int, list[np.ndarray]] = field(init=False, default_factory=dict)
+    _wide: dict[int, np.ndarray] = field(init=False, default_factory=dict)
 
     @classmethod
     def of(cls, forms: list[str], places: list[int]) -> _Texts:
