@@ -59,11 +59,11 @@ def outcome_figure(records: Sequence[dict], rates: bool = True):
     """
     import matplotlib.pyplot as plt
 
-    groups = {"all": list(records)} | {
-        name: chosen
-        for code, name in settings.LANGUAGES.items()
-        if (chosen := [r for r in records if r["language"] == code])
-    }
+    groups = {"all": list(records)}
+    for code, name in settings.LANGUAGES.items():
+        own = [record for record in records if record["language"] == code]
+        if own:
+            groups[name] = own
     height = 0.5 * len(groups) + 1.5
     figure, panels = plt.subplots(
         1,

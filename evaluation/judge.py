@@ -268,10 +268,10 @@ class Judge:
     ) -> list[dict]:
         """The records of `compare` with the single scores of both models: `scores`, means over the
         turns, None if one failed."""
-        scored = {"base": await self.score(items, base), "tuned": await self.score(items, tuned)}
+        before, after = await self.score(items, base), await self.score(items, tuned)
         return [
-            record | {"scores": {name: scored[name][i]["score"] for name in scored}}
-            for i, record in enumerate(records)
+            record | {"scores": {"base": one["score"], "tuned": two["score"]}}
+            for record, one, two in zip(records, before, after, strict=True)
         ]
 
     async def score(self, items: Sequence[dict], answers: Sequence[Answer]) -> list[dict]:
@@ -372,7 +372,8 @@ def check_items(items: Sequence[dict], name: str) -> None:
     Args:
         name: the file that they came from, for the message.
     """
-    twice = [key for key, times in Counter(item["id"] for item in items).items() if times > 1]
+    occurs = Counter([item["id"] for item in items])
+    twice = [key for key, times in occurs.items() if times > 1]
     if twice:
         raise CourseError(
             f"{name} has the id {twice[0]!r} more than once: give every record an id of its own."

@@ -17,6 +17,7 @@ import base64
 import hashlib
 import html
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -209,20 +210,16 @@ def _bar(records: Sequence[dict]) -> str:
 
 def _filters(records: Sequence[dict]) -> str:
     """Hidden until the script runs, because without it they would do nothing."""
+    languages = sorted({record["language"] for record in records})
+    categories = sorted({record["category"] for record in records})
     choices = {
         "outcome": {kind.value: LABELS[kind] for kind in WORST_FIRST},
-        "language": {
-            code: settings.LANGUAGES.get(code, code)
-            for code in sorted({record["language"] for record in records})
-        },
-        "category": {
-            name: name.replace("_", " ")
-            for name in sorted({record["category"] for record in records})
-        },
+        "language": {code: settings.LANGUAGES.get(code, code) for code in languages},
+        "category": {name: name.replace("_", " ") for name in categories},
     }
     lists = []
     for field, values in choices.items():
-        counts = {value: sum(record[field] == value for record in records) for value in values}
+        counts = Counter([record[field] for record in records])
         options = "".join(
             f'<option value="{_name(value)}">{_text(label)} ({counts[value]})</option>'
             for value, label in values.items()
