@@ -16,9 +16,9 @@ import importlib.util
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -305,9 +305,11 @@ def atomic(path: str | Path, mode: str = "w") -> Iterator:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Not by `tempfile`, whose files nobody else may read
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            new = mode.replace("w", "x")
+            with open(temporary, new, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
