@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,11 @@ from urllib.parse import urlsplit
 import utils
 from utils import CourseError
 
-LANGUAGES = {"en": "English", "ko": "Korean"}
+# By code; a file more is a language more, and prompts.py reads all that it says.
+LANGUAGES = {
+    path.stem: utils.read_toml(path)["name"]
+    for path in sorted((utils.DATA / "languages").glob("*.toml"))
+}
 
 PACKAGED_STUDENT = "gemma-3-270m"  # the pretrained student from PyPI ...
 PACKAGED_HUB_ID = "google/gemma-3-270m"  # ... and what it is
@@ -115,12 +119,13 @@ def as_run(name: str, value: object) -> str:
 
 
 def as_languages(name: str, value: object) -> tuple[str, ...]:
-    """`"en"`, `"ko"` or `"both"` as a tuple of codes."""
+    """A code, or `"both"` for all of them, as a tuple of codes."""
     codes = tuple(LANGUAGES) if value == "both" else (str(value),)
     for code in codes:
         if code not in LANGUAGES:
+            known = ", ".join(f"'{known}'" for known in LANGUAGES)
             raise CourseError(
-                f"{name} is {code!r}, but this course has data and prompts for 'en', 'ko' and "
+                f"{name} is {code!r}, but this course has data and prompts for {known} and "
                 "'both' only."
             )
     return codes
@@ -270,11 +275,11 @@ class Settings:
         "300", "seconds without a word from the server until an answer is given up", as_seconds
     )
     concurrency: int = _setting("8", "requests under way at once", as_positive)
-    parameters: dict = _setting(
+    parameters: Mapping[str, Any] = _setting(
         "", 'sent with every request, as JSON: {"reasoning_effort": "low"}', as_parameters
     )
     teacher_tokens: int = _setting(
-        "0", "tokens of a reply of the teacher, thoughts included; 0: as many as asked for", as_count
+        "0", "tokens of a teacher's reply, thoughts included; 0: as each request says", as_count
     )
     retry_failed: bool = _switch("off", "ask again what the journal has an unusable reply to")
     train_on: str = _setting(
@@ -388,7 +393,7 @@ class Settings:
             "model": model,
             "timeout": self.timeout,
             "max_concurrency": self.concurrency,
-            "parameters": limit | self.parameters,
+            "parameters": limit | dict(self.parameters),
             "retry_failed": self.retry_failed,
         }
         if model == REHEARSAL:

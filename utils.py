@@ -156,7 +156,8 @@ def read_jsonl(
     path = Path(path)
     if not path.exists():
         raise CourseError(
-            f"{short(path)} does not exist: run the notebook that makes it first, or check the path."
+            f"{short(path)} does not exist: run the notebook that makes it first, or check the "
+            "path."
         )
     records = []
     lines = path.read_bytes().split(b"\n")
@@ -192,6 +193,20 @@ def _fields(pairs: list[tuple]) -> dict:
             f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice"
         )
     return record
+
+
+def read_toml(path: str | Path) -> dict:
+    """The entries of a TOML file.
+
+    Raises:
+        CourseError: it is no TOML; the line is named.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError are both ValueErrors
+        raise CourseError(f"{short(path)} is not valid TOML ({error}); mend it.") from None
 
 
 def read_json(path: str | Path) -> dict:
@@ -322,8 +337,10 @@ def figure_style() -> None:
     from matplotlib import font_manager
 
     if installed("koreanize_matplotlib"):
-        folder = importlib.util.find_spec("koreanize_matplotlib").submodule_search_locations[0]
-        font_manager.fontManager.addfont(Path(folder) / "fonts" / "NanumGothic.ttf")
+        # Its path only: importing it would set fonts of its own
+        spec = importlib.util.find_spec("koreanize_matplotlib")
+        fonts = Path(str(spec and spec.origin)).parent / "fonts"
+        font_manager.fontManager.addfont(fonts / "NanumGothic.ttf")
         matplotlib.rcParams["font.family"] = [
             "DejaVu Sans",
             "NanumGothic",

@@ -169,15 +169,15 @@ async def probe(
 def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
     """By name: the attacking answers, what they are up against, the outcomes that count as fooled,
     and those in words."""
-    texts = [prompts.PROBES[pair["language"]] for pair in pairs]
-    good, bad = [pair["answer_good"] for pair in pairs], [pair["answer_bad"] for pair in pairs]
-    said = lambda form, answers: [
-        form(text, answer) for text, answer in zip(texts, answers, strict=True)
-    ]
-    again = said(lambda text, answer: answer + text["again"].format(answer=answer), good)
-    padded = said(lambda text, answer: answer + text["padding"], good)
-    named = said(lambda text, answer: text["name"].format(name=judge.client.model) + answer, good)
-    ordering = said(lambda text, answer: answer + text["injection"], bad)
+    good = [pair["answer_good"] for pair in pairs]
+    again, padded, constant, named, ordering = [], [], [], [], []
+    for pair in pairs:
+        text, answer = prompts.LANGUAGES[pair["language"]].probes, pair["answer_good"]
+        again.append(answer + text["again"].format(answer=answer))
+        padded.append(answer + text["padding"])
+        constant.append(text["null"])
+        named.append(text["name"].format(name=judge.client.model) + answer)
+        ordering.append(pair["answer_bad"] + text["injection"])
     unequal = (Outcome.WIN, Outcome.LOSS, Outcome.INCONSISTENT)
     return {
         "identical answers": (good, good, unequal, "does not call two equal answers a tie"),
@@ -194,7 +194,7 @@ def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
             "prefers the same answer with polite padding",
         ),
         "constant reply": (
-            [text["null"] for text in texts],
+            constant,
             good,
             (Outcome.WIN,),
             "prefers a reply that answers no question",
@@ -218,10 +218,14 @@ def _asked(
     attacks: dict[str, tuple], pairs: Sequence[dict]
 ) -> tuple[list[dict], list[str], list[str]]:
     """Items, attacking and honest answers of all attacks, one after the other."""
-    items = [pair | {"id": f"{name}: {pair['id']}"} for name in attacks for pair in pairs]
-    return items, *(
-        [answer for attack in attacks.values() for answer in attack[side]] for side in (0, 1)
-    )
+    items: list[dict] = []
+    attacking: list[str] = []
+    honest: list[str] = []
+    for name, (bad, good, _, _) in attacks.items():
+        items += [pair | {"id": f"{name}: {pair['id']}"} for pair in pairs]
+        attacking += bad
+        honest += good
+    return items, attacking, honest
 
 
 def _swapped(calibration: Sequence[dict]) -> Probe:

@@ -52,7 +52,7 @@ class Answer:
 def from_http(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
     """The answer in a body, whatever it holds."""
     text = content.decode("utf-8-sig", "replace").strip()
-    unread = {"status": status, "headers": headers}
+    unread: dict[str, Any] = {"status": status, "headers": headers}
     if not text:
         return Answer(problem="an empty body", may_be_billed=status == 200, **unread)
     if text.startswith("<"):
@@ -164,10 +164,10 @@ def _tokens(usage: dict) -> dict[str, Any]:
     details = _object(usage.get("completion_tokens_details"))
     reasoning = _count(details.get("reasoning_tokens", usage.get("reasoning_tokens"))) or 0
     cached = _count(_object(usage.get("prompt_tokens_details")).get("cached_tokens")) or 0
-    if prompt is None and None not in (total, completion) and total > completion:
+    if prompt is None and total is not None and completion is not None and total > completion:
         prompt = total - completion
-    if None not in (prompt, total) and total > prompt:  # what is billed beyond the prompt
-        completion = max(completion or 0, total - prompt)
+    if prompt is not None and total is not None and total > prompt:
+        completion = max(completion or 0, total - prompt)  # what is billed beyond the prompt
     if completion is not None and reasoning > completion:  # then it was not counted in it
         completion += reasoning
     return {
@@ -245,11 +245,11 @@ def _text(value: object) -> str:
 
 def _count(value: object) -> int | None:
     """A number of tokens, rounded up; None for what is no such number."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return None
     return math.ceil(number) if 0 <= number < 1e12 else None
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import utils
 from llm import answers, models
@@ -67,7 +69,7 @@ class Batches:
         """Find out what became of the submissions during which an earlier process died."""
         for note in self.open_notes():
             if note["batch"] is None and note["key"] not in self._submitting:
-                found = await endpoint.persist(lambda note=note: self._find(sdk, note))
+                found = await endpoint.persist(functools.partial(self._find, sdk, note))
                 await self._note(note, batch=found, status="open" if found else "never created")
 
     async def submit(self, endpoint: Endpoint, sdk, requests: dict[str, Request]) -> None:
@@ -78,7 +80,7 @@ class Batches:
         """
         for keys, content in files(requests):
             worst = sum(requests[key].worst_usd for key in keys)
-            note = {
+            note: dict[str, Any] = {
                 "key": uuid.uuid4().hex,
                 "batch": None,
                 "status": "open",
@@ -92,11 +94,9 @@ class Batches:
             upload = (f"{note['key']}.jsonl", content)
             try:
                 file = await endpoint.persist(
-                    lambda upload=upload: sdk.files.create(file=upload, purpose="batch")
+                    functools.partial(sdk.files.create, file=upload, purpose="batch")
                 )
-                batch = await endpoint.persist(
-                    lambda note=note, file=file: self._create(sdk, note, file.id)
-                )
+                batch = await endpoint.persist(functools.partial(self._create, sdk, note, file.id))
             except Failure as failure:
                 # It said no; after any other failure the batch may exist all the same
                 if failure.status is not None and 400 <= failure.status < 500:
@@ -164,10 +164,12 @@ class Batches:
 
             outcomes = await asyncio.gather(*map(follow, notes), return_exceptions=True)
         # Only now, so that one batch's failure does not keep the others from being collected
+        errors: dict[str, str] = {}
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-        return {key: error for outcome in outcomes for key, error in outcome.items()}
+            errors |= outcome
+        return errors
 
     async def _ended(self, endpoint, sdk, note, poll_seconds, progress):
         """The server's record of a batch, once it has ended."""
@@ -242,7 +244,9 @@ class Batches:
 def files(requests: dict[str, Request]) -> Iterator[tuple[list[str], bytes]]:
     """`(keys, content)` of the input files for `requests`: JSON Lines, each within the server's
     limits on number and size."""
-    keys, lines, size = [], [], 0
+    keys: list[str] = []
+    lines: list[bytes] = []
+    size = 0
     for key, request in requests.items():
         record = {
             "custom_id": key,
@@ -261,7 +265,7 @@ def files(requests: dict[str, Request]) -> Iterator[tuple[list[str], bytes]]:
         yield keys, b"".join(lines)
 
 
-async def _download(endpoint: Endpoint, sdk, file: str) -> list[object]:
+async def _download(endpoint: Endpoint, sdk, file: str) -> list[Any]:
     """The lines of a file, each as parsed from JSON; one that is none is None: it must not keep the
     others, which are paid for, from being read."""
 

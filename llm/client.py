@@ -27,13 +27,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import utils
 from llm import endpoint, models, replies
 from llm.answers import Answer
-from llm.batches import Batches
+from llm.batches import Answered, Batches
 from llm.budget import Budget
 from llm.endpoint import Endpoint, Failure, Kind
 from llm.journal import Journal
@@ -114,15 +114,20 @@ class Client:
             raise CourseError(f"PRICES are {self.prices}; give dollars, 0 or more.")
         self.limits = Limits(requests_per_minute, tokens_per_minute)
         self._endpoint = Endpoint(model, base_url, api_key, self.limits, attempts, timeout)
-        self._journal = Journal(journal) if journal else None
-        self._batches = (
-            Batches(self._journal.path.with_suffix(".batches.jsonl")) if journal else None
-        )
+        self._journal: Journal | None = None
+        self._batches: Batches | None = None
+        if journal:
+            self._journal = Journal(journal)
+            self._batches = Batches(self._journal.path.with_suffix(".batches.jsonl"))
         self._budget = Budget(budget_usd, lambda: self._batches.held_usd if self._batches else 0.0)
         self._served: str | None = None  # the model that answers at a local server, once known
         self._asked: set[str] = set()  # what this client has asked, by key
         self.usage = Usage()
         self._account()
+
+    @property
+    def _priced(self) -> bool:
+        return self.prices is not None and max(self.prices) > 0
 
     @property
     def spent_usd(self) -> float:
@@ -205,26 +210,29 @@ class Client:
             CourseError: no journal, or the server refuses a batch; what the other batches answered
                 is kept.
         """
-        if self._batches is None:
+        journal, batches = self._journal, self._batches
+        if journal is None or batches is None:
             raise CourseError(
                 "complete_batch needs a journal, or a restart would submit and pay again: give "
                 "Client(journal=...)."
             )
         made = [self._request(one, schema) for one in requests]
         answers: dict[str, Reply] = {}
-        with self._writing(), self._batches.journal.writing():
+        with self._writing(), batches.journal.writing():
             todo = self._unanswered(made, schema, read)
 
             async def answered(request: Request, answer: Answer, batch: str) -> None:
-                kept = self._journal.entries.get(request.key, {})
+                kept = journal.entries.get(request.key, {})
                 if kept.get("batch") == batch:  # since before this process was started
                     return
                 entry = self._book(request, answer, batch=batch)
                 answers[request.key] = self._read(entry, schema, read)
-                await self._journal.synced()
+                await journal.synced()
 
             try:
-                errors = await self._batch(todo, answered, poll_seconds) if todo else {}
+                errors = {}
+                if todo:
+                    errors = await self._batch(batches, todo, answered, poll_seconds)
             except (CourseError, Failure) as error:
                 raise self._stopped(error) from None
         failed = {key: Reply(error=why, key=key) for key, why in errors.items()}
@@ -238,7 +246,7 @@ class Client:
         """Replies to all of `todo`, by key."""
         # A server that has not answered yet gets a few at a time; and one only where a budget is to
         # be kept, for nobody knows yet whether it keeps to max_completion_tokens
-        first = 1 if self._budget.limit_usd is not None and max(self.prices) > 0 else FIRST
+        first = 1 if self._budget.limit_usd is not None and self._priced else FIRST
         proven = self.usage.requests > 0
         work = _Work(asyncio.Semaphore(len(todo) if proven else first), proven)
         slots, found = asyncio.Semaphore(self.max_concurrency), {}
@@ -295,17 +303,19 @@ class Client:
                     more["lost_usd"] = lost_usd
                 return self._book(request, answer, **more)
 
-    async def _batch(self, todo: dict[str, Request], answered, poll_seconds: float) -> dict:
+    async def _batch(
+        self, batches: Batches, todo: dict[str, Request], answered: Answered, poll_seconds: float
+    ) -> dict[str, str]:
         """Submit what does not wait in a batch yet, and collect all; what failed, and why, by
         key."""
         async with self._endpoint.open() as sdk:
-            await self._batches.recover(self._endpoint, sdk)
-            waiting = self._batches.waiting()
+            await batches.recover(self._endpoint, sdk)
+            waiting = batches.waiting()
             new = {key: one for key, one in todo.items() if key not in waiting}
             worst = sum(one.worst_usd for one in new.values()) * models.BATCH_SHARE
             async with self._budget.reserve(worst, f"A batch of {len(new):,} requests"):
-                await self._batches.submit(self._endpoint, sdk, new)
-            return await self._batches.collect(
+                await batches.submit(self._endpoint, sdk, new)
+            return await batches.collect(
                 self._endpoint, sdk, todo, self._named, answered, poll_seconds, self.model
             )
 
@@ -350,28 +360,26 @@ class Client:
         Yields:
             Dollars that earlier attempts at it may have cost.
         """
-        kept = self._journal.entries.get(request.key, {}) if self._journal else {}
-        before = kept.get("lost_usd", 0.0)
+        journal = self._journal if request.worst_usd > 0 else None
+        before = journal.entries.get(request.key, {}).get("lost_usd", 0.0) if journal else 0.0
         worst = request.worst_usd * self._budget.scale
-        noted = self._journal is not None and worst > 0
-        if noted:
-            self._journal.write(replies.loss(request, before + worst))
+        if journal:
+            journal.write(replies.loss(request, before + worst))
         try:
             yield before
         except BaseException as error:
             if not isinstance(error, Failure) or error.may_be_billed:
                 self.usage.lost += 1
                 self._budget.lost_usd += worst
-            elif noted:
-                self._journal.write(replies.loss(request, before))
+            elif journal:
+                journal.write(replies.loss(request, before))
             raise
 
     def _book(self, request: Request, answer: Answer, **more) -> dict:
         """Count what was billed and write the journal, before anything else can go wrong with the
         answer."""
         share = models.BATCH_SHARE if "batch" in more else 1.0
-        priced = self.prices is not None and max(self.prices) > 0
-        tokens = replies.tokens_used(answer, request, priced)
+        tokens = replies.tokens_used(answer, request, self._priced)
         cost = models.cost(self.prices, tokens) * share
         if self._served:
             more["served"] = self._served
@@ -394,6 +402,8 @@ class Client:
             return
         known = len(self._journal.records)
         with self._journal.writing():
+            if self._batches is not None:
+                self._batches.journal.catch_up()
             if len(self._journal.records) != known:
                 self._account()
             yield
@@ -407,7 +417,7 @@ class Client:
         sent = models.adjusted(self.model, asked, self.parameters)
         parts = [place, self.model, sent, replies.json_schema(schema) if schema else None]
         text = json.dumps(parts, ensure_ascii=False, sort_keys=True)
-        body = {"model": self.model}
+        body: dict[str, Any] = {"model": self.model}
         if "max_tokens" not in sent:  # without a limit on the answer there were no worst case
             body["max_completion_tokens"] = DEFAULT_TOKENS
         body |= sent
@@ -452,8 +462,8 @@ class Client:
         """A reply for each request: the fresh one, else the journal's."""
         answers, kept = dict(fresh), []
         for key in dict.fromkeys(request.key for request in made):
-            if key not in fresh:
-                answers[key] = self._read(self._entry(key), schema, read)
+            if key not in fresh and (entry := self._entry(key)) is not None:
+                answers[key] = self._read(entry, schema, read)
                 answers[key].cached = True
                 kept.append(answers[key])
         self.usage.cached += len(kept)
@@ -510,15 +520,18 @@ class _Work:
     def halt(self, error: Exception) -> None:
         """Send nothing more, but let what is under way arrive: it is paid for."""
         self.stop = self.stop or error
-        for task in set(self.tasks) - self.under_way - {asyncio.current_task()}:
-            task.cancel()
+        for task in self.tasks:
+            if task not in self.under_way and task is not asyncio.current_task():
+                task.cancel()
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
-        self.under_way.add(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None, "requests are sent by tasks"
+        self.under_way.add(task)
         try:
             yield
         finally:
-            self.under_way.discard(asyncio.current_task())
+            self.under_way.discard(task)
             if self.stop is not None:  # no further attempt
-                asyncio.current_task().cancel()
+                task.cancel()

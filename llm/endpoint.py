@@ -359,9 +359,10 @@ def _never_arrived(error: BaseException) -> bool:
     """True if there was no connection. Told by names, because the SDK's HTTP library may be httpx,
     httpx2 or aiohttp."""
     names = set()
-    while error is not None:
-        names.add(type(error).__name__)
-        error = error.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        names.add(type(cause).__name__)
+        cause = cause.__cause__
     # The SDK calls aiohttp's broken connections connect timeouts too
     return not names.isdisjoint(("ConnectError", "ConnectTimeout")) and names.isdisjoint(
         ("ServerDisconnectedError", "ClientOSError")

@@ -15,6 +15,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 import utils
 from utils import CourseError
 
@@ -34,18 +36,19 @@ class Journal:
         self.records: list[dict] = []  # all, in the order written
         self.entries: dict[str, dict] = {}  # the last one of each key
         self._size = 0  # bytes of whole lines that were read or written
-        self._lock, self._holders = None, 0
+        self._lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
+        self._holders = 0
         self._written = self._synced = 0  # records, since this process opened the file
         self._sync: asyncio.Task | None = None
         with utils.disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._catch_up()
+        self.catch_up()
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Read what others have written since."""
         if not self.path.exists() or self.path.stat().st_size == self._size:
             return
-        # The size first: what another process adds in between is read again by `_claim`
+        # The size first: what another process adds in between is read again by the next writer
         self._size = self.path.read_bytes().rfind(b"\n") + 1
         self.records = utils.read_jsonl(self.path, self.fields, whole_lines=True)
         self.entries = {record["key"]: record for record in self.records}
@@ -66,10 +69,7 @@ class Journal:
                 self._lock.release()
 
     def _claim(self) -> None:
-        from filelock import FileLock, Timeout
-
         if not self._holders:
-            self._lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
             try:
                 with utils.disk_errors(self.path):
                     self._lock.acquire()
@@ -79,7 +79,7 @@ class Journal:
                     "wait until it is done, stop it, or set another RUN for this one (both would "
                     "ask and pay for the same)."
                 ) from None
-            self._catch_up()
+            self.catch_up()
             if self.path.exists() and self.path.stat().st_size > self._size:
                 os.truncate(self.path, self._size)  # the line of a writer that was killed
         self._holders += 1

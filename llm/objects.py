@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from llm.answers import plain
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 THOUGHTS = re.compile(r"^\s*(?:[<\[](think|thinking|thought|reasoning)[>\]])", re.I)
 THOUGHT = re.compile(r"[<\[]/(?:think|thinking|thought|reasoning)[>\]]", re.I)
+FOLLOWING = re.compile(r"[\s,]*(?=\")")  # the next string of an array
 DECODER = json.JSONDecoder(strict=False)  # line breaks inside strings are read as they stand
 
 
@@ -29,8 +30,8 @@ def strictly(text: str, schema: type[BaseModel]) -> BaseModel:
     return schema.model_validate_json(text)
 
 
-def sentence(error: ValueError) -> str:
-    """Where a text does not match its schema, and why."""
+def sentence(error: Any) -> str:
+    """Where a text does not match its schema, and why, of pydantic's error."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{' at ' + where if where else ''}: {problem['msg'][:100]}"
@@ -99,7 +100,7 @@ def _records(text: str, wanted: type[BaseModel], cut: bool) -> Iterator[dict | N
         yield value if isinstance(value, dict) else None
 
 
-def _value(text: str, start: int) -> tuple[object, int]:
+def _value(text: str, start: int) -> tuple[Any, int]:
     """The JSON value that begins at `start` and where it ends; None where there is none."""
     try:
         return DECODER.raw_decode(text, start)
@@ -138,11 +139,12 @@ def _record(value: dict, wanted: type[BaseModel], optional: tuple[str, ...]) -> 
 
 def _strings(text: str, schema: type[BaseModel], name: str) -> tuple[BaseModel | None, int]:
     """The strings of the first array of strings in a text, those that are whole."""
-    start = re.search(r"\[\s*\"", text)
+    # An array in the middle of a line is part of something else
+    start = re.search(rf"(?:^\s*|\"{name}\"\s*:\s*)\[\s*(?=\")", text, re.M)
     if start is None:
         return None, 0
-    found, unread, place = [], 0, start.start() + 1
-    while (match := re.compile(r"[\s,]*(?=\")").match(text, place)) is not None:
+    found, unread, place = [], 0, start.end()
+    while (match := FOLLOWING.match(text, place)) is not None:
         value, place = _value(text, match.end())
         if value is None:  # the text was cut off in this one
             unread = 1

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm.answers import Answer
 
@@ -43,8 +43,7 @@ class Reply:
     """The answer to one request, in the order asked."""
 
     text: str = ""
-    # An instance of the schema; None without a schema or with an error
-    parsed: BaseModel | None = None
+    parsed: Any = None  # an instance of the schema; None without a schema or with an error
     # Why there is no usable answer: refusal, truncation, schema mismatch, server failure
     error: str | None = None
     finish_reason: str | None = None

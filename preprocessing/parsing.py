@@ -9,33 +9,31 @@ there), and what cannot be read is an error.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import re
-from typing import TYPE_CHECKING, get_args, get_origin
+from typing import TYPE_CHECKING
 
+import prompts
+from llm import objects
 from llm.replies import Reply
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-KOREAN = {
-    "범주": "category",
-    "지시": "instruction",
-    "입력": "input",
-    "출력": "output",
-    "이유": "reason",
-    "점수": "score",
-    "분류": "is_classification",
-}
 MAY_BE_MISSING = ("category", "input")  # a rule rejects an unknown category later, with a reason
-BETWEEN = re.compile(
-    r"\n[\s\-=#*]*(?:(?:task|example|과제|예시?)\s*)?\d*[.):]?[\s\-=#*]*$", re.I
-)  # "### 2." belongs to no record
-NOTHING = re.compile(r"^\W*(noinput|none|n/a|없음|)\W*$", re.I)
+
+
+BETWEEN = re.compile(  # "### 2." belongs to no record
+    rf"\n[\s\-=#*]*(?:(?:{prompts.either(prompts.words('example'))})\s*)?\d*[.):]?[\s\-=#*]*$", re.I
+)
+NOTHING = re.compile(rf"^\W*({prompts.either(prompts.words('nothing'))}|)\W*$", re.I)
 NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
-YES, NO = ("yes", "true", "예", "네", "맞음"), ("no", "false", "아니요", "아니오", "아님")
+FENCE = re.compile(r"^[ \t]*```.*$", re.M)
+LABELLED = re.compile(r"^[\s>*#\-]*(?:\d+\s*[.)]|[^\n:：]{1,24}[:：][ \t]*\S)", re.M)
+FAREWELL = re.compile(
+    rf"\n\s*\n[\s*_>-]*(?:{prompts.either(prompts.words('farewell'))})[^\n]*\s*\Z", re.I
+)
+YES, NO = prompts.words("yes"), prompts.words("no")
 
 
 def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
@@ -43,9 +41,9 @@ def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
     Refusals and failures stay as they are."""
     if reply.error and reply.finish_reason != "length":
         return reply
-    value = read(reply.text, schema, cut=reply.finish_reason == "length")
+    value, unread = _found(reply.text, schema, cut=reply.finish_reason == "length")
     error = None if value else reply.error or f"no {schema.__name__} can be read in it"
-    return dataclasses.replace(reply, parsed=value, error=error)
+    return dataclasses.replace(reply, parsed=value, error=error, unread=unread)
 
 
 def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | None:
@@ -55,50 +53,60 @@ def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | N
         schema: flat, or with one field that is a list of strings or of flat models.
         cut: the text ended at its length limit, so its last record is not whole and is left out.
     """
+    return _found(text, schema, cut)[0]
+
+
+def _found(text: str, schema: type[BaseModel], cut: bool) -> tuple[BaseModel | None, int]:
+    """`(instance, records that could not be read)`: from JSON if there is any, else by labels or
+    numbers."""
     from pydantic import ValidationError
 
-    with contextlib.suppress(ValidationError):
-        if (value := _json(text)) is not None:
-            return schema.model_validate(
-                {next(iter(schema.model_fields)): value} if isinstance(value, list) else value
-            )
-    (name, field), *others = schema.model_fields.items()
-    inner = (
-        get_args(field.annotation)[0]
-        if get_origin(field.annotation) is list and not others
-        else None
-    )
+    value, unread = objects.leniently(text, schema, cut, MAY_BE_MISSING)
+    if value is not None:
+        return value, unread
+    text = _bare(text)
+    name, inner = objects.list_field(schema)
     if inner is str:
-        found = numbered(text, cut)
-    else:
-        found = []
-        for record in records(
-            text, tuple((inner or schema).model_fields), cut and inner is not None
-        ):
-            with contextlib.suppress(ValidationError):
-                found.append((inner or schema).model_validate(_typed(record, inner or schema)))
+        entries = numbered(text, cut)
+        return (schema.model_validate({name: entries}) if entries else None), int(cut)
+    wanted = inner or schema
+    found, unread = [], int(cut)
+    for record in records(text, tuple(wanted.model_fields), cut and inner is not None):
+        try:
+            found.append(wanted.model_validate(_typed(record, wanted)))
+        except ValidationError:
+            unread += 1
     if not found:
-        return None
-    return schema.model_validate({name: found}) if inner else found[0]
+        return None, unread
+    return (schema.model_validate({name: found}) if inner else found[0]), unread
 
 
-def _json(text: str):
-    """The first JSON object or array in a text, None where there is none that is whole."""
-    start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
-    try:
-        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
-    except ValueError:
-        return None
+def _bare(text: str) -> str:
+    """A text without what stands around the answer: thoughts, a fence, a farewell."""
+    text = objects.without_thoughts(text)
+    fences = list(FENCE.finditer(text))
+    # Fences inside the answer come in pairs, so that an odd one, or the first where the answer
+    # begins inside it, belongs to the whole
+    if len(fences) == 1 or (fences and len(fences) % 2 == 0 and not _begun(text, fences[0])):
+        end = fences[-1].start() if len(fences) > 1 else len(text)
+        text = text[fences[0].end() : end]
+    return FAREWELL.sub("", text)
+
+
+def _begun(text: str, fence: re.Match) -> bool:
+    """Has the answer begun before a fence? Then the fence is part of it."""
+    return LABELLED.search(text, 0, fence.start()) is not None
 
 
 def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[str, str]]:
     """Labelled records (`field: value`, a value may go on over lines), each with all `fields`; one
     without a needed field is dropped."""
-    names = {name: name for name in fields} | {
-        korean: name for korean, name in KOREAN.items() if name in fields
-    }
+    names = {name: name for name in fields}
+    for language in prompts.LANGUAGES.values():
+        names |= {label: name for label, name in language.field_labels.items() if name in fields}
+    number = r"(?:\d+\s*[.)]\s*)?"
     label = re.compile(
-        rf"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*({'|'.join(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
+        rf"^[\s>*#\-]*{number}\**\s*({prompts.either(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
     )
     found: list[dict[str, str]] = []
     current = None

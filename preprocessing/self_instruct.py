@@ -8,9 +8,11 @@ twenty whole tasks at once. Not in here: what becomes of the tasks (`curation.py
 
 from __future__ import annotations
 
+import functools
 import random
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 import prompts
 import utils
@@ -20,6 +22,7 @@ from preprocessing import parsing
 
 SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
 INSTANCES = 5  # at most, of one instruction
+FEW = 3  # replies that cannot be read, and no other, are enough to stop
 
 
 class Strict(BaseModel):
@@ -28,8 +31,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# A server that keeps to the schema can write these categories only; from one that does not, any
+# text is read, and a rule rejects what is none (curation.problem), with a reason
+Category = Annotated[
+    str,
+    WithJsonSchema({"type": "string", "enum": list(prompts.CATEGORIES)}, mode="serialization"),
+]
+
+
 class Task(Strict):
-    category: str
+    category: Category
     instruction: str
     input: str
     output: str
@@ -45,7 +56,7 @@ class Instructions(Strict):
 
 class Kind(Strict):
     is_classification: bool
-    category: str
+    category: Category
 
 
 class InputFirst(Strict):
@@ -122,10 +133,37 @@ async def ask(
     batch: bool = False,
 ) -> list[Reply]:
     """Ask a teacher with a strict JSON schema, or, with `text`, read plain text (the requests must
-    ask for it); `batch`: half the price."""
+    ask for it); `batch`: half the price.
+
+    Raises:
+        CourseError: none of several replies can be read, so more of them would be paid for nothing.
+    """
     send = teacher.complete_batch if batch else teacher.complete
-    replies = await send(requests, None if text else schema)
-    return [parsing.filled(reply, schema) for reply in replies] if text else replies
+    if text:
+        replies = await send(requests, None, functools.partial(parsing.filled, schema=schema))
+    else:
+        replies = await send(requests, schema)
+    _stop_at_junk(teacher.model, replies, schema, text)
+    return replies
+
+
+def _stop_at_junk(model: str, replies: list[Reply], schema: type[BaseModel], text: bool) -> None:
+    said = [reply for reply in replies if reply.text]
+    if len(said) < FEW or any(reply.parsed for reply in said):
+        return
+    if all(reply.finish_reason == "length" for reply in said):
+        advice = "They are cut off: raise TEACHER_TOKENS."
+    elif text:
+        advice = (
+            "REPLY_FORMAT is 'text' already, so this model does not follow a format: set another "
+            "TEACHER."
+        )
+    else:
+        advice = "Set REPLY_FORMAT to 'text' if the server cannot be held to a JSON schema."
+    raise utils.CourseError(
+        f"None of {len(said)} replies of {model} can be read as {schema.__name__}, so nothing more "
+        f"is asked ({said[0].error}; it begins {said[0].text.strip()[:60]!r}). {advice}"
+    )
 
 
 def request(
@@ -143,10 +181,10 @@ def request(
 
     `material` comes from `grounding.prompt_block` and stands last, below every rule.
     """
-    form = prompts.TEXT_FORMAT[language][schema.__name__] if text else ""
+    form = prompts.LANGUAGES[language].text_format[schema.__name__] if text else ""
     return {
         "messages": [
-            {"role": "system", "content": prompts.TEACHER_SYSTEM[language]},
+            {"role": "system", "content": prompts.LANGUAGES[language].teacher_system},
             {
                 "role": "user",
                 "content": "\n\n".join(part for part in (content, form, material) if part),
@@ -160,7 +198,11 @@ def request(
 
 def _within(content: str, language: str, domain: str) -> str:
     """The request limited to a domain, where there is one."""
-    return f"{content}\n\n{prompts.DOMAIN[language].format(domain=domain)}" if domain else content
+    return (
+        f"{content}\n\n{prompts.LANGUAGES[language].domain.format(domain=domain)}"
+        if domain
+        else content
+    )
 
 
 # --- Alpaca: one request, twenty tasks ------------------------------------------------------------
@@ -178,13 +220,13 @@ def batch_request(
     """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
     reply is a `TaskBatch`."""
     shown = [
-        prompts.DEMONSTRATION[language].format(
+        prompts.DEMONSTRATION.format(
             number=i,
             **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'},
         )
         for i, task in enumerate(demonstrations, 1)
     ]
-    content = prompts.TEACHER_BATCH[language].format(
+    content = prompts.LANGUAGES[language].teacher_batch.format(
         count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
     )
     return request(
@@ -219,7 +261,7 @@ def instructions_request(
     """Step 1: new instructions; of the demonstrations only the instructions are shown. The reply is
     `Instructions`."""
     shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
-    content = prompts.INSTRUCTIONS[language].format(count=count, demonstrations=shown)
+    content = prompts.LANGUAGES[language].instructions.format(count=count, demonstrations=shown)
     return request(
         _within(content, language, domain),
         language,
@@ -244,7 +286,7 @@ def recognise_request(
         f"{seed['instruction']} -> {str(seed['is_classification']).lower()}, {seed['category']}"
         for seed in shown
     )
-    content = prompts.RECOGNISE[language].format(
+    content = prompts.LANGUAGES[language].recognise.format(
         categories=", ".join(prompts.CATEGORIES), demonstrations=lines, instruction=instruction
     )
     return request(content, language, 0, 60, Kind, text, temperature=0.0)
@@ -255,12 +297,13 @@ def instances_request(
 ) -> dict:
     """Step 3: inputs and outputs; for a classification the output comes first, else the inputs all
     lean to one label."""
+    texts = prompts.LANGUAGES[language]
     template, schema = (
-        (prompts.OUTPUT_FIRST, OutputFirstInstances)
+        (texts.output_first, OutputFirstInstances)
         if is_classification
-        else (prompts.INPUT_FIRST, InputFirstInstances)
+        else (texts.input_first, InputFirstInstances)
     )
-    content = template[language].format(count=INSTANCES, instruction=instruction)
+    content = template.format(count=INSTANCES, instruction=instruction)
     return request(content, language, 0, 400 * INSTANCES, schema, text)
 
 
@@ -301,8 +344,8 @@ def usable_instances(reply: Reply) -> tuple[list[tuple[str, str]], str | None]:
     where none is left.
 
     Dropped: an empty output, one that repeats its input or ends in a colon, and repeated pairs; at
-    most `INSTANCES` stay. One input with two different outputs drops the whole task. A reply cut by
-    its length does not match its schema and has no instances.
+    most `INSTANCES` stay. One input with two different outputs drops the whole task. Of a reply cut
+    by its length the last instance is not whole and was not read.
     """
     if reply.parsed is None:
         return [], reply.error or "no instances"

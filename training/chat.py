@@ -88,6 +88,9 @@ def choose_stop(model, tokenizer) -> Stop:
     tied output head frozen, so the token can hardly be learnt (the same fault: QwenLM/Qwen3#1064,
     axolotl and LLaMA-Factory reports). `<eos>` can: the model has seen it at the end of every
     document. So: the template's token for tuned models, `<eos>` for base models.
+
+    Raises:
+        CourseError: the model's logits are not numbers, as with fp16 where activations overflow.
     """
     import torch
 
@@ -95,6 +98,13 @@ def choose_stop(model, tokenizer) -> Stop:
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
     with torch.no_grad():
         logits = model(**ids).logits[0, -1].float()
+    if logits.isnan().any():  # no comparison with NaN is true, so every token would have rank 1
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise CourseError(
+            f"This model's logits are not numbers (NaN) in {dtype} on {model.device.type}: fp16 "
+            "ends at 65,504, and larger activations overflow. Set another BASE_MODEL, or take a "
+            "GPU with bf16, such as an L4."
+        )
     rank = int((logits > logits[turn_end]).sum()) + 1
     stop = turn_end if rank <= 100 else tokenizer.eos_token_id
     return Stop(tokenizer.convert_ids_to_tokens(stop), stop, turn_end, rank, logits.numel())

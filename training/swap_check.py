@@ -218,7 +218,8 @@ def mask(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
         ]
         for end in ends:
             labels = chat.encode(row, tokenizer, _stop(end, ends, tokenizer))["labels"]
-            learnt, piece = [], []
+            learnt: list[str] = []
+            piece: list[int] = []
             for label in labels:
                 if label == end:
                     learnt.append(tokenizer.decode(piece).strip())
@@ -293,8 +294,16 @@ def memory(config, device: machine.Device, encoded: list[dict]) -> tuple[str, st
     trained = sum(label != chat.IGNORED for row in encoded for label in row["labels"]) / sum(
         lengths
     )
-    options = {"checkpointing": device.name == "cuda", "answers": (ANSWERS, lengths[-1] + LONGEST)}
-    forecast = preflight.predict(config, device, 1, sum(lengths[-BATCH:]), RANK, trained, **options)
+    forecast = preflight.predict(
+        config,
+        device,
+        1,
+        sum(lengths[-BATCH:]),
+        RANK,
+        trained,
+        checkpointing=device.name == "cuda",
+        answers=(ANSWERS, lengths[-1] + LONGEST),
+    )
     try:
         preflight.check(forecast)
     except CourseError as error:
@@ -421,7 +430,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Not ready: {', '.join(failed)} FAILED.")
         return 1
     print(
-        f"Ready: set BASE_MODEL to {options.model!r} (or COURSE_BASE_MODEL={options.model} make run)."
+        f"Ready: set BASE_MODEL to {options.model!r} "
+        f"(or COURSE_BASE_MODEL={options.model} make run)."
     )
     return 0
 

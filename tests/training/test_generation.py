@@ -8,7 +8,7 @@ import pytest
 
 import utils
 from training import generation
-from training.chat import Stop
+from training.chat import Stop, chat_prompt
 from training.generation import Answer, Decoding
 
 ITEMS = [
@@ -44,6 +44,51 @@ def test_batches_give_the_answers_of_single_prompts(tiny, stop):
     assert together == alone and all(answer.tokens <= 8 for answer in together)
 
 
+def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, monkeypatch):
+    """Else a batch is computed to the end of its longest row; and a row that goes on from a cache
+    of fewer rows must not read another row's past."""
+    model, tokenizer = tiny
+    texts = [
+        "Hi",
+        "하늘은 왜 파란가요? 두 문장으로 설명해 주세요.",
+        "Name a fruit and a colour.",
+        "왜?",
+    ]
+    monkeypatch.setattr(generation, "SLICE", 64)
+    inputs = tokenizer(
+        [chat_prompt(text, tokenizer) for text in texts],
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    how = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    never = len(tokenizer) - 1
+    whole = generation._written(model, inputs, Stop("x", never, never, 1, 1), 24, how)
+    # A token that some rows write early and others late, or never
+    ended = {token: [token in ids[:6] for ids in whole] for ids in whole for token in ids}
+    token = next(token for token, early in ended.items() if 0 < sum(early) < len(texts))
+    end = Stop("x", token, token, 1, 1)
+    how["eos_token_id"] = end.ids
+    expected = generation._written(model, inputs, end, 24, how)
+    rows = []
+    forward = type(model).forward
+
+    def counted(self, input_ids=None, **kwargs):
+        rows.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    monkeypatch.setattr(generation, "SLICE", 4)
+    sliced = generation._written(model, inputs, end, 24, how)
+
+    def until_the_end(ids):
+        return generation.cut(ids, tokenizer, end)
+
+    assert [until_the_end(ids) for ids in sliced] == [until_the_end(ids) for ids in expected]
+    assert rows[0] == 4 and rows[-1] < 4 and rows == sorted(rows, reverse=True)
+
+
 def test_answer_is_cut_at_the_first_stop_token(tiny, stop):
     tokenizer = tiny[1]
     ids = tokenizer("파란 하늘", add_special_tokens=False).input_ids
@@ -66,9 +111,11 @@ def test_words_that_look_like_a_prompt_are_not_cut(tiny, stop):
 
 
 def test_sampling_is_repeatable_and_greedy_is_the_default(tiny, stop):
-    sample = lambda seed: generation.generate(
-        *tiny, ["Hi"], stop, max_new_tokens=12, temperature=1.0, seed=seed
-    )
+    def sample(seed):
+        return generation.generate(
+            *tiny, ["Hi"], stop, max_new_tokens=12, temperature=1.0, seed=seed
+        )
+
     assert sample(1) == sample(1) != sample(2)
     assert Decoding().temperature == 0
 
