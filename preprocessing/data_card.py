@@ -18,13 +18,14 @@ from llm import models
 from preprocessing.ledger import Ledger
 
 TERMS = {
-    settings.REHEARSAL: "Recorded replies written for this course, under its licence (see LICENSE).",
+    settings.REHEARSAL: "Recorded replies written for this course, under its licence (see "
+    "LICENSE).",
     models.OPENAI: "Generated with an OpenAI model: its terms forbid using the output to develop "
     "models that compete with OpenAI.",
     models.OPEN: "Generated with an open model: its licence decides what the output may be used "
     "for.",
-    models.UNKNOWN: "Generated with a model whose terms this course does not know: read them before "
-    "you use or publish the rows.",
+    models.UNKNOWN: "Generated with a model whose terms this course does not know: read them "
+    "before you use or publish the rows.",
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import prompts
 from llm import objects
@@ -28,7 +28,9 @@ BETWEEN = re.compile(  # "### 2." belongs to no record
 )
 NOTHING = re.compile(rf"^\W*({prompts.either(prompts.words('nothing'))}|)\W*$", re.I)
 NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
-FENCE = re.compile(r"^[ \t]*```.*$", re.M)
+CLOSING = re.compile(
+    r"(?<=\n)```[ \t]*(?:\n|\Z)"
+)  # a fence that opens nothing, on a line of its own
 LABELLED = re.compile(r"^[\s>*#\-]*(?:\d+\s*[.)]|[^\n:：]{1,24}[:：][ \t]*\S)", re.M)
 FAREWELL = re.compile(
     rf"\n\s*\n[\s*_>-]*(?:{prompts.either(prompts.words('farewell'))})[^\n]*\s*\Z", re.I
@@ -69,7 +71,7 @@ def _found(text: str, schema: type[BaseModel], cut: bool) -> tuple[BaseModel | N
     if inner is str:
         entries = numbered(text, cut)
         return (schema.model_validate({name: entries}) if entries else None), int(cut)
-    wanted = inner or schema
+    wanted: Any = inner or schema
     found, unread = [], int(cut)
     for record in records(text, tuple(wanted.model_fields), cut and inner is not None):
         try:
@@ -84,18 +86,15 @@ def _found(text: str, schema: type[BaseModel], cut: bool) -> tuple[BaseModel | N
 def _bare(text: str) -> str:
     """A text without what stands around the answer: thoughts, a fence, a farewell."""
     text = objects.without_thoughts(text)
-    fences = list(FENCE.finditer(text))
-    # Fences inside the answer come in pairs, so that an odd one, or the first where the answer
-    # begins inside it, belongs to the whole
-    if len(fences) == 1 or (fences and len(fences) % 2 == 0 and not _begun(text, fences[0])):
-        end = fences[-1].start() if len(fences) > 1 else len(text)
-        text = text[fences[0].end() : end]
+    first, last = text.find("```"), text.rfind("```")
+    if first >= 0:
+        odd = text.count("```") % 2 == 1  # else fences come in pairs, as around code in an answer
+        opening = LABELLED.search(text, 0, first) is None  # nothing of the answer stands before it
+        if opening != odd and CLOSING.match(text, last):
+            text = text[:last]
+        if opening:
+            text = text[first:].partition("\n")[2]
     return FAREWELL.sub("", text)
-
-
-def _begun(text: str, fence: re.Match) -> bool:
-    """Has the answer begun before a fence? Then the fence is part of it."""
-    return LABELLED.search(text, 0, fence.start()) is not None
 
 
 def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[str, str]]:
