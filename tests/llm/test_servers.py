@@ -217,7 +217,7 @@ def test_the_context_of_a_real_server_is_not_the_limit_of_the_answer(tmp_path):
     long, short = "word " * 600, "Write a long story about a river. " * 4
     requests = [
         {"messages": [{"role": "user", "content": text}], "max_completion_tokens": limit}
-        for text, limit in ((long, 8), (short, 4000), ("Say yes.", 8))
+        for text, limit in ((long, 8), (short, 400), ("Say yes.", 8))
     ]
     over, cut, limited = run(real, requests)
     assert over.error.startswith("the request is too long (400)"), over.error
