@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -68,7 +69,7 @@ def main() -> None:
         child = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--case", json.dumps(case)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
         length, packed, attention, way = case
         result = {"length": length, "packed": packed, "attention": attention, "way": way}
@@ -179,20 +180,13 @@ def measure(options, length: int, packed: bool, attention: str, way: str) -> dic
         wait()
         seconds = (time.perf_counter() - started) / options.steps
     rows, row = (1, BATCH * length) if packed else (BATCH, length)
-    kind = {
-        "loss": KINDS[way],
-        "trained": 0.5,
-        "checkpointing": True,
-        "gpu": "L4",
-    }  # the table's ceiling is not used below
-    predicted = preflight.predict(model.config, device, rows, row, RANK, **kind)
-    useful = preflight.predict(
-        model.config,
-        device,
-        BATCH,
-        128 if packed else length,
-        RANK,
-        **(kind | {"loss": "trained positions"}),
+    # The table's ceiling (of an L4) is not used below
+    predict = functools.partial(
+        preflight.predict, trained=0.5, rank=RANK, checkpointing=True, gpu="L4"
+    )
+    predicted = predict(model.config, device, rows, row, loss=KINDS[way])
+    useful = predict(
+        model.config, device, BATCH, 128 if packed else length, loss="trained positions"
     )
     tokens = BATCH * length * ACCUMULATION
     return {
