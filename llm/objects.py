@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 THOUGHTS = re.compile(r"^\s*(?:[<\[](think|thinking|thought|reasoning)[>\]])", re.I)
 THOUGHT = re.compile(r"[<\[]/(?:think|thinking|thought|reasoning)[>\]]", re.I)
+# How an object begins: its first name, and the bracket after it where its value is no text
+OPENING = re.compile(r"\{\s*[\"'“]?(\w+)[\"'”]?\s*:\s*([\[{]?)")
 FOLLOWING = re.compile(r"[\s,]*(?=\")")  # the next string of an array
 DECODER = json.JSONDecoder(strict=False)  # line breaks inside strings are read as they stand
 
@@ -86,18 +88,23 @@ def list_field(schema: type[BaseModel]) -> tuple[str, type | None]:
 
 
 def _records(text: str, wanted: type[BaseModel], cut: bool) -> Iterator[dict | None]:
-    """The objects in a text that have, or should have, the fields of `wanted`: each as a
-    dictionary, or None where one begins that cannot be read."""
-    opening = re.compile(r"\{\s*[\"'“]?(?:" + "|".join(wanted.model_fields) + r")\b", re.I)
+    """The objects in a text that have any of the fields of `wanted`: each as a dictionary, or None
+    where one begins that cannot be read."""
     place = 0
-    while (start := opening.search(text, place)) is not None:
+    while (start := OPENING.search(text, place)) is not None:
+        known = start[1].lower() in wanted.model_fields
+        if start[2] and not known:  # an object around the records
+            place = start.start(2)
+            continue
         value, place = _value(text, start.start())
         if value is None:
-            following = opening.search(text, start.end())
+            following = OPENING.search(text, start.end())
             place = following.start() if following else len(text)
             whole = following or not cut
             value = _repaired(text[start.start() : place]) if whole else None
-        yield value if isinstance(value, dict) else None
+        names = {str(name).lower() for name in value} if isinstance(value, dict) else set()
+        if known or names & wanted.model_fields.keys():
+            yield value if names else None
 
 
 def _value(text: str, start: int) -> tuple[Any, int]:
