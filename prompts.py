@@ -84,6 +84,9 @@ class Language:
     # Reading what an instruction asks for (preprocessing/diversity.py)
     asks: dict
 
+    # Labels of the report page and of the vote (evaluation/report.py, evaluation/vote.py)
+    page: dict[str, str]
+
     def share(self, text: str) -> float:
         """Share of a text's letters in this language's scripts, in [0, 1]; 0 without letters."""
         # Composed first: macOS writes file names and some editors texts with one code a jamo

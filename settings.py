@@ -361,7 +361,10 @@ class Settings:
     loss_rows: int = _size(4, 2, "rows on which three ways to the loss are measured")
     loss_repeats: int = _size(2, 1, "measurements of each way")
     prompts: int = _size(60, 12, "evaluation prompts; 0: all", gpu=0)
-    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged")
+    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged", gpu=512)
+    judge_tokens: int = _setting(
+        "400", "tokens of a judge's reply; a judge that thinks aloud needs more", as_count
+    )
     calibration_pairs: int = _size(0, 24, "labelled pairs for the judge; 0: all")
     probe_pairs: int = _size(12, 3, "labelled pairs for each attack on the judge")
 
@@ -406,15 +409,18 @@ class Settings:
         """pip's arguments for what these settings need; stand-ins only where they are chosen.
 
         Where the GPU can use it, the package that brings FlashAttention-2 ready-made, in the
-        version that transformers asks for (another one it refuses).
+        version that transformers asks for (another one it refuses). Not for the packaged student:
+        it is small, and with the transformers that it needs this would take huggingface_hub 2.
         """
         arguments = ["-r", str(utils.ROOT / "requirements.txt")]
-        if self.rehearsal or self.packaged:
+        if self.rehearsal:
             arguments += ["-r", str(utils.ROOT / "requirements" / "rehearsal.txt")]
+        if self.packaged:
+            arguments += ["-r", str(utils.ROOT / "requirements" / "student.txt")]
+        elif utils.gpu_capability() >= 8:
+            arguments.append("transformers[kernels]")
         if self.quantize == "4bit":
             arguments.append("bitsandbytes>=0.46")
-        if utils.gpu_capability() >= 8:
-            arguments.append("transformers[kernels]")
         return arguments
 
     def connection(self, model: str, most_tokens: int = 0) -> dict:
