@@ -357,11 +357,15 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
+def _stable(value: object) -> list | str:
+    """What JSON cannot hold, in a form that is the same in every process: sets have no order."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
 def fingerprint(*parts) -> str:
     """A short stable hash of anything JSON can hold: the same inputs, the same work, so that it may
     be reused."""
-    stable = lambda value: sorted(value) if isinstance(value, set | frozenset) else str(value)  # noqa: E731 (sets have no order)
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=stable)
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_stable)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

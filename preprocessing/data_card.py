@@ -36,6 +36,10 @@ def terms_of(teacher: str) -> str:
     return settings.REHEARSAL if stand_in else models.family(teacher)
 
 
+def _listed(counts: Counter) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
 def describe(
     ledger: Ledger, gate: dict, method: str, paid_usd: float, thresholds: dict[str, float]
 ) -> str:
@@ -43,8 +47,11 @@ def describe(
     rows = ledger.kept
     teachers = Counter(row["teacher"] for row in rows)
     terms = {terms_of(name) for name in teachers}
-    languages, categories = (Counter(row[key] for row in rows) for key in ("language", "category"))
-    listed = lambda counts: ", ".join(f"{name} {count}" for name, count in counts.most_common())  # noqa: E731
+    languages = Counter([row["language"] for row in rows])
+    categories = Counter([row["category"] for row in rows])
+    size = "10K<n<100K"
+    if len(rows) < 10_000:
+        size = "n<1K" if len(rows) < 1000 else "1K<n<10K"
     funnel = "\n".join(f"| {stage} | {left} |" for stage, left in ledger.funnel())
     head = "\n".join(f"- {language}" for language in sorted(languages))
     return f"""---
@@ -57,7 +64,7 @@ tags:
 - self-instruct
 - synthetic
 size_categories:
-- {"n<1K" if len(rows) < 1000 else "1K<n<10K" if len(rows) < 10_000 else "10K<n<100K"}
+- {size}
 ---
 
 # Instruction data made with Instruction Tuning from Scratch
@@ -66,9 +73,9 @@ size_categories:
 
 | | |
 |---|---|
-| teacher | {listed(teachers)} |
-| languages | {listed(languages)} |
-| categories | {listed(categories)} |
+| teacher | {_listed(teachers)} |
+| languages | {_listed(languages)} |
+| categories | {_listed(categories)} |
 | with an input | {sum(bool(row["input"]) for row in rows)} |
 | paid | ${paid_usd:.2f} |
 | thresholds | {", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())} |

@@ -193,7 +193,9 @@ class Ledger:
                 f"Only {len(self.kept)} of {len(self.rows)} rows are left and {least} are needed "
                 f"(most were lost to {worst!r}): {advice} or look into ledger.jsonl."
             )
-        kept = [{key: value for key, value in row.items() if key != "fate"} for row in self.kept]
+        kept = [row.copy() for row in self.kept]
+        for row in kept:
+            del row["fate"]
         return utils.write_jsonl(folder / "instruction.jsonl", kept)
 
 
