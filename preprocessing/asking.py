@@ -1,7 +1,7 @@
 """The requests of a run, round by round: which seeds are shown, what is asked for, what comes back.
 
 What it does: ask a teacher in the way that the settings choose (METHOD, REPLY_FORMAT, DOMAIN,
-GROUNDING, BATCH), and book the replies in the ledger. What it does not do: word a request
+GROUNDING, ANSWER_LENGTH, BATCH), and book the replies in the ledger. What it does not do: word a request
 (self_instruct.py), read a reply (parsing.py), filter (curation.py) or decide when to stop (the
 notebook does).
 """
@@ -67,6 +67,7 @@ class Rounds:
             self.chosen.domain,
             self.text,
             grounding.prompt_block(self.passages, language),
+            self.chosen.answer_length,
         )
         return Asked(language, shown, request)
 
@@ -110,7 +111,7 @@ class Rounds:
             return
         pending = ledger.open("instances")
         completed = await self_instruct.complete_instructions(
-            self._ask, pending, self.seeds, self.text
+            self._ask, pending, self.seeds, self.text, self.chosen.answer_length
         )
         for row, (kind, pairs, reason, cost_usd) in zip(pending, completed, strict=True):
             ledger.complete(row, kind, pairs, reason, cost_usd)
