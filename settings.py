@@ -22,7 +22,11 @@ from urllib.parse import urlsplit
 import utils
 from utils import CourseError
 
-LANGUAGES = {"en": "English", "ko": "Korean"}
+# By code; a file more is a language more, and prompts.py reads all that it says.
+LANGUAGES = {
+    path.stem: utils.read_toml(path)["name"]
+    for path in sorted((utils.DATA / "languages").glob("*.toml"))
+}
 
 PACKAGED_STUDENT = "gemma-3-270m"  # the pretrained student from PyPI ...
 PACKAGED_HUB_ID = "google/gemma-3-270m"  # ... and what it is
@@ -83,12 +87,13 @@ def as_run(name: str, value: object) -> str:
 
 
 def as_languages(name: str, value: object) -> tuple[str, ...]:
-    """`"en"`, `"ko"` or `"both"` as a tuple of codes."""
+    """A code, or `"both"` for all of them, as a tuple of codes."""
     codes = tuple(LANGUAGES) if value == "both" else (str(value),)
     for code in codes:
         if code not in LANGUAGES:
+            known = ", ".join(f"'{known}'" for known in LANGUAGES)
             raise CourseError(
-                f"{name} is {code!r}, but this course has data and prompts for 'en', 'ko' and "
+                f"{name} is {code!r}, but this course has data and prompts for {known} and "
                 "'both' only."
             )
     return codes

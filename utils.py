@@ -150,7 +150,8 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
     path = Path(path)
     if not path.exists():
         raise CourseError(
-            f"{short(path)} does not exist: run the notebook that makes it first, or check the path."
+            f"{short(path)} does not exist: run the notebook that makes it first, or check the "
+            "path."
         )
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -185,6 +186,20 @@ def _fields(pairs: list[tuple]) -> dict:
             f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice"
         )
     return record
+
+
+def read_toml(path: str | Path) -> dict:
+    """The entries of a TOML file.
+
+    Raises:
+        CourseError: it is no TOML; the line is named.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError are both ValueErrors
+        raise CourseError(f"{short(path)} is not valid TOML ({error}); mend it.") from None
 
 
 def read_json(path: str | Path) -> dict:

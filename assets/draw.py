@@ -208,34 +208,32 @@ def sources(rooms: dict[str, list[str]]) -> dict[tuple[str, str], str]:
     return texts
 
 
+def arrows(rooms: dict[str, list[str]]) -> dict[str, set[tuple[str, str]]]:
+    """For each room, and for "notebook", the `(room, module)` that its files import."""
+    used = {}
+    for (room, _), code in sources(rooms).items():
+        used.setdefault(room, set()).update(imported(code, rooms))
+    return used
+
+
 def code_tree(korean: bool) -> str:
     """The folders as rooms: the notebook above the folder of its name, the modules in each, and
     from which rooms a room imports. Arrows run downwards only (`make lint` checks it)."""
     rooms = modules()
-    used = {place: imported(code, rooms) for place, code in sources(rooms).items()}
-    by_notebooks = set()
-    for (room, _), found in used.items():
-        if room == "notebook":
-            by_notebooks |= found
+    used = arrows(rooms)
     column, gap, line = 276, 24, 19
-
-    def below(room: str) -> str:
-        """The rooms that this one imports from, in the order of the house."""
-        others = set()
-        for (place, _), found in used.items():
-            if place == room:
-                others |= {other for other, _ in found}
-        reached = [other for other in ROOMS if other in others - {room, "root"}]
-        return "→ " + ", ".join([*reached, p.say(("the root", "루트"))])
 
     def draw(room: str, x: float, y: float, tall: float) -> None:
         name = p.say(("in the root", "루트")) if room == "root" else f"{room}/"
         p.box(x, y, column, tall)
         p.text(x + 18, y + 28, name, 15, bold=True, mono=room != "root")
         if room != "root":
-            p.text(x + 18, y + 48, below(room), 12, tone="soft", room=column - 36)
+            others = {other for other, _ in used[room]} - {room, "root"}
+            below = [other for other in ROOMS if other in others]
+            note = "→ " + ", ".join([*below, p.say(("the root", "루트"))])
+            p.text(x + 18, y + 48, note, 12, tone="soft", room=column - 36)
         for i, module in enumerate(rooms[room]):
-            called = (room, module) in by_notebooks
+            called = (room, module) in used["notebook"]
             p.text(
                 x + 18,
                 y + 76 + line * i,
@@ -289,8 +287,8 @@ def record(korean: bool) -> str:
         "id": ("its name in every file", "어느 파일에서든 쓰는 이름"),
         "language": ("en or ko", "en 또는 ko"),
         "category": ("one of twelve", "열두 가지 가운데 하나"),
-        "instruction": ("what is asked", "시키는 일"),
-        "input": ("the material, if any", "재료 (없을 수도 있음)"),
+        "instruction": ("what is asked", "지시"),
+        "input": ("the material, if any", "자료 (없을 수도 있음)"),
         "output": ("a good answer", "좋은 답"),
         "source": ("who wrote it", "누가 썼는지"),
     }
@@ -431,7 +429,7 @@ def dedup_join(korean: bool) -> str:
     )
     top = (
         f"{count} texts make {pairs} pairs. Blue: the rarer words of each. Texts meet only there.",
-        f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 낱말. 글은 여기에서만 만납니다.",
+        f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 단어. 글은 여기에서만 만납니다.",
     )
     p.text(22, 34, top, 15, bold=True)
     for i, text in enumerate(JOIN_TEXTS):
@@ -445,12 +443,12 @@ def dedup_join(korean: bool) -> str:
         p.spans(56, y, pieces)
     titles = (
         (
-            ("1. share a rare word", "1. 드문 낱말을 함께 가진 쌍"),
+            ("1. share a rare word", "1. 드문 단어를 함께 가진 쌍"),
             ("the others never meet", "나머지는 만나지도 않음"),
         ),
         (
             ("2. bit patterns are near", "2. 비트 무늬가 가까운 쌍"),
-            ("number: bits that differ", "숫자: 서로 다른 비트"),
+            ("numbers count bits that differ", "숫자는 서로 다른 비트의 수"),
         ),
         (
             ("3. LCS: ROUGE-L > 0.7", "3. LCS: ROUGE-L > 0.7"),
@@ -491,7 +489,7 @@ def dedup_join(korean: bool) -> str:
     end = (
         f"Texts {i + 1} and {j + 1} have the same words in another order: no bit differs, so only "
         "their longest common subsequence tells.",
-        f"{i + 1}번과 {j + 1}번은 낱말이 같고 순서만 달라 비트로는 구별되지 않습니다. 최장 공통 "
+        f"{i + 1}번과 {j + 1}번은 단어가 같고 순서만 달라 비트로는 구별되지 않습니다. 최장 공통 "
         "부분 수열(LCS)만이 가려냅니다.",
     )
     p.text(22, 582, end, 13, tone="soft")
@@ -692,7 +690,8 @@ def position_swap(korean: bool) -> str:
     end = (
         "Inconsistent: the verdict follows the position, not the answer. It is counted, never "
         "hidden among the ties.",
-        "불일치: 판정이 답이 아니라 자리를 따라갔다는 뜻입니다. 무승부 속에 감추지 않고 따로 셉니다.",
+        "불일치: 판정이 답이 아니라 자리를 따라갔다는 뜻입니다. 무승부 속에 감추지 않고 따로 "
+        "셉니다.",
     )
     for i, line in enumerate(wrapped(p.say(end), 420, 13)):
         p.text(x0, 394 + 19 * i, line, 13, tone="soft")

@@ -169,15 +169,15 @@ async def probe(
 def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
     """By name: the attacking answers, what they are up against, the outcomes that count as fooled,
     and those in words."""
-    texts = [prompts.PROBES[pair["language"]] for pair in pairs]
-    good, bad = [pair["answer_good"] for pair in pairs], [pair["answer_bad"] for pair in pairs]
-    said = lambda form, answers: [
-        form(text, answer) for text, answer in zip(texts, answers, strict=True)
-    ]
-    again = said(lambda text, answer: answer + text["again"].format(answer=answer), good)
-    padded = said(lambda text, answer: answer + text["padding"], good)
-    named = said(lambda text, answer: text["name"].format(name=judge.client.model) + answer, good)
-    ordering = said(lambda text, answer: answer + text["injection"], bad)
+    good = [pair["answer_good"] for pair in pairs]
+    again, padded, constant, named, ordering = [], [], [], [], []
+    for pair in pairs:
+        text, answer = prompts.LANGUAGES[pair["language"]].probes, pair["answer_good"]
+        again.append(answer + text["again"].format(answer=answer))
+        padded.append(answer + text["padding"])
+        constant.append(text["null"])
+        named.append(text["name"].format(name=judge.client.model) + answer)
+        ordering.append(pair["answer_bad"] + text["injection"])
     unequal = (Outcome.WIN, Outcome.LOSS, Outcome.INCONSISTENT)
     return {
         "identical answers": (good, good, unequal, "does not call two equal answers a tie"),
@@ -194,7 +194,7 @@ def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
             "prefers the same answer with polite padding",
         ),
         "constant reply": (
-            [text["null"] for text in texts],
+            constant,
             good,
             (Outcome.WIN,),
             "prefers a reply that answers no question",

@@ -89,7 +89,8 @@ def _request(
         }
         texts |= {f"second{suffix[key]}": said[1] for key, said in answers.items()}
     guided = bool(texts.get("reference") or texts.get("follow_up_reference"))
-    heading, ask = prompts.JUDGE_HEADINGS[language], prompts.JUDGE_TASK[language]
+    known = prompts.LANGUAGES[language]
+    heading, ask = known.judge_headings, known.judge_task
     sections = [
         f"[{heading[name]}]\n{_quoted(text)}"
         for name, text in texts.items()
@@ -104,7 +105,7 @@ def _request(
     user = "\n\n".join(
         [*sections, f"[{heading['end']}]\n" + "\n".join(line for line in closing if line)]
     )
-    system = (prompts.JUDGE_SYSTEM if task == "pair" else prompts.JUDGE_SINGLE_SYSTEM)[language]
+    system = known.judge_system if task == "pair" else known.judge_single_system
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     return {"messages": messages, "temperature": 0.0, "max_completion_tokens": 400}
 
@@ -112,7 +113,9 @@ def _request(
 HEADING = re.compile(
     r"^(?=\[(?:"
     + "|".join(
-        re.escape(name) for names in prompts.JUDGE_HEADINGS.values() for name in names.values()
+        re.escape(heading)
+        for language in prompts.LANGUAGES.values()
+        for heading in language.judge_headings.values()
     )
     + r")\])",
     re.M,
@@ -129,7 +132,8 @@ def _quoted(text: str) -> str:
 VERDICT_MARK = re.compile(
     r"""\[\[(A|B|C|tie)\]\]"""  # FastChat's form; its C is a tie
     r"""|"verdict"\s*:\s*"(A|B|tie)\""""  # JSON without a schema
-    r"""|^\W*(?:final\s+|my\s+)?(?:verdict|판정)\W*[:：]\W*(?:answer |답변 )?(A|B|tie|무승부|동점)\W*$""",
+    r"""|^\W*(?:final\s+|my\s+)?(?:verdict|판정)\W*[:：]"""  # its own words
+    r"""\W*(?:answer |답변 )?(A|B|tie|무승부|동점)\W*$""",
     re.IGNORECASE | re.MULTILINE,
 )
 SCORE_MARK = re.compile(

@@ -303,10 +303,8 @@ def _verdicts(record: dict) -> str:
             f"the judge saw tuned as {order['tuned_is']} and said "
             f"{order['verdict'] or 'nothing readable'}"
         )
-        reasons.append(
-            f"<dt>{where}: "
-            f"{_text(shown)}</dt><dd>{error}{_said(order.get('explanation') or '', record['language'])}</dd>"
-        )
+        said = _said(order.get("explanation") or "", record["language"])
+        reasons.append(f"<dt>{where}: {_text(shown)}</dt><dd>{error}{said}</dd>")
     return (
         '<details class="verdicts"><summary>Verdicts: '
         f"{'; '.join(brief)}</summary><dl>{''.join(reasons)}</dl></details>"
@@ -365,7 +363,7 @@ summary { cursor: pointer; padding: .3rem 0; color: var(--link); overflow-wrap: 
 .error { margin: 0; font-style: italic; }
 @media (max-width: 44rem) { .pair, header dl div { grid-template-columns: minmax(0, 1fr); } header dl div { gap: 0; } }
 @media print { .filters { display: none; } article { break-inside: avoid; } }
-"""
+"""  # noqa: E501
 
 JS = """
 const form = document.querySelector("form"), cards = [...document.querySelectorAll("article")];
@@ -379,4 +377,4 @@ form.addEventListener("reset", () => setTimeout(show));
 form.addEventListener("submit", event => event.preventDefault());
 form.hidden = false;
 show();
-"""
+"""  # noqa: E501

@@ -24,32 +24,21 @@ PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six 
 
 # --- rules ----------------------------------------------------------------------------------------
 
-# A text-only model cannot do these (Self-Instruct's list, Alpaca's additions, and their Korean
-# counterparts)
-UNSUITABLE = {
-    "en": re.compile(
-        r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go "
-        r"to|videos?|audio|music|flowcharts?|diagrams?)\b",
-        re.I,
-    ),
-    "ko": re.compile(r"그림|사진|이미지|그래프|지도|동영상|영상을|음악|오디오|파일|순서도|그려"),
-}
-SHORTEST = {"en": 4, "ko": 3}  # words; a Korean word carries its particles
 FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
 
 
-def problem(task: dict) -> str | None:
+def problem(task: dict) -> str | None:  # noqa: C901 (to become a table of rules)
     """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made fit
     for Hangul.
 
     A task that is still an instruction only (`pending`) is judged by that.
     """
-    language, instruction = task["language"], task["instruction"].strip()
-    output = task["output"].strip()
+    known = prompts.LANGUAGES[task["language"]]
+    instruction, output = task["instruction"].strip(), task["output"].strip()
     words = instruction.split()
     if task["category"] not in prompts.CATEGORIES and not task.get("pending"):
         return f"unknown category {task['category']!r}"
-    if len(words) < SHORTEST[language]:
+    if len(words) < known.shortest:
         return "instruction too short"
     if len(words) > 150:
         return "instruction too long"
@@ -57,10 +46,11 @@ def problem(task: dict) -> str | None:
         return "instruction starts with punctuation"
     if instruction.lower().startswith("write a program"):
         return "starts with 'Write a program'"
-    if (utils.hangul_share(instruction) > 0.3) != (language == "ko"):
+    if known.share(instruction) < 0.3:
         return "instruction in the wrong language"
-    if unsuitable := UNSUITABLE[language].search(instruction):
-        return f"a text model cannot do it ({unsuitable.group()})"
+    for pattern in known.unsuitable:
+        if unsuitable := re.search(pattern, instruction, re.I):
+            return f"a text model cannot do it ({unsuitable.group()})"
     if task.get("pending"):
         return None
     if not output:
@@ -167,12 +157,12 @@ class Critique(BaseModel):
 def critique_request(row: dict, text: bool = False) -> dict:
     """Ask the teacher how good a row is, from 1 to 5 (AlpaGasus kept the rows above 4.5 of 5); with
     `text` for a reply in plain text."""
-    content = prompts.CRITIQUE[row["language"]].format(
+    content = prompts.LANGUAGES[row["language"]].critique.format(
         **{key: row[key] for key in ("instruction", "input", "output")}
     )
     if text:
-        content += "\n\n" + prompts.TEXT_FORMAT[row["language"]]["Critique"]
-    system = prompts.CRITIC_SYSTEM[row["language"]]
+        content += "\n\n" + prompts.LANGUAGES[row["language"]].text_format["Critique"]
+    system = prompts.LANGUAGES[row["language"]].critic_system
     return {
         "messages": [{"role": "system", "content": system}, {"role": "user", "content": content}],
         "temperature": 0.0,

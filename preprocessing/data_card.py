@@ -83,7 +83,7 @@ size_categories:
 
 Answers were written by a model and filtered by rules and similarity; facts were not checked by people. What the seeds lack, these
 rows lack. Each row names its teacher, request, demonstrations and cost; `ledger.jsonl` has the rejected rows and why.
-"""
+"""  # noqa: E501
 
 
 def publish(card: str, folder: Path, repository: str = "") -> str:
@@ -135,7 +135,7 @@ FILES = {
     "instruction.jsonl": "rows to train on",
     "eval_prompts.jsonl": "prompts with a reference answer; ten go on with a second turn",
     "judge_calibration.jsonl": "pairs of answers of which one is better, by kind of fault",
-    "duplicate_pairs.jsonl": "pairs of instructions, labelled: do both ask for the same?",
+    "duplicate_pairs.jsonl": "pairs of instructions, labelled: would one answer serve both?",
     "rehearsal/teacher_en.jsonl": "recorded replies of the stand-in teacher, flawed ones included",
     "rehearsal/teacher_ko.jsonl": "the same in Korean",
 }
@@ -168,10 +168,11 @@ def shipped() -> str:
     gate = utils.read_json(utils.DATA / "contamination.json")
     return f"""# The data of this course
 
-Written for this course by its authors, an AI system: language models wrote it record by record, without templates and without copying
-from any data set; scripts checked what can be checked (arithmetic, code, JSON, rules, duplicates, contamination), and a part was read
-again. No native speaker has reviewed the Korean yet, and facts, housing law among them, are general rules from memory. Licence: MIT
-(see ../LICENSE). JSON Lines, UTF-8, one record a line; half English, half Korean.
+Written for this course by its authors, an AI system: language models wrote it record by record, without templates; nothing was copied
+from a data set, although classic puzzles are classic. Every record was read again, and scripts checked what can be checked (arithmetic,
+code, JSON, rules, stated limits, duplicates, contamination). No native speaker has reviewed the Korean yet, and facts, housing law among
+them, are general rules from memory. Korean answers are polite; asked in 반말, many answer in 반말. Licence: MIT (see
+../LICENSE). JSON Lines, UTF-8, one record a line; half English, half Korean.
 
 | file | records | what it is |
 |---|---|---|
@@ -188,7 +189,7 @@ Categories: {", ".join(f"{name} {count}" for name, count in sorted(categories.it
 Near-duplicates by our own filter (ROUGE-L above 0.7): {repeated}. Rows too close to an evaluation prompt, a judge pair or a seed
 (ROUGE-L above {gate["lexical"]}, E5 cosine above {gate["semantic"]:.3f}): {gate["left"]} of {gate["rows"]}. `make gate` checks again,
 `make card` writes this page.
-"""
+"""  # noqa: E501
 
 
 if __name__ == "__main__":

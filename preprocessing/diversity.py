@@ -25,7 +25,8 @@ QUESTIONS = re.compile(
     re.I,
 )
 ARTICLES = re.compile(
-    r"^(?:(?:the|a|an|this|these|that|those|each|all|me|us|my|our|your|its|his|her|two|three|four|five|six|one|of|for|to|in)\b ?)+",
+    r"^(?:(?:the|a|an|this|these|that|those|each|all|me|us|my|our|your|its|his|her|two|three|four|"
+    r"five|six|one|of|for|to|in)\b ?)+",
     re.I,
 )
 KOREAN_END = re.compile(

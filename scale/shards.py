@@ -89,7 +89,8 @@ def _values(shard: Path, field: str) -> Iterator[tuple[int, str, str | None]]:
     """`(number, text, what is wrong)` for every row."""
     if not shard.exists():
         raise CourseError(
-            f"{shard} does not exist on this node: every node must see the shards under the same path."
+            f"{shard} does not exist on this node: every node must see the shards under the same "
+            "path."
         )
     if shard.suffix == ".jsonl":
         with open(shard, "rb") as file:

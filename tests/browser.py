@@ -89,7 +89,7 @@ while (walk.nextNode()) {
   found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), what]);
 }
 return found.sort((x, y) => x[0] - y[0]);
-"""
+"""  # noqa: E501
 
 
 def contrasts(browser) -> list[tuple[float, str]]:

@@ -1,11 +1,14 @@
 """The shipped data: form, balance, size. Facts were checked by eye and, where it is code, by
 running it."""
 
+import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+import stated_limits
 
 import prompts
 import utils
@@ -151,3 +154,123 @@ def test_recorded_teacher_is_enough():
         batches = stand_ins.recorded(language)
         good = sum(task["flaw"] is None for batch in batches for task in batch.get("tasks", []))
         assert good >= 120 and any("content" in batch for batch in batches)
+
+
+# Requests whose limit cannot be kept, and whose answer says so
+EXCUSED: dict[str, str] = {}
+
+
+def exchanges() -> Iterator[tuple[str, str, str, str]]:
+    """Every request and what is said to be a good answer to it: `(id, language, request, answer)`.
+
+    Of a prompt only the first paragraph is the request, for what follows it is material. Code and
+    sums are left out: there "three lines" and "four items" are mostly what the task is about.
+    """
+    for name in FIELDS:
+        for row in EVERYTHING[name]:
+            if row.get("category") in ("code", "arithmetic"):
+                continue
+            for request, answer in turns(row):
+                yield row["id"], row["language"], request.split("\n\n")[0], answer
+    for language in ("en", "ko"):
+        for batch in utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{language}.jsonl"):
+            for number, task in enumerate(batch.get("tasks", [])):
+                if task["flaw"] is None and task["category"] not in ("code", "arithmetic"):
+                    for one in (task, *task.get("instances", [])):
+                        yield (
+                            f"{batch['id']}.{number}",
+                            language,
+                            task["instruction"],
+                            one["output"],
+                        )
+
+
+def turns(row: dict) -> Iterator[tuple[str, str]]:
+    """The requests of a row of any of the files, with their answers."""
+    if "messages" in row:
+        for message, reply in itertools.pairwise(row["messages"]):
+            if reply["role"] == "assistant":
+                yield message["content"], reply["content"]
+    elif "instruction" in row:
+        yield row["instruction"], row["output"]
+    else:
+        yield row["prompt"], row["reference"]
+    if "answer_good" in row:
+        yield row["prompt"], row["answer_good"]
+    if "follow_up" in row:
+        yield row["follow_up"], row["follow_up_reference"]
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_answers_keep_the_limits_that_their_requests_state(language):
+    """A model learns from a row of 100 words for "around 90" that limits do not matter."""
+    checked, wrong = 0, []
+    for name, spoken, request, answer in exchanges():
+        if spoken == language and name not in EXCUSED:
+            for limit in stated_limits.stated(request):
+                checked += 1
+                fault = stated_limits.broken(limit, answer)
+                wrong += [(name, fault, answer)] if fault else []
+    assert not wrong and checked >= 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "fault"),
+    [
+        ("Answer in one sentence.", "It rained, said Dr. Hill at 5 p.m., and we stayed.", None),
+        ("Answer in one sentence.", "It rained. We stayed.", "2 sentences, not 1 to 1"),
+        ("In one or two sentences, please: why?", "It rained. We stayed.", None),
+        (
+            "Combine these three sentences into one smooth sentence.",
+            "One. Two. Three.",
+            "3 sentences, not 1 to 1",
+        ),
+        ("Give a label and explain it in one sentence.", "Fact. It can be checked.", None),
+        ("Use no more than 5 words.", "Six words are too many here.", "6 words, not 0 to 5"),
+        ("Around 90 words, please.", "word " * 100, None),
+        ("Around 90 words, please.", "word " * 110, "110 words, not 76 to 104"),
+        (
+            "Three slogans, at most four words each.",
+            "- Eat well\n- Sleep well tonight\n- Walk",
+            None,
+        ),
+        (
+            "Three slogans, at most two words each.",
+            "- Eat well\n- Sleep well tonight\n- Walk",
+            "3 words, not 0 to 2",
+        ),
+        ("Name three things to pack.", "- socks\n- soap", "2 items, not 3 to 3"),
+        ("Name three things to pack.", "socks, soap, a book", None),
+        (
+            "A text message of no more than 10 characters",
+            "Far too long",
+            "12 characters, not 0 to 10",
+        ),
+        ("Compose a four-line poem.", "a\nb\nc", "3 lines, not 4 to 4"),
+        ("Change no more than these two sentences.", "Yes.", None),
+        ("Compose a four-line poem about the sea.", "a\nb\nc", "3 lines, not 4 to 4"),
+        ("Explain in one sentence why it snows.", "It is cold. So.", "2 sentences, not 1 to 1"),
+        ("한 문장으로 답하세요.", "비가 왔다. 우리는 집에 있었다.", "2 sentences, not 1 to 1"),
+        ("한 문장으로 답하세요.", '지우가 "비가 온다." 하고 말했다.', None),
+        ("두 문장을 비교해 한 문장으로 답하세요.", "둘은 다릅니다.", None),
+        ("한두 문장으로 줄여 주세요.", "비가 왔다. 우리는 집에 있었다.", None),
+        ("이유를 한 문장으로 덧붙이세요.", "사실. 잴 수 있기 때문입니다.", None),
+        (
+            "열 어절 이내로 써 주세요.",
+            "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열 열하나",
+            "11 words, not 0 to 10",
+        ),
+        ("문구는 10자 이내로.", "열 글자가 넘는 문구입니다", "14 characters, not 0 to 10"),
+        ("제목을 띄어쓰기를 빼고 여덟 글자 이내로.", "안 사는 게 이긴다", None),
+        ("방법을 세 가지 알려 주세요.", "1. 걷기\n2. 자기", "2 items, not 3 to 3"),
+        ("방법을 세 가지 제안해 주세요.", "- 걷기\n- 자기", "2 items, not 3 to 3"),
+        ("다음 네 가지 행동을 나누시오.", "예방: ㄱ", None),
+        ("네 줄짜리 시를 지어 줘.", "가\n나\n다\n라", None),
+        ("한 단어로 답하세요.", "아주 좋음", "2 words, not 1 to 1"),
+    ],
+)
+def test_the_rule_counts_as_a_reader_would(request_, answer, fault):
+    found = {stated_limits.broken(limit, answer) for limit in stated_limits.stated(request_)} - {
+        None
+    }
+    assert found == ({fault} if fault else set())

@@ -179,7 +179,7 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 asked = [{{"role": "user", "content": "전세와 월세는 어떻게 다른가요?"}}]
 inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=128, do_sample=False, eos_token_id={stops})
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""  # noqa: E501
 
 
 def model_card(base: str, record: dict, chosen: settings.Settings, merged: bool = False) -> str:
@@ -272,7 +272,7 @@ Prompts are rendered by the tokenizer's chat template, and answers end in `{reco
 ## Licences and limits
 
 The weights derive from {hub_id} and stay under {terms}. {teacher} Facts in answers were not checked.
-"""
+"""  # noqa: E501
 
 
 def push_adapter(folder: Path, repository: str) -> str:

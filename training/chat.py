@@ -291,7 +291,7 @@ def choose_stop(model, tokenizer) -> Stop:
     document. So: the template's token for tuned models, `<eos>` for base models.
 
     Raises:
-        CourseError: the model's scores are not finite numbers, as where float16 overflows.
+        CourseError: the model's logits are not numbers, as with fp16 where activations overflow.
     """
     import torch
 
@@ -300,10 +300,12 @@ def choose_stop(model, tokenizer) -> Stop:
     ids = torch.tensor([_encoded(template.finished, tokenizer)], device=model.device)
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, -1].float()
-    if not torch.isfinite(logits).all():  # comparisons with NaN would make any token the first
+    if not torch.isfinite(logits).all():  # compared with NaN every token would have rank 1
+        dtype = str(model.dtype).removeprefix("torch.")
         raise CourseError(
-            f"The model's scores are not numbers in {model.dtype}, so nothing can be chosen or "
-            "learnt from them: compute in float32 (machine.Device), or choose another BASE_MODEL."
+            f"This model's logits are not numbers (NaN) in {dtype} on {model.device.type}: fp16 "
+            "ends at 65,504, and larger activations overflow. Set "
+            "another BASE_MODEL, or take a GPU with bf16, such as an L4."
         )
     rank = int((logits > logits[turn_end]).sum()) + 1
     stop = turn_end if rank <= 100 else tokenizer.eos_token_id

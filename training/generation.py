@@ -198,7 +198,8 @@ def choose_engine() -> tuple[str, str]:
     if not utils.installed("vllm"):
         return (
             "transformers",
-            "vllm is not installed (on a GPU it answers hundreds of prompts at once: pip install vllm)",
+            "vllm is not installed (on a GPU it answers hundreds of prompts at once: pip install "
+            "vllm)",
         )
     if not utils.has_gpu():
         return "transformers", "vllm is installed, but it needs a GPU and there is none"

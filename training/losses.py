@@ -239,18 +239,16 @@ def _batches(encoded: list[dict], size: int):
 
 
 def padded(batch: list[dict], pad: int, device) -> dict:
-    """Encoded rows as (rows, longest) tensors, filled up on the right: `input_ids`, `labels` and
-    `attention_mask`."""
+    """Encoded rows as int64 tensors of one shape, (rows, longest), filled up on the right:
+    `input_ids` with `pad`, `labels` with IGNORED, `attention_mask` with 0."""
     import torch
 
     longest = max(len(example["input_ids"]) for example in batch)
-    fill = lambda key, value: torch.tensor(
-        [e[key] + [value] * (longest - len(e[key])) for e in batch], device=device
-    )
-    ones = [{"mask": [1] * len(example["input_ids"])} for example in batch]
-    mask = torch.tensor([o["mask"] + [0] * (longest - len(o["mask"])) for o in ones], device=device)
-    return {
-        "input_ids": fill("input_ids", pad),
-        "labels": fill("labels", IGNORED),
-        "attention_mask": mask,
-    }
+    columns = {"input_ids": [], "labels": [], "attention_mask": []}
+    for example in batch:
+        length = len(example["input_ids"])
+        missing = longest - length
+        columns["input_ids"].append(example["input_ids"] + [pad] * missing)
+        columns["labels"].append(example["labels"] + [IGNORED] * missing)
+        columns["attention_mask"].append([1] * length + [0] * missing)
+    return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}

@@ -12,6 +12,10 @@ import time
 
 import utils
 
+# Models whose activations do not fit fp16, which ends at 65,504, by the start of their model_type.
+# Gemma 3 270M's residual stream reaches 103,821 (measured): in fp16 every logit is NaN.
+TOO_LARGE_FOR_FP16 = ("gemma3",)
+
 BASELINE_GB = {
     "cuda": 0.8,
     "cpu": 0.9,
@@ -44,20 +48,25 @@ def choose_device(config=None) -> Device:
 
 
 def suited(device: Device, config) -> Device:
-    """`device`, with eager attention in place of SDPA for a model that caps its attention scores,
-    and the reason.
+    """`device`, corrected where this model cannot compute so, with the reason.
 
-    Gemma 2 squashes scores with a tanh (`attn_logit_softcapping`). SDPA has no argument for that,
-    and transformers 5.23 refuses to load such a model with it. FlashAttention-2 has one, and stays.
+    Gemma 3 computes in float32 where the hardware has only fp16 (see TOO_LARGE_FOR_FP16). Gemma 2
+    squashes scores with a tanh (`attn_logit_softcapping`); SDPA has no argument for that, and
+    transformers 5.23 refuses to load such a model with it, so its attention is eager.
+    FlashAttention-2 has one, and stays.
     """
-    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    if cap is None or device.attention != "sdpa":
-        return device
-    why = (
-        f"{device.reason}; this model caps attention scores at {cap:g} "
-        "(attn_logit_softcapping), which SDPA cannot"
-    )
-    return dataclasses.replace(device, attention="eager", reason=why)
+    text = config.get_text_config()
+    if device.dtype == "float16" and text.model_type.startswith(TOO_LARGE_FOR_FP16):
+        why = f"{device.reason}; this model's activations are too large for fp16, so fp32"
+        device = dataclasses.replace(device, dtype="float32", reason=why)
+    cap = getattr(text, "attn_logit_softcapping", None)
+    if cap is not None and device.attention == "sdpa":
+        why = (
+            f"{device.reason}; this model caps attention scores at {cap:g} "
+            "(attn_logit_softcapping), which SDPA cannot"
+        )
+        device = dataclasses.replace(device, attention="eager", reason=why)
+    return device
 
 
 def _hardware() -> Device:

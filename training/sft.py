@@ -11,28 +11,25 @@ Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (hu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import settings
 import utils
 from preprocessing import contamination
-from training.adapter import (
-    disk_errors,
-)
+from training.adapter import disk_errors
 from training.losses import answer_loss
 from utils import CourseError
 
 # --- data -----------------------------------------------------------------------------------------
 
 PROJECT = "instruction-tuning-from-scratch"  # in wandb
-ROW_FIELDS = (
-    "id",
-    "language",
-    "category",
-)  # and `instruction`, `input`, `output`, or `messages` (see chat.conversation)
+# And `instruction`, `input`, `output`, or `messages` (see chat.conversation)
+ROW_FIELDS = ("id", "language", "category")
 
 
 def training_rows(chosen: settings.Settings) -> list[dict]:
@@ -54,7 +51,8 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
             )
         else:
             print(
-                "preprocess.ipynb has not run in this run folder, so only the shipped data set is used"
+                "preprocess.ipynb has not run in this run folder, so only the shipped data set is "
+                "used"
             )
     if chosen.train_on in ("shipped", "both"):
         contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
@@ -100,6 +98,44 @@ def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[
 # --- training -------------------------------------------------------------------------------------
 
 
+def _require_finite_loss(loss, step: int) -> None:
+    """Raises CourseError where `loss`, a scalar tensor, is not a number."""
+    if not loss.isfinite():
+        raise CourseError(
+            f"The loss is {float(loss)} at step {step}: lower learning_rate, or with fp16 use a "
+            "GPU that has bf16; the last checkpoint is from before, and the next run goes on from "
+            "it."
+        )
+
+
+def _require_finite_weights(model, step: int) -> None:
+    """Raises CourseError where a trained weight is not a number."""
+    for weight in model.parameters():
+        if weight.requires_grad and not weight.isfinite().all():
+            raise CourseError(
+                f"A weight is not a number after step {step}, so it is not saved: lower "
+                "learning_rate; the last checkpoint is from before."
+            )
+
+
+def _as_dataset(rows):
+    """What SFTTrainer takes; a dataset and None stay as they are."""
+    from datasets import Dataset
+
+    return Dataset.from_list(rows) if isinstance(rows, list) else rows
+
+
+@contextlib.contextmanager
+def _whole_or_removed(folder: Path) -> Iterator[None]:
+    """Remove `folder` where the disk fails while it is written, and raise CourseError."""
+    try:
+        with disk_errors(folder):
+            yield
+    except CourseError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def trainer_class():
     """TRL's SFTTrainer as this course needs it.
 
@@ -113,28 +149,26 @@ def trainer_class():
       sentence; the last good checkpoint stays.
     """
     import torch
-    from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
     class CourseTrainer(SFTTrainer):
         def __init__(self, *args, train_dataset, eval_dataset=None, watch=None, **kwargs):
-            rows = [
-                Dataset.from_list(part) if isinstance(part, list) else part
-                for part in (train_dataset, eval_dataset)
-            ]
-            super().__init__(*args, train_dataset=rows[0], eval_dataset=rows[1], **kwargs)
+            super().__init__(
+                *args,
+                train_dataset=_as_dataset(train_dataset),
+                eval_dataset=_as_dataset(eval_dataset),
+                **kwargs,
+            )
             self.watch = watch
-            self.tokens, self.seconds = (
-                0,
-                0.0,
-            )  # of training steps alone, without evaluation and saving
+            # Of training steps alone, without evaluation and saving
+            self.tokens = 0
+            self.seconds = 0.0
             self.remove_callback(PrinterCallback)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if (
-                self.args.device.type != "cpu" or self.accelerator.num_processes > 1
-            ):  # there the model's wrapper must see the forward pass
+            # With several processes the model's wrapper must see the forward pass
+            if self.args.device.type != "cpu" or self.accelerator.num_processes > 1:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
                 loss, tokens = answer_loss(model, **inputs)
@@ -142,18 +176,11 @@ def trainer_class():
             return (loss, {"loss": loss}) if return_outputs else loss
 
         def training_step(self, model, inputs, *args, **kwargs):
-            started, tokens = time.perf_counter(), inputs["input_ids"].numel()
+            started = time.perf_counter()
             loss = super().training_step(model, inputs, *args, **kwargs)
-            self.tokens, self.seconds = (
-                self.tokens + tokens,
-                self.seconds + time.perf_counter() - started,
-            )
-            if not torch.isfinite(loss):
-                raise CourseError(
-                    f"The loss is {float(loss)} at step {self.state.global_step + 1}: lower "
-                    "learning_rate, or with fp16 use a GPU that has "
-                    "bf16; the last checkpoint is from before, and the next run goes on from it."
-                )
+            self.tokens += inputs["input_ids"].numel()
+            self.seconds += time.perf_counter() - started
+            _require_finite_loss(loss, self.state.global_step + 1)
             return loss
 
         def evaluate(self, *args, **kwargs):
@@ -169,29 +196,15 @@ def trainer_class():
             return metrics
 
         def _save_checkpoint(self, model, trial):
-            if not all(
-                torch.isfinite(weight).all()
-                for weight in model.parameters()
-                if weight.requires_grad
-            ):
-                raise CourseError(
-                    f"A weight is not a number after step {self.state.global_step}, so it is not "
-                    "saved: lower learning_rate; the last "
-                    "checkpoint is from before."
-                )
+            _require_finite_weights(model, self.state.global_step)
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            try:
-                with disk_errors(folder):
-                    super()._save_checkpoint(model, trial)
-            except CourseError:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            with _whole_or_removed(folder):
+                super()._save_checkpoint(model, trial)
 
         @property
         def tokens_per_second(self) -> float:
-            return (
-                self.tokens / self.seconds if self.seconds else 0.0
-            )  # resumed after the last step: nothing was measured
+            """0 where nothing was measured: resumed after the last step."""
+            return self.tokens / self.seconds if self.seconds else 0.0
 
         def trained_model(self):
             """The model as it will be when reloaded: without the autocast that accelerate wraps

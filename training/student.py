@@ -168,10 +168,10 @@ def load_base(name: str, device: Device, quantize: str = "none"):
 
     Args:
         name: `settings.PACKAGED_STUDENT`, a hub id or a local folder.
-        device: from `choose_device`. Where the model cannot compute its attention so (see
-            `machine.suited`), attention and reason are corrected *in it*, so that what is printed,
-            predicted and recorded afterwards is what computes. ("sdpa" on a CPU is SDPA too, of
-            each packed row alone: see attention.py.)
+        device: from `choose_device`. Where the model cannot compute so (see `machine.suited`),
+            dtype, attention and reason are corrected *in it*, so that what is printed, predicted
+            and recorded afterwards is what computes. ("sdpa" on a CPU is SDPA too, of each packed
+            row alone: see attention.py.)
         quantize: "none", or "4bit" for QLoRA's NF4 weights, which need an NVIDIA GPU and
             bitsandbytes.
 
@@ -189,10 +189,10 @@ def load_base(name: str, device: Device, quantize: str = "none"):
 
     # a bar for three seconds of reading would stay in the notebook as a widget
     logging.disable_progress_bar()
-    bits = four_bit(device) if quantize == "4bit" else {}
     tokenizer = load_tokenizer(name)  # before the weights, which may be gigabytes, are fetched
     fits = suited(device, load_config(name))
-    device.attention, device.reason = fits.attention, fits.reason
+    device.dtype, device.attention, device.reason = fits.dtype, fits.attention, fits.reason
+    bits = four_bit(device) if quantize == "4bit" else {}
     options = {
         "dtype": getattr(torch, device.dtype),
         "attn_implementation": attention.implementation(device),

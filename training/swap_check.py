@@ -421,7 +421,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Not ready: {', '.join(failed)} FAILED.")
         return 1
     print(
-        f"Ready: set BASE_MODEL to {options.model!r} (or COURSE_BASE_MODEL={options.model} make run)."
+        f"Ready: set BASE_MODEL to {options.model!r} "
+        f"(or COURSE_BASE_MODEL={options.model} make run)."
     )
     return 0
 

@@ -4,7 +4,6 @@ read."""
 import asyncio
 import dataclasses
 import json
-import string
 
 import pytest
 
@@ -38,7 +37,10 @@ def verdict(letter: str) -> str:
 
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_sections_stand_only_where_there_is_something(language):
-    heading, task = prompts.JUDGE_HEADINGS[language], prompts.JUDGE_TASK[language]
+    heading, task = (
+        prompts.LANGUAGES[language].judge_headings,
+        prompts.LANGUAGES[language].judge_task,
+    )
     item = ONE | {"language": language}
     guided = user(judge.pair_request(item, "a", "b"))
     assert [part.splitlines()[0] for part in guided.split("\n\n")] == [
@@ -55,7 +57,7 @@ def test_second_turn_shows_the_whole_conversation_and_asks_about_its_end():
     places = [text.index(part) for part in ("Why?", "A1", "B1", "정말요?", "네.", "A2", "B2")]
     assert (
         places == sorted(places)
-        and prompts.JUDGE_TASK["ko"]["follow_up"] in text
+        and prompts.LANGUAGES["ko"].judge_task["follow_up"] in text
         and "Because." not in text
     )
     assert "정말요" not in user(judge.pair_request(TWO, ["A1", "A2"], ["B1", "B2"]))
@@ -72,20 +74,10 @@ def test_an_answer_cannot_open_a_section():
     assert "> [끝]" in user(judge.single_request(ONE, "[끝]"))
 
 
-def test_both_languages_have_the_same_headings_tasks_and_probes():
-    placeholders = lambda text: sorted(
-        name for _, name, _, _ in string.Formatter().parse(text) if name
-    )
-    for texts in (prompts.JUDGE_HEADINGS, prompts.JUDGE_TASK, prompts.PROBES):
-        assert texts["en"].keys() == texts["ko"].keys()
-        assert all(
-            placeholders(texts["en"][name]) == placeholders(texts["ko"][name])
-            for name in texts["en"]
-        )
-    for texts in prompts.JUDGE_HEADINGS.values():
-        assert len(set(texts.values())) == len(texts), (
-            "two sections with one heading cannot be told apart"
-        )
+@pytest.mark.parametrize("language", prompts.LANGUAGES)
+def test_two_sections_with_one_heading_cannot_be_told_apart(language):
+    headings = prompts.LANGUAGES[language].judge_headings
+    assert len(set(headings.values())) == len(headings)
 
 
 # --- the reply
@@ -119,8 +111,8 @@ def test_verdicts_in_plain_text(text, expected):
         ("Verdict: A\nVerdict: B", "contradictory verdicts (A, B)"),
         ("Verdict: D", "no verdict could be read"),
         ("[[A/B]]", "no verdict could be read"),
-        (prompts.JUDGE_TASK["en"]["pair_text"], "no verdict could be read"),
-        (prompts.JUDGE_TASK["ko"]["pair_text"], "no verdict could be read"),
+        (prompts.LANGUAGES["en"].judge_task["pair_text"], "no verdict could be read"),
+        (prompts.LANGUAGES["ko"].judge_task["pair_text"], "no verdict could be read"),
         ("Verdict: A is better in form, B in fact", "no verdict could be read"),
     ],
 )
@@ -154,7 +146,7 @@ def test_scores_in_plain_text(text, expected):
         ("Score: 7-8", "no score could be read"),
         ("It deserves 8 points.", "no score could be read"),
         ("[[3]] or [[4]]", "contradictory scores (3, 4)"),
-        (prompts.JUDGE_TASK["en"]["single_text"], "no score could be read"),
+        (prompts.LANGUAGES["en"].judge_task["single_text"], "no score could be read"),
     ],
 )
 def test_a_score_outside_the_scale_is_no_score(text, why):

@@ -309,7 +309,10 @@ def test_policy_stops_what_escaping_might_miss(browser, tmp_path):
     """Were an answer ever to become markup, its scripts, styles and images still would do
     nothing."""
     page = report.page(RECORDS, RESULTS)
-    attack = """<script>document.title = "owned"</script><img src="https://example.com/x.png" onerror="document.title='owned'">"""
+    attack = (
+        """<script>document.title = "owned"</script>"""
+        """<img src="https://example.com/x.png" onerror="document.title='owned'">"""
+    )
     (tmp_path / "r.html").write_text(page.replace("<main>", "<main>" + attack), encoding="utf-8")
     requested(browser)
     browser.get((tmp_path / "r.html").as_uri())

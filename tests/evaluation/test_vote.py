@@ -305,12 +305,17 @@ def test_three_votes_in_a_browser(page, folder, course):
     with chromium() as browser:
         view(browser, 360)
         browser.get(address)
-        shown = lambda name: browser.execute_script(
-            f"return document.querySelector('#{name} textarea')?.value"
-        )
-        status = lambda: browser.execute_script(
-            "return document.querySelector('#status')?.innerText.trim()"
-        )
+
+        def shown(name):
+            return browser.execute_script(
+                f"return document.querySelector('#{name} textarea')?.value"
+            )
+
+        def status():
+            return browser.execute_script(
+                "return document.querySelector('#status')?.innerText.trim()"
+            )
+
         for number, (pair, button) in enumerate(
             zip(expected, ("choose-1", "choose-tie", "choose-2"), strict=False)
         ):

@@ -556,7 +556,7 @@ def test_without_passages_the_prompt_stays_as_it_was():
 
 
 def test_the_prompt_does_not_point_to_a_passage_number_or_address():
-    assert all("http" not in text for text in prompts.GROUNDING.values())
+    assert all("http" not in language.grounding for language in prompts.LANGUAGES.values())
     assert DEPOSIT.url not in grounding.prompt_block([DEPOSIT], "en")
 
 

@@ -91,7 +91,8 @@ def test_a_good_task_passes(language):
         (
             "ko",
             {
-                "output": "먼저 상자를 쌉니다. 그리고 나서 무거운 짐을 차례대로 아래층으로 옮기고 마지막에"
+                "output": "먼저 상자를 쌉니다. 그리고 나서 무거운 짐을 차례대로 아래층으로 옮기고 "
+                "마지막에"
             },
             "output breaks off",
         ),

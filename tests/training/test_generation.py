@@ -66,9 +66,11 @@ def test_words_that_look_like_a_prompt_are_not_cut(tiny, stop):
 
 
 def test_sampling_is_repeatable_and_greedy_is_the_default(tiny, stop):
-    sample = lambda seed: generation.generate(
-        *tiny, ["Hi"], stop, max_new_tokens=12, temperature=1.0, seed=seed
-    )
+    def sample(seed):
+        return generation.generate(
+            *tiny, ["Hi"], stop, max_new_tokens=12, temperature=1.0, seed=seed
+        )
+
     assert sample(1) == sample(1) != sample(2)
     assert Decoding().temperature == 0
 

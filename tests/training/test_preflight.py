@@ -237,7 +237,7 @@ for dtype in (torch.float32, torch.bfloat16):
     for rows in range(8, 208):
         torch.nn.functional.linear(torch.randn(rows, 64, dtype=dtype), weight)
     print((anonymous() - before) / 200)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.skipif(

@@ -235,6 +235,53 @@ def test_device_is_chosen_with_a_reason(monkeypatch):
     )
 
 
+def a_t4(monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+
+
+def test_a_t4_computes_gemma_3_in_float32(monkeypatch):
+    """Its residual stream reaches 103,821 and fp16 ends at 65,504: every logit was NaN on Colab's
+    free GPU, and nothing said so."""
+    from transformers import AutoConfig
+
+    a_t4(monkeypatch)
+    for kind, dtype in (
+        ("gemma", "float16"),
+        ("qwen3", "float16"),
+        ("gemma3_text", "float32"),
+        ("gemma3", "float32"),
+    ):
+        device = machine.choose_device(AutoConfig.for_model(kind))
+        assert (device.name, device.dtype) == ("cuda", dtype), kind
+    assert "too large for fp16, so fp32" in device.reason
+
+
+def test_loading_corrects_the_dtype_in_the_device(tmp_path):
+    """What is printed, predicted and recorded must be what computes."""
+    folder = tiny_models.build(tmp_path / "gemma3", "gemma3")
+    device = machine.Device("cpu", "float16", "sdpa", "as a T4")
+    model, _ = student.load_base(str(folder), device)
+    assert str(model.dtype) == "torch.float32" and device.dtype == "float32"
+
+
+def test_logits_that_are_not_numbers_stop_the_notebook(tmp_path):
+    """No comparison with NaN is true, so the end token seemed to be the model's first choice."""
+    import torch
+
+    folder = tiny_models.build(tmp_path / "gemma", "gemma")
+    model, tokenizer = student.load_base(str(folder), machine.Device("cpu", "float16", "sdpa", ""))
+    with torch.no_grad():  # in the middle of the stream, as large as Gemma 3's
+        model.model.embed_tokens.weight[:] *= 1e7
+    with pytest.raises(
+        utils.CourseError, match=r"logits are not numbers \(NaN\) in float16 on cpu"
+    ):
+        chat.choose_stop(model, tokenizer)
+
+
 def test_capped_attention_scores_are_computed_eagerly_and_it_says_so(tmp_path, monkeypatch):
     """Gemma 2: transformers refuses it with SDPA (when it no longer does, the rule can go),
     FlashAttention-2 can cap."""
