@@ -9,6 +9,7 @@ Sources: Gemma (arXiv 2403.08295), TRL's completion-only loss (huggingface/trl).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -83,6 +84,9 @@ class Stop:
         )
 
 
+UNCHANGED = "The template is used as it is."
+
+
 @dataclasses.dataclass
 class Template:
     """What a tokenizer's chat template does, asked once by `probe`. Print it."""
@@ -111,7 +115,7 @@ class Template:
                 if self.turns == "rewritten"
                 else "It refuses a second turn, so rows and prompts may have one turn only."
             )
-        return " ".join(sentences) or "The template is used as it is."
+        return " ".join(sentences) or UNCHANGED
 
 
 _PROBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # a tokenizer and its Template
@@ -127,6 +131,11 @@ def probe(tokenizer) -> Template:
     Raises:
         CourseError: the tokenizer has no `<eos>`, or its template refuses a single turn.
     """
+    if tokenizer.eos_token_id is None:
+        raise CourseError(
+            "The tokenizer has no <eos>, so no answer can end: set tokenizer.eos_token, save it "
+            "and use that folder as BASE_MODEL."
+        )
     known = _PROBED.get(tokenizer)
     if known is None or known.text != tokenizer.chat_template:
         known = _PROBED[tokenizer] = _probe(tokenizer)
@@ -134,11 +143,6 @@ def probe(tokenizer) -> Template:
 
 
 def _probe(tokenizer) -> Template:
-    if tokenizer.eos_token_id is None:
-        raise CourseError(
-            "The tokenizer has no <eos>, so no answer can end: set tokenizer.eos_token, save it "
-            "and use that folder as BASE_MODEL."
-        )
     if isinstance(tokenizer.chat_template, dict):  # Command R has one more for tools
         tokenizer.chat_template = tokenizer.get_chat_template()
     question, answer = (message["content"] for message in TURN_PROBE)
@@ -177,12 +181,12 @@ def _turn_end(tokenizer, special: set[str]) -> int:
     Special, because Gemma's tokenizer counts a run of newlines among its added tokens, and with
     that as its end every answer would stop at its first blank line.
     """
-    for messages in (TURN_PROBE, TWO_TURNS["messages"][:3]):
-        try:
-            text = rendered(messages, tokenizer)
-        except CourseError:  # a second turn is refused
-            break
-        following = _encoded(text.partition(messages[1]["content"])[2].lstrip(), tokenizer)[:1]
+    after = [rendered(TURN_PROBE, tokenizer).partition(TURN_PROBE[1]["content"])[2].lstrip()]
+    with contextlib.suppress(CourseError):  # a second turn may be refused
+        two = TWO_TURNS["messages"][:3]
+        after.append(rendered(two, tokenizer).partition(two[1]["content"])[2])
+    for text in after:
+        following = _encoded(text, tokenizer)[:1]
         if following and tokenizer.convert_ids_to_tokens(following[0]) in special:
             return following[0]
     return tokenizer.eos_token_id
@@ -533,7 +537,7 @@ def encode_all(
     if rows and probe(tokenizer).leading_bos > 1:
         raise CourseError(
             f"The chat template begins with {tokenizer.bos_token} twice, which the model has never "
-            "seen: write it once, save the tokenizer and use that folder as BASE_MODEL."
+            "seen: take one of them out, save the tokenizer and use that folder as BASE_MODEL."
         )
     for row in rows:
         example = encode(row, tokenizer, stop)

@@ -51,7 +51,7 @@ def test_a_whole_folder_is_ready(family_folder, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert (
         "FAIL" not in said
-        and "warn" not in said
+        and ("warn" in said) == (name == "qwen3")  # it rewrites earlier turns
         and "asked with: tokenizer, config, weights" in said
     )
     assert (
@@ -87,7 +87,8 @@ def test_no_weights_are_loaded_where_there_are_none(family_folder, tmp_path, mon
     bare = without(shutil.copytree(folder, tmp_path / name), "model.safetensors")
     monkeypatch.setattr(student, "load_base", lambda *args: pytest.fail("weights were asked for"))
     findings = found(bare)
-    assert [check for check, finding in findings.items() if finding.status != "ok"] == ["end token"]
+    warned = [check for check, finding in findings.items() if finding.status != "ok"]
+    assert warned == ["chat template"] * (name == "qwen3") + ["end token"]
     assert (
         f"By the rule answers end in {FAMILIES[name][3]} if the weights rank it among the first 100"
         in findings["end token"].sentence
@@ -165,7 +166,7 @@ BEGIN = "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_
 @pytest.mark.parametrize(
     ("template", "check", "status", "sentence"),
     [
-        (TEMPLATE + BEGIN, "chat template", "ok", "each prompt begins its row"),
+        (TEMPLATE + BEGIN, "chat template", "ok", "One turn and two are rendered"),
         (
             TEMPLATE.replace("{{ bos_token }}", "") + BEGIN,
             "<bos>",
@@ -186,15 +187,15 @@ BEGIN = "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_
         ),
         (
             TEMPLATE + BEGIN.replace("{% endif", "<think>{% endif"),
-            "label mask",
-            "FAIL",
-            "rewrites earlier turns",
+            "chat template",
+            "warn",
+            "the thought is closed at once",
         ),
         (
             TEMPLATE + "{{ messages | length }}" + BEGIN,
-            "label mask",
-            "FAIL",
-            "rewrites earlier turns",
+            "chat template",
+            "warn",
+            "rewrites earlier turns, so of a row with several turns only the last answer",
         ),
         (
             "{{ raise_exception('one turn only') if messages | length > 2 }}" + TEMPLATE + BEGIN,
