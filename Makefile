@@ -16,9 +16,10 @@ test: $(VENV)/.ready ## run the tests, two files at a time
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
 	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/scale $(ARGS)
 
-lint: $(VENV)/.ready ## check style of modules and notebooks
+lint: $(VENV)/.ready ## check style, arrows between modules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.arrows
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python -m benchmarks.duplicates

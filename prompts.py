@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +80,9 @@ class Language:
     text_format: dict[str, str]
     field_labels: dict[str, str]  # in this language -> the field
     words: dict[str, list[str]]
-    verdict_words: dict[str, list[str]]
+
+    # Reading what an instruction asks for (preprocessing/diversity.py)
+    asks: dict
 
     def share(self, text: str) -> float:
         """Share of a text's letters in this language's scripts, in [0, 1]; 0 without letters."""
@@ -114,6 +118,17 @@ def read(path: Path) -> Language:
 
 
 LANGUAGES = {path.stem: read(path) for path in sorted(FILES.glob("*.toml"))}
+
+
+def words(name: str) -> list[str]:
+    """What is written for `name` (see `[words]` in en.toml) in any of the languages."""
+    return [word for language in LANGUAGES.values() for word in language.words[name]]
+
+
+def either(alternatives: Iterable[str]) -> str:
+    """A regular expression for one of some words, the longest first."""
+    longest_first = sorted(alternatives, key=len, reverse=True)
+    return "|".join(re.escape(word) for word in longest_first)
 
 
 def user_message(task: dict) -> str:

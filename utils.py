@@ -330,8 +330,10 @@ def figure_style() -> None:
     from matplotlib import font_manager
 
     if installed("koreanize_matplotlib"):
-        folder = importlib.util.find_spec("koreanize_matplotlib").submodule_search_locations[0]
-        font_manager.fontManager.addfont(Path(folder) / "fonts" / "NanumGothic.ttf")
+        # Its path only: importing it would set fonts of its own
+        spec = importlib.util.find_spec("koreanize_matplotlib")
+        fonts = Path(str(spec and spec.origin)).parent / "fonts"
+        font_manager.fontManager.addfont(fonts / "NanumGothic.ttf")
         matplotlib.rcParams["font.family"] = [
             "DejaVu Sans",
             "NanumGothic",

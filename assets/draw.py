@@ -210,7 +210,7 @@ def sources(rooms: dict[str, list[str]]) -> dict[tuple[str, str], str]:
 
 def arrows(rooms: dict[str, list[str]]) -> dict[str, set[tuple[str, str]]]:
     """For each room, and for "notebook", the `(room, module)` that its files import."""
-    used = {}
+    used: dict[str, set[tuple[str, str]]] = {}
     for (room, _), code in sources(rooms).items():
         used.setdefault(room, set()).update(imported(code, rooms))
     return used
@@ -336,11 +336,11 @@ def record(korean: bool) -> str:
             f'766,{bottom:g}"/>'
         )
         middle = (top + bottom) / 2 - 9 * (len(words) - 1) + 5
-        for i, line in enumerate(words):
+        for i, words_of_line in enumerate(words):
             p.text(
                 784,
                 middle + 18 * i,
-                line,
+                words_of_line,
                 13,
                 tone="deep" if i == 0 else "ink",
                 bold=i == 0,
@@ -398,12 +398,9 @@ def join(
         if rare[i] & rare[j]
     }
     near = {}
-    for (
-        i,
-        j,
-        # no two of these few words share one of the 1,024 bits, so the bits that differ are the
-        # words that differ
-    ) in meet:
+    # No two of these few words share one of the 1,024 bits, so the bits that differ are the words
+    # that differ
+    for i, j in meet:
         apart = (
             Counter(tokens[i]) - Counter(tokens[j]) | Counter(tokens[j]) - Counter(tokens[i])
         ).total()

@@ -113,10 +113,9 @@ def rows_as_tokens(made: list[dict]) -> tuple[list[int], float]:
 def forecasts(lengths: list[int], trained: float) -> dict:
     """`{GPU: preflight.Prediction}` of the course's training: gemma-2b, r = 4, checkpointing, the
     four longest rows in one batch."""
-    from benchmarks import gpu_train
-    from training import machine, preflight
+    from training import architecture, machine, preflight
 
-    config, largest = gpu_train.config(tiny=False), sum(sorted(lengths)[-BATCH:])
+    config, largest = architecture.gemma_2b(), sum(sorted(lengths)[-BATCH:])
     return {
         gpu: preflight.predict(
             config,

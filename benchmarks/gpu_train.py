@@ -28,7 +28,7 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import utils
-from training import losses, machine, preflight
+from training import architecture, losses, machine, preflight
 
 RESULTS = Path(__file__).parent / "results" / "gpu_train.json"
 BATCH, ACCUMULATION, RANK = 4, 2, 4
@@ -85,27 +85,18 @@ def main() -> None:
 
 def config(tiny: bool):
     """google/gemma-2b's own config, or a small one of the same kind."""
+    if not tiny:
+        return architecture.gemma_2b()
     from transformers import GemmaConfig
 
-    if tiny:
-        return GemmaConfig(
-            vocab_size=2000,
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=1,
-            head_dim=16,
-        )
     return GemmaConfig(
-        vocab_size=256000,
-        hidden_size=2048,
-        intermediate_size=16384,
-        num_hidden_layers=18,
-        num_attention_heads=8,
+        vocab_size=2000,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=1,
-        head_dim=256,
-        max_position_embeddings=8192,
+        head_dim=16,
     )
 
 
@@ -181,7 +172,7 @@ def measure(options, length: int, packed: bool, attention: str, way: str) -> dic
     first = step(0)  # warms up; the adapter is still zero, so that every way must say the same
     flops = machine.matmul_flops(device)
     wait()
-    with preflight.peak_memory() as peak:
+    with machine.peak_memory() as peak:
         started = time.perf_counter()
         for number in range(1, options.steps + 1):
             step(number)

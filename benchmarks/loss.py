@@ -120,7 +120,7 @@ def measure(job: str) -> dict:
 
     from training import attention, machine, preflight
 
-    with preflight.peak_memory() as baseline:
+    with machine.peak_memory() as baseline:
         way, packed = JOBS[job]
     prepared, device = utils.read_json(ROWS), machine.choose_device()
     torch.manual_seed(0)
@@ -148,7 +148,7 @@ def measure(job: str) -> dict:
         # training's many steps
     )
     before = machine.matmul_flops(device, 0.5)
-    with preflight.peak_memory() as peak:
+    with machine.peak_memory() as peak:
         started, worked = time.perf_counter(), time.process_time()
         loss = step(batch)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked

@@ -81,7 +81,7 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
 
     def show(name: str, work) -> None:
-        with preflight.peak_memory() as peak:
+        with machine.peak_memory() as peak:
             work()
         heap, resident = libc.mallinfo2(), psutil.Process().memory_info().rss
         print(

@@ -218,10 +218,14 @@ def _asked(
     attacks: dict[str, tuple], pairs: Sequence[dict]
 ) -> tuple[list[dict], list[str], list[str]]:
     """Items, attacking and honest answers of all attacks, one after the other."""
-    items = [pair | {"id": f"{name}: {pair['id']}"} for name in attacks for pair in pairs]
-    return items, *(
-        [answer for attack in attacks.values() for answer in attack[side]] for side in (0, 1)
-    )
+    items: list[dict] = []
+    attacking: list[str] = []
+    honest: list[str] = []
+    for name, (bad, good, _, _) in attacks.items():
+        items += [pair | {"id": f"{name}: {pair['id']}"} for pair in pairs]
+        attacking += bad
+        honest += good
+    return items, attacking, honest
 
 
 def _swapped(calibration: Sequence[dict]) -> Probe:

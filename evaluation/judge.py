@@ -129,16 +129,26 @@ def _quoted(text: str) -> str:
 
 # --- replies --------------------------------------------------------------------------------------
 
+TIES = {"c", *prompts.words("tie")}  # C is a tie in FastChat's form
+BEFORE = r"^\W*"  # on a line of its own, in bold or as a heading perhaps
+COLON = r"[^\w\n-]*[:：][^\w\n-]*"
+POINTS = f"(?:\\s*(?:{prompts.either(prompts.words('points'))}))?"
+
 VERDICT_MARK = re.compile(
-    r"""\[\[(A|B|C|tie)\]\]"""  # FastChat's form; its C is a tie
+    r"""\[\[(A|B|C|tie)\]\]"""  # FastChat's form
     r"""|"verdict"\s*:\s*"(A|B|tie)\""""  # JSON without a schema
-    r"""|^\W*(?:final\s+|my\s+)?(?:verdict|판정)\W*[:：]"""  # its own words
-    r"""\W*(?:answer |답변 )?(A|B|tie|무승부|동점)\W*$""",
+    # "Verdict: A", "최종 판정: 답변A", and "무승부입니다." alone
+    rf"""|{BEFORE}(?:{prompts.either(prompts.words("verdict"))}){COLON}"""
+    rf"""(?:(?:{prompts.either(prompts.words("answer"))})\s*)?"""
+    rf"""(A|B|{prompts.either(prompts.words("tie"))})\W*$"""
+    rf"""|{BEFORE}({prompts.either(prompts.words("tie"))})\W*$""",
     re.IGNORECASE | re.MULTILINE,
 )
 SCORE_MARK = re.compile(
     r"""\[\[(-?\d+(?:\.\d+)?)\]\]|"score"\s*:\s*(-?\d+(?:\.\d+)?)\s*[,}]"""
-    r"""|^\W*(?:final\s+|my\s+)?(?:score|rating|점수)[^\w\n-]*[:：][^\w\n-]*(-?\d+(?:\.\d+)?)(?:\s*/\s*10|\s*점)?\W*$""",
+    # "Rating: 7/10", "점수: 8/10점"
+    rf"""|{BEFORE}(?:{prompts.either(prompts.words("score"))}){COLON}"""
+    rf"""(-?\d+(?:\.\d+)?){POINTS}(?:\s*/\s*10{POINTS})?\W*$""",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -149,10 +159,7 @@ def parse_verdict(text: str) -> tuple[str | None, str | None]:
     Read are "Verdict: A" or "판정: A" on a line of its own, "[[A]]", and JSON; what a reasoning
     model thinks before `</think>` is not.
     """
-    found = {
-        "tie" if mark.lower() in ("c", "tie", "무승부", "동점") else mark.upper()
-        for mark in _marks(VERDICT_MARK, text)
-    }
+    found = {"tie" if mark.lower() in TIES else mark.upper() for mark in _marks(VERDICT_MARK, text)}
     if len(found) == 1:
         return found.pop(), None
     return (
@@ -290,26 +297,22 @@ class Judge:
         return records
 
     def _pairs(self, items, tuned, base) -> list[tuple[int, int, str, dict]]:
-        return [
-            (
-                i,
-                turn,
-                tuned_is,
-                pair_request(
-                    item, *((a, b) if tuned_is == "A" else (b, a)), turn, self.reply_format
-                ),
-            )
-            for i, (item, a, b) in enumerate(zip(items, tuned, base, strict=True))
-            for turn in ((1, 2) if item.get("follow_up") else (1,))
-            for tuned_is in ("A", "B")
-        ]
+        """`(place of the item, turn, where the tuned answer stands, request)` of every verdict."""
+        plan = []
+        for i, (item, ours, theirs) in enumerate(zip(items, tuned, base, strict=True)):
+            for turn in _turns(item):
+                first = pair_request(item, ours, theirs, turn, self.reply_format)
+                swapped = pair_request(item, theirs, ours, turn, self.reply_format)
+                plan += [(i, turn, "A", first), (i, turn, "B", swapped)]
+        return plan
 
     def _singles(self, items, answers) -> list[tuple[int, int, dict]]:
-        return [
-            (i, turn, single_request(item, answer, turn, self.reply_format))
-            for i, (item, answer) in enumerate(zip(items, answers, strict=True))
-            for turn in ((1, 2) if item.get("follow_up") else (1,))
-        ]
+        """`(place of the item, turn, request)` of every score."""
+        plan = []
+        for i, (item, answer) in enumerate(zip(items, answers, strict=True)):
+            for turn in _turns(item):
+                plan.append((i, turn, single_request(item, answer, turn, self.reply_format)))
+        return plan
 
     def _schema(self, schema: type[BaseModel]) -> type[BaseModel] | None:
         return schema if self.reply_format == "schema" else None
@@ -330,19 +333,33 @@ class Judge:
         return *parse(reply.text), reply.text
 
     def _record(self, item: dict, orders: list[dict]) -> dict:
-        sides = {
-            position: [side(o["verdict"], position) for o in orders if o["tuned_is"] == position]
-            for position in "AB"
-        }
-        first, second = (None if None in said else sum(said) / len(said) for said in sides.values())
+        first, second = _mean_side(orders, "A"), _mean_side(orders, "B")
+        value = None if first is None or second is None else (first + second) / 2
         kept = {key: item[key] for key in ("id", "language", "category", "kind") if key in item}
-        value = None if None in (first, second) else (first + second) / 2
         return kept | {
             "outcome": str(outcome(first, second)),
             "value": value,
             "judge": self.name,
             "orders": orders,
         }
+
+
+def _turns(item: dict) -> tuple[int, ...]:
+    return (1, 2) if item.get("follow_up") else (1,)
+
+
+def _mean_side(orders: list[dict], tuned_is: str) -> float | None:
+    """Mean over the turns of `outcomes.side` where the tuned answer stands there; None where a
+    verdict failed."""
+    total, turns = 0.0, 0
+    for order in orders:
+        if order["tuned_is"] == tuned_is:
+            said = side(order["verdict"], tuned_is)
+            if said is None:
+                return None
+            total += said
+            turns += 1
+    return total / turns
 
 
 # --- the prompts ----------------------------------------------------------------------------------
@@ -368,25 +385,26 @@ def check_items(items: Sequence[dict], name: str) -> None:
             )
 
 
+TWO_TURNS = "two turns"  # a kind of its own in a sample, whatever the category
+
+
 def sample(rows: Sequence[dict], n: int, seed: int = 0, by: str = "category") -> list[dict]:
     """About equally many rows of every language and `by`, two-turn prompts being a kind of their
     own, in the order of the file."""
     rng = random.Random(seed)
     shuffled = rng.sample(list(rows), len(rows))
-    kind = lambda row: "" if row.get("follow_up") else row[by]  # noqa: E731 ("" comes first, so that even a small sample has two turns)
-    names = [
-        "",
-        *rng.sample(
-            sorted({kind(row) for row in rows} - {""}), len({kind(row) for row in rows} - {""})
-        ),
-    ]
-    seen: Counter = Counter()
+    kinds = sorted({row[by] for row in rows if not row.get("follow_up")})
+    # Two turns come first, so that even a small sample has them
+    order = [TWO_TURNS, *rng.sample(kinds, len(kinds))]
+    # One row of every kind and language, then a second one of each, and so on
+    seen: Counter[tuple[str, str]] = Counter()
     ranked = []
     for row in shuffled:
-        group = kind(row), row["language"]
-        ranked.append(((seen[group], names.index(group[0]), group[1]), row["id"]))
-        seen[group] += 1
-    chosen = {name for _, name in sorted(ranked)[:n]}
+        kind = TWO_TURNS if row.get("follow_up") else row[by]
+        language = row["language"]
+        ranked.append((seen[kind, language], order.index(kind), language, row["id"]))
+        seen[kind, language] += 1
+    chosen = {name for *_, name in sorted(ranked)[:n]}
     return [row for row in rows if row["id"] in chosen]
 
 

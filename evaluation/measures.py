@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import utils
+import prompts
 
 if TYPE_CHECKING:
     from training.generation import Answer
@@ -31,13 +31,14 @@ def flaws(answer: Answer, language: str, reference: str = "") -> list[str]:
         language: of the request. The language that is wanted is the reference's where there is one:
             a translation's is the other one.
     """
-    wanted = utils.hangul_share(reference) if _letters(reference) else float(language == "ko")
+    own_share = prompts.LANGUAGES[language].share  # blind where two languages share a script
+    wanted = own_share(reference) if _letters(reference) else 1.0
     found = {
         "truncated": not answer.stopped,
         "loop": loops(answer.text),
         "empty": not answer.text.strip(),
         "wrong_language": _letters(answer.text) >= 10
-        and abs(utils.hangul_share(answer.text) - wanted) > 0.5,
+        and abs(own_share(answer.text) - wanted) > 0.5,
     }
     return [name for name, there in found.items() if there]
 

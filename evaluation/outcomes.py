@@ -88,35 +88,37 @@ class Positions:
     def consistency(self) -> Estimate | None:
         """Share of comparisons with the same verdict in both orders; None where none could be
         read."""
-        return (
-            stats.proportion([1.0] * self.alike + [0.0] * (self.n - self.alike)) if self.n else None
-        )
+        if not self.n:
+            return None
+        return stats.proportion([1.0] * self.alike + [0.0] * (self.n - self.alike))
 
 
 def positions(records: Sequence[dict]) -> Positions:
     """Position bias, every turn of a prompt a comparison of its own; comparisons with a failed
     verdict are left out."""
-    kinds = Counter()
+    alike = first = second = leaning = 0
     for record in records:
-        for turn in {order.get("turn", 1) for order in record["orders"]}:
-            one, two = (
-                order["verdict"] for order in record["orders"] if order.get("turn", 1) == turn
-            )
-            if None not in (one, two):
-                kinds[
-                    "leaning"
-                    if "tie" in (one, two) and one != two
-                    else one
-                    if one == two != "tie"
-                    else "alike"
-                ] += 1
-    return Positions(
-        kinds["alike"],
-        kinds["A"],
-        kinds["B"],
-        kinds["leaning"],
-        stats.binomial_test(kinds["A"], kinds["B"]),
-    )
+        for verdicts in _by_turn(record["orders"]):
+            if None in verdicts:
+                continue
+            # "A" is the answer shown first, and the two orders show different answers first
+            if verdicts == ["A", "A"]:
+                first += 1
+            elif verdicts == ["B", "B"]:
+                second += 1
+            elif verdicts.count("tie") == 1:
+                leaning += 1
+            else:
+                alike += 1
+    return Positions(alike, first, second, leaning, stats.binomial_test(first, second))
+
+
+def _by_turn(orders: Sequence[dict]) -> list[list[str | None]]:
+    """The two verdicts of every turn."""
+    turns: dict[int, list[str | None]] = {}
+    for order in orders:
+        turns.setdefault(order.get("turn", 1), []).append(order["verdict"])
+    return list(turns.values())
 
 
 # --- the result -----------------------------------------------------------------------------------
@@ -143,11 +145,13 @@ def contradictions(records: Sequence[dict]) -> list[dict]:
     the lower single score."""
     found = []
     for record in records:
-        base, tuned = (record.get("scores", {}).get(name) for name in ("base", "tuned"))
-        if None not in (base, tuned) and (
-            (record["outcome"] == Outcome.WIN and tuned < base)
-            or (record["outcome"] == Outcome.LOSS and tuned > base)
-        ):
+        scores = record.get("scores", {})
+        base, tuned = scores.get("base"), scores.get("tuned")
+        if base is None or tuned is None:
+            continue
+        won_with_less = record["outcome"] == Outcome.WIN and tuned < base
+        lost_with_more = record["outcome"] == Outcome.LOSS and tuned > base
+        if won_with_less or lost_with_more:
             found.append(record)
     return found
 
@@ -175,11 +179,9 @@ def headline(
             f"No win rate: only {len(known)} of {len(records)} prompts have a readable "
             f"verdict; {FEWEST} or more are needed."
         )
-    rate, p, needed = (
-        stats.win_rate(known),
-        sign_test([record["outcome"] for record in records]),
-        stats.prompts_needed(known),
-    )
+    rate = stats.win_rate(known)
+    p = sign_test([record["outcome"] for record in records])
+    needed = stats.prompts_needed(known)
     inconsistent = f"{100 * counts['inconsistent'] / len(records):.0f} % inconsistent"
     tests = f"sign test {stats.p_value(p)}, {inconsistent}, {counts['failed']} failed"
     if rate.low <= 0.5 <= rate.high or p >= 0.05:
@@ -200,14 +202,12 @@ def headline(
             f"{tests}, and those that failed leave "
             f"anything from {100 * worst:.0f} to {100 * best:.0f} % possible."
         )
-    winner = "tuned" if rate.value > 0.5 else "base"
-    shown, fair = (
-        estimate if winner == "tuned" or estimate is None else _turned(estimate)
-        for estimate in (rate, corrected)
-    )
-    return f"{winner} wins {shown.short} of {rate.n} prompts, {tests}" + (
-        f"; corrected for the judge's errors {fair.short}." if fair else "."
-    )
+    winner = "tuned"
+    if rate.value < 0.5:
+        winner, rate = "base", _turned(rate)
+        corrected = _turned(corrected) if corrected else None
+    fair = f"; corrected for the judge's errors {corrected.short}" if corrected else ""
+    return f"{winner} wins {rate.short} of {rate.n} prompts, {tests}{fair}."
 
 
 def _turned(rate: Estimate) -> Estimate:

@@ -164,7 +164,7 @@ def _badness(record: dict) -> tuple:
     ties and wins."""
     scores = record.get("scores") or {}
     base, tuned = scores.get("base"), scores.get("tuned")
-    gap = 0 if None in (base, tuned) else tuned - base
+    gap = 0 if base is None or tuned is None else tuned - base
     return WORST_FIRST.index(record["outcome"]), gap, 0 if tuned is None else tuned
 
 

@@ -20,6 +20,8 @@ import numpy as np
 
 from utils import CourseError
 
+Scores = Sequence[float] | np.ndarray  # one a prompt, in [0, 1]
+
 Z95, Z80 = (
     1.959964,
     0.841621,
@@ -77,13 +79,10 @@ class Difference:
 
 def p_value(p: float) -> str:
     """ "p = .002", "p < .001": as papers print it."""
-    return (
-        "p < .001"
-        if p < 0.001
-        else f"p = {p:.3f}".replace("0.", ".")
-        if p < 0.1
-        else f"p = {p:.2f}".replace("0.", ".")
-    )
+    if p < 0.001:
+        return "p < .001"
+    digits = 3 if p < 0.1 else 2
+    return f"p = {p:.{digits}f}".replace("0.", ".")
 
 
 # --- proportions and win rates --------------------------------------------------------------------
@@ -102,13 +101,12 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def proportion(values: Sequence[float]) -> Estimate:
+def proportion(values: Scores) -> Estimate:
     """Mean of values in [0, 1] with a Wilson interval: for rates, and for groups too small to
     bootstrap."""
-    values = _unit(values)
-    return Estimate(
-        float(values.mean()), _se(values), *wilson(float(values.sum()), len(values)), len(values)
-    )
+    scores = _unit(values)
+    low, high = wilson(float(scores.sum()), len(scores))
+    return Estimate(float(scores.mean()), _se(scores), low, high, len(scores))
 
 
 def win_rate(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Estimate:
@@ -131,14 +129,14 @@ def win_rate(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) ->
     )
 
 
-def _unit(values: Sequence[float]) -> np.ndarray:
-    values = np.asarray(values, float)
-    if not len(values) or not ((values >= 0) & (values <= 1)).all():
+def _unit(values: Scores) -> np.ndarray:
+    scores = np.asarray(values, float)
+    if not len(scores) or not ((scores >= 0) & (scores <= 1)).all():
         raise CourseError(
             "A win rate needs at least one score, and every score lies between 0 and 1: check the "
             "verdicts."
         )
-    return values
+    return scores
 
 
 def _se(values: np.ndarray) -> float:
@@ -292,9 +290,11 @@ def paired_difference(
             f"Paired scores need the same prompts for both models, got {len(base)} and "
             f"{len(tuned)}."
         )
-    values = np.array(
-        [t - b for b, t in zip(base, tuned, strict=True) if None not in (b, t)], float
-    )
+    differences = []
+    for before, after in zip(base, tuned, strict=True):
+        if before is not None and after is not None:
+            differences.append(after - before)
+    values = np.array(differences)
     if not len(values):
         raise CourseError(
             "No prompt has a score for both models: read the errors of the judge's replies in the "

@@ -208,7 +208,9 @@ def agreement(votes: dict[str, dict], verdicts: Sequence[dict]) -> Result:
 
 
 def _agreement(both: list[tuple[str, str]]) -> Agreement | None:
-    return stats.agreement(*zip(*both, strict=True)) if both else None
+    if not both:
+        return None
+    return stats.agreement([one for one, _ in both], [two for _, two in both])
 
 
 def _agreed(found: Agreement | None, chance: str) -> str:

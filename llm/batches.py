@@ -12,11 +12,13 @@ id is noted too, that name is looked for among the server's batches.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import utils
 from llm.endpoint import Endpoint, Unreadable
@@ -64,7 +66,7 @@ class Batches:
         """Find out what became of the submissions during which an earlier process died."""
         for note in self.open_notes():
             if note["batch"] is None and note["key"] not in self._submitting:
-                found = await endpoint.persist(lambda note=note: self._find(sdk, note))
+                found = await endpoint.persist(functools.partial(self._find, sdk, note))
                 await self._note(note, batch=found, status="open" if found else "never created")
 
     async def submit(
@@ -78,7 +80,7 @@ class Batches:
         import openai
 
         for keys, content in files(bodies):
-            note = {
+            note: dict[str, Any] = {
                 "key": uuid.uuid4().hex,
                 "batch": None,
                 "status": "open",
@@ -92,15 +94,12 @@ class Batches:
             upload = (f"{note['key']}.jsonl", content)
             try:
                 file = await endpoint.persist(
-                    lambda upload=upload: sdk.files.create(file=upload, purpose="batch")
+                    functools.partial(sdk.files.create, file=upload, purpose="batch")
                 )
-                batch = await endpoint.persist(
-                    lambda note=note, file=file: self._create(sdk, note, file.id)
-                )
+                batch = await endpoint.persist(functools.partial(self._create, sdk, note, file.id))
             except openai.APIStatusError as error:
-                if (
-                    error.status_code < 500
-                ):  # it said no; after any other error the batch may exist all the same
+                # It said no; after any other error the batch may exist all the same
+                if error.status_code < 500:
                     await self._note(note, status="never created")
                 raise
             finally:
@@ -164,12 +163,13 @@ class Batches:
                 for note in notes
             ]
             outcomes = await asyncio.gather(*following, return_exceptions=True)
-        for outcome in (
-            outcomes
-        ):  # only now, so that one batch's failure does not keep the others from being collected
+        # Only now, so that one batch's failure does not keep the others from being collected
+        errors: dict[str, str] = {}
+        for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-        return {key: error for outcome in outcomes for key, error in outcome.items()}
+            errors |= outcome
+        return errors
 
     async def _follow(
         self, endpoint, sdk, note, bodies, answered, poll_seconds, progress
@@ -246,7 +246,9 @@ class Batches:
 def files(bodies: dict[str, dict]) -> Iterator[tuple[list[str], bytes]]:
     """`(keys, content)` of the input files for `bodies`: JSON Lines, each within the server's
     limits on number and size."""
-    keys, lines, size = [], [], 0
+    keys: list[str] = []
+    lines: list[bytes] = []
+    size = 0
     for key, body in bodies.items():
         record = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()

@@ -101,15 +101,13 @@ class Client:
             )
         self.limits = Limits(requests_per_minute, tokens_per_minute)
         self._endpoint = Endpoint(model, base_url, api_key, self.limits, attempts, timeout)
-        self._journal = Journal(journal) if journal else None
-        self._batches = (
-            Batches(self._journal.path.with_suffix(".batches.jsonl")) if journal else None
-        )
-        spent = (
-            sum(entry["cost_usd"] for entry in self._journal.entries.values())
-            if self._journal
-            else 0.0
-        )
+        self._journal: Journal | None = None
+        self._batches: Batches | None = None
+        spent = 0.0
+        if journal:
+            self._journal = Journal(journal)
+            self._batches = Batches(self._journal.path.with_suffix(".batches.jsonl"))
+            spent = sum(entry["cost_usd"] for entry in self._journal.entries.values())
         self._budget = Budget(
             budget_usd, spent, lambda: self._batches.held_usd if self._batches else 0.0
         )

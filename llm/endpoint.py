@@ -7,7 +7,7 @@ not do: know about money or the journal. Importing it does not import openai.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -95,7 +95,7 @@ class Endpoint:
         import openai
         from openai.types.chat import ChatCompletion
 
-        headers = {}
+        headers: Mapping[str, str] = {}
         try:
             # The raw response, because `chat.completions.parse` raises on a schema mismatch and
             # forgets what was billed; and the SDK's plain `post`, because `create` copies typed
@@ -236,9 +236,10 @@ def _never_arrived(error: BaseException) -> bool:
     """True if there was no connection. Told by names, because the SDK's HTTP library may be httpx,
     httpx2 or aiohttp."""
     names = set()
-    while error is not None:
-        names.add(type(error).__name__)
-        error = error.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        names.add(type(cause).__name__)
+        cause = cause.__cause__
     # The SDK calls aiohttp's broken connections connect timeouts too
     return not names.isdisjoint(("ConnectError", "ConnectTimeout")) and names.isdisjoint(
         ("ServerDisconnectedError", "ClientOSError")

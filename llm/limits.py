@@ -115,7 +115,7 @@ class Limits:
         self.requests, self.tokens = Limit(requests_per_minute), Limit(tokens_per_minute)
         self._resume = 0.0  # when the server wants to hear from us again
         self._started, self._told = 0, False
-        self._loop = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def refuse_oversize(self, tokens: int) -> None:
         """CourseError for a request that could never be sent."""
@@ -152,10 +152,9 @@ class Limits:
         now = time.monotonic()
         for limit, name in ((self.requests, "requests"), (self.tokens, "tokens")):
             limit.learn(
-                *(
-                    headers.get(f"x-ratelimit-{part}-{name}")
-                    for part in ("limit", "remaining", "reset")
-                ),
+                headers.get(f"x-ratelimit-limit-{name}"),
+                headers.get(f"x-ratelimit-remaining-{name}"),
+                headers.get(f"x-ratelimit-reset-{name}"),
                 now,
             )
         self._told = True
@@ -191,7 +190,7 @@ def seconds(duration: str | None) -> float | None:
 
 def _number(text: str | None) -> float | None:
     try:
-        value = float(text)
-    except (TypeError, ValueError):
+        value = float(text or "")
+    except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -26,12 +26,9 @@ class Reply:
     """The answer to one request, in the order asked."""
 
     text: str = ""
-    parsed: BaseModel | None = (
-        None  # an instance of the schema; None without a schema or with an error
-    )
-    error: str | None = (
-        None  # why there is no usable answer: refusal, truncation, schema mismatch, server failure
-    )
+    parsed: Any = None  # an instance of the schema; None without a schema or with an error
+    # Why there is no usable answer: refusal, truncation, schema mismatch, server failure
+    error: str | None = None
     finish_reason: str | None = None
     usage: dict = field(default_factory=dict)
     cost_usd: float = 0.0

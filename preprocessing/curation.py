@@ -27,7 +27,7 @@ PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six 
 FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
 
 
-def problem(task: dict) -> str | None:  # noqa: C901 (to become a table of rules)
+def problem(task: dict) -> str | None:  # noqa: C901, PLR0912 (to become a table of rules)
     """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made fit
     for Hangul.
 

@@ -15,98 +15,48 @@ import numpy as np
 
 import prompts
 
-LEADS = re.compile(
-    r"^(?:(?:please|kindly|now|then|first|could you|can you|would you|will you|help me|i need you "
-    r"to|i want you to)[ ,]+)+",
-    re.I,
-)
-QUESTIONS = re.compile(
-    r"^(what|why|how|when|where|who|which|is|are|do|does|did|should|can|may|in what|from when)\b",
-    re.I,
-)
-ARTICLES = re.compile(
-    r"^(?:(?:the|a|an|this|these|that|those|each|all|me|us|my|our|your|its|his|her|two|three|four|"
-    r"five|six|one|of|for|to|in)\b ?)+",
-    re.I,
-)
-KOREAN_END = re.compile(
-    r"(설명|요약|작성|추천|제안|번역|분류|정리|계산|비교|나열|추출|소개|구분|변환|수정|안내|답|말|풀이|판단|표시|평가|확인)(?:을|를)?\s?(?:하|해|할|했)|"
-    r"(알려|가르쳐|써|적어|골라|찾아|만들어|지어|고쳐|바꿔|옮겨|뽑아|구해|세어|들어|줄여|나눠|짜|꼽아|다듬어|답하|말하|쓰|고르|찾으|적으)"
-)
-KOREAN_QUESTION = re.compile(
-    r"(무엇|뭐|왜|어떻게|어떤|언제|어디|누가|누구|얼마|몇|인가요|나요|까요|습니까|ㄴ가요)"
-)
-KOREAN_STEM = {
-    "써": "쓰다",
-    "쓰": "쓰다",
-    "적어": "적다",
-    "적으": "적다",
-    "골라": "고르다",
-    "고르": "고르다",
-    "찾아": "찾다",
-    "찾으": "찾다",
-    "알려": "알리다",
-    "가르쳐": "가르치다",
-    "만들어": "만들다",
-    "지어": "짓다",
-    "고쳐": "고치다",
-    "바꿔": "바꾸다",
-    "옮겨": "옮기다",
-    "뽑아": "뽑다",
-    "구해": "구하다",
-    "세어": "세다",
-    "들어": "들다",
-    "줄여": "줄이다",
-    "나눠": "나누다",
-    "짜": "짜다",
-    "꼽아": "꼽다",
-    "다듬어": "다듬다",
-    "답하": "답하다",
-    "말하": "말하다",
-}
+SENTENCE = re.compile(r"(?<=[.!?:。？])\s+|\n+")
 
 
 def verb(instruction: str, language: str) -> tuple[str, str]:
-    """`(verb, object)` of an instruction by a rule of thumb; a question gives `("question", its
-    word)`, else `("other", "")`."""
-    return _korean(instruction) if language == "ko" else _english(instruction)
-
-
-def _english(instruction: str) -> tuple[str, str]:
-    sentences = re.split(r"(?<=[.!?:])\s+", instruction.strip())
+    """`(verb, object)` of an instruction by the rules of thumb in its language's file; a question
+    gives `("question", its word)` and what is neither `("other", "")`, in the words of that
+    language."""
+    asks = prompts.LANGUAGES[language].asks
+    sentences = [one for one in SENTENCE.split(instruction.strip()) if one]
+    if asks["verb_last"]:
+        sentences.reverse()
     for sentence in sentences:
-        clause = LEADS.sub("", sentence)
-        if question := QUESTIONS.match(clause):
-            return "question", question[1].lower()
-        if found := re.match(r"^([A-Z][a-z]{2,}) (.+)", clause[:1].upper() + clause[1:]):
-            rest = re.findall(r"[A-Za-z'-]+", ARTICLES.sub("", found[2]))
-            if found[1] not in (
-                "The",
-                "There",
-                "This",
-                "You",
-                "For",
-                "From",
-                "With",
-                "Here",
-                "Below",
-                "When",
-                "After",
-                "Before",
-            ):
-                return found[1].lower(), rest[0].lower() if rest else ""
-    return "other", ""
+        request = not re.search(asks["not_a_verb"], sentence)
+        if request and (found := _first(asks["verb"], sentence)):
+            name = _dictionary_form(found[1].lower(), asks["dictionary_form"])
+            return name, _thing(sentence, found, asks)
+        if found := _first(asks["question_word"], sentence):
+            return asks["question"], found[1].lower()
+    return asks["other"], ""
 
 
-def _korean(instruction: str) -> tuple[str, str]:
-    last = re.split(r"(?<=[.!?])\s+", instruction.strip())[-1]
-    thing = re.findall(r"([가-힣A-Za-z]+)(?:을|를)(?=\s)", last)
-    if found := list(KOREAN_END.finditer(last)):
-        stem = found[-1][1] + "하다" if found[-1][1] else KOREAN_STEM[found[-1][2]]
-        return stem, thing[-1] if thing else ""
-    if question := KOREAN_QUESTION.search(last):
-        return "질문", question[1]
-    return "기타", ""
+def _first(patterns: list[str], sentence: str) -> re.Match | None:
+    """What the first of the patterns that is in a sentence finds there."""
+    matches = (re.search(pattern, sentence) for pattern in patterns)
+    return next(filter(None, matches), None)
+
+
+def _dictionary_form(verb: str, forms: dict[str, str]) -> str:
+    """The verb with the longest ending that is in `forms` exchanged: "골라" is "고르다"."""
+    for ending in sorted(forms, key=len, reverse=True):
+        if verb.endswith(ending):
+            return verb.removesuffix(ending) + forms[ending]
+    return verb
+
+
+def _thing(sentence: str, verb: re.Match, asks: dict) -> str:
+    """What the verb is about: the object nearest to it."""
+    if asks["verb_last"]:
+        before = re.findall(asks["thing"], sentence[: verb.start(1)])
+        return before[-1] if before else ""
+    after = re.search(asks["thing"], sentence[verb.end(1) :])
+    return after[1].lower() if after else ""
 
 
 def verb_figure(rows: list[dict], top: int = 12):
@@ -168,7 +118,7 @@ def map_figure(rows: list[dict], vectors: np.ndarray, clusters: int = 8):
         vectors
     )
     figure, axes = plt.subplots(figsize=(6.5, 4))
-    for language, marker in (("en", "o"), ("ko", "^")):
+    for language, marker in zip(prompts.LANGUAGES, "o^sDv", strict=False):
         own = np.array([row["language"] == language for row in rows])
         axes.scatter(
             *points[own].T, c=labels[own], cmap="tab10", vmin=0, vmax=9, s=14, marker=marker

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, get_args, get_origin
 
 import prompts
@@ -25,22 +24,12 @@ if TYPE_CHECKING:
 MAY_BE_MISSING = ("category", "input")  # a rule rejects an unknown category later, with a reason
 
 
-def _words(name: str) -> list[str]:
-    """What is written for a value in any of the languages."""
-    return [word for language in prompts.LANGUAGES.values() for word in language.words[name]]
-
-
-def _any(words: Iterable[str]) -> str:
-    """A pattern for one of the words, the longest first."""
-    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-
-
 BETWEEN = re.compile(  # "### 2." belongs to no record
-    rf"\n[\s\-=#*]*(?:(?:{_any(_words('example'))})\s*)?\d*[.):]?[\s\-=#*]*$", re.I
+    rf"\n[\s\-=#*]*(?:(?:{prompts.either(prompts.words('example'))})\s*)?\d*[.):]?[\s\-=#*]*$", re.I
 )
-NOTHING = re.compile(rf"^\W*({_any(_words('nothing'))}|)\W*$", re.I)
+NOTHING = re.compile(rf"^\W*({prompts.either(prompts.words('nothing'))}|)\W*$", re.I)
 NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
-YES, NO = _words("yes"), _words("no")
+YES, NO = prompts.words("yes"), prompts.words("no")
 
 
 def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
@@ -102,8 +91,9 @@ def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[
     names = {name: name for name in fields}
     for language in prompts.LANGUAGES.values():
         names |= {label: name for label, name in language.field_labels.items() if name in fields}
+    number = r"(?:\d+\s*[.)]\s*)?"
     label = re.compile(
-        rf"^[\s>*#\-]*(?:\d+\s*[.)]\s*)?\**\s*({_any(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
+        rf"^[\s>*#\-]*{number}\**\s*({prompts.either(names)})\s*\**\s*[:：]\**[ \t]*(.*)$", re.I
     )
     found: list[dict[str, str]] = []
     current = None

@@ -140,7 +140,8 @@ class Server:
         self, answer: Answer, key: str, tokens: Callable[[dict], int], knobs: Knobs
     ) -> None:
         self.answer, self.key, self.tokens, self.knobs = answer, key, tokens, knobs
-        self.numbers, self.counts = itertools.count(), Counter()
+        self.numbers = itertools.count()
+        self.counts: Counter[str] = Counter()
         self.windows = (
             Window("requests", knobs.requests_per_minute, knobs.window),
             Window("tokens", knobs.tokens_per_minute, knobs.window),
@@ -377,7 +378,8 @@ class Server:
         asked = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
         random.Random(self.knobs.seed).shuffle(asked)
         whole = len(asked) // 2 if fate in ("expired", "cancelled", "partial") else len(asked)
-        output, errors = [], []
+        output: list[dict] = []
+        errors: list[dict] = []
         for place, line in enumerate(asked):
             record = {
                 "id": f"batch_req_{place}",

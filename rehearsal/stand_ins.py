@@ -75,8 +75,7 @@ def teach(body: dict) -> tuple[str, str]:
         ValueError: nothing was recorded for this domain or row.
     """
     text = body["messages"][-1]["content"]
-    hangul = len(re.findall("[가-힣]", text))
-    language = "ko" if hangul > len(re.findall("[A-Za-z]", text)) / 2 else "en"
+    language = _language(body["messages"])
     wanted = body.get("response_format", {}).get("json_schema", {}).get("name")
     plain = next(
         (
@@ -110,6 +109,16 @@ def teach(body: dict) -> tuple[str, str]:
         if wanted == "Instructions"
         else {"tasks": tasks}
     ), "stop"
+
+
+def _language(messages: list[dict]) -> str:
+    """The language that a request is written in: that of the teacher's role, else by its script."""
+    role = messages[0]["content"]
+    for code, language in prompts.LANGUAGES.items():
+        if role in (language.teacher_system, language.critic_system):
+            return code
+    text = messages[-1]["content"]
+    return max(prompts.LANGUAGES, key=lambda code: prompts.LANGUAGES[code].share(text))
 
 
 def _as_text(value: dict) -> str:
@@ -151,25 +160,36 @@ def _domain(text: str) -> str | None:
     return None
 
 
-ABOUT = re.compile(
-    r"^\[(?:Instruction|지시)\]\n(.*?)(?:\n\[(?:Input|입력)\]\n(.*)\n\[(?:Response|응답)\]\n(.*))?\n\[(?:End|끝)\]$",
-    re.DOTALL | re.MULTILINE,
-)
+def _filled(template: str) -> re.Pattern:
+    """A pattern for a template with its placeholders filled in, one group for each."""
+    pieces = re.split(r"\{(\w+)\}", template)
+    fixed, names = pieces[::2], pieces[1::2]
+    pattern = re.escape(fixed[0])
+    for name, text in zip(names, fixed[1:], strict=True):
+        pattern += f"(?P<{name}>.*)" + re.escape(text)
+    return re.compile(pattern, re.DOTALL)
 
 
 def _about(text: str, wanted: str) -> dict:
     """What was recorded about the instruction (and, for a critique, the answer) that a prompt
     shows."""
-    parts = ABOUT.search(text)
+    template = {
+        "Kind": "recognise",
+        "InputFirstInstances": "input_first",
+        "OutputFirstInstances": "output_first",
+        "Critique": "critique",
+    }[wanted]
+    found = (_filled(getattr(one, template)).search(text) for one in prompts.LANGUAGES.values())
+    parts = next(filter(None, found), None)
     if parts is None:
-        raise ValueError("the prompt has no [Instruction] section")
-    instruction, _, output = parts.groups()
+        raise ValueError(f"the prompt is not the course's own ({template} in data/languages/)")
+    instruction = parts["instruction"]
     tasks = [task for task in _all_tasks() if task["instruction"].strip() == instruction.strip()]
     if wanted == "Critique":
         tasks = [
             task
             for task in tasks
-            if output.strip()
+            if parts["output"].strip()
             in {one["output"].strip() for one in (task, *task.get("instances", ()))}
         ]
     if not tasks:
@@ -221,22 +241,19 @@ def judge(body: dict) -> str:
     ]
     said = "Stand-in judge, a rule and not a language model: similarity to the "
     said += f"{'reference' if reference else 'request (there is no reference)'} less penalties is "
+    verdict: dict[str, str | int]
     if len(scores) == 1:
-        said, key, value = (
-            f"{said}{scores[0]:.3f}.",
-            "score",
-            max(1, min(10, round(1 + 9 * (scores[0] - 0.75) / 0.25))),
-        )
+        said += f"{scores[0]:.3f}."
+        verdict = {"score": max(1, min(10, round(1 + 9 * (scores[0] - 0.75) / 0.25)))}
     else:
         a, b = scores
-        said, key, value = (
-            f"{said}{a:.3f} for A and {b:.3f} for B.",
-            "verdict",
-            "tie" if abs(a - b) < TIE else "A" if a > b else "B",
-        )
+        said += f"{a:.3f} for A and {b:.3f} for B."
+        better = "A" if a > b else "B"
+        verdict = {"verdict": "tie" if abs(a - b) < TIE else better}
     if asks_for_text(text):
+        ((key, value),) = verdict.items()
         return f"{said}\n{key.capitalize()}: {value}"
-    return json.dumps({"explanation": said, key: value})
+    return json.dumps({"explanation": said} | verdict)
 
 
 def asks_for_text(prompt: str) -> bool:
@@ -440,10 +457,8 @@ def separate(**knobs) -> Iterator[str]:
     measurements."""
     command = [sys.executable, "-m", "rehearsal.stand_ins"]
     for name, value in knobs.items():
-        command += [
-            f"--{name.replace('_', '-')}",
-            *map(str, value if isinstance(value, tuple) else [value]),
-        ]
+        values = value if isinstance(value, tuple) else (value,)
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
     with subprocess.Popen(
         command,
         cwd=Path(__file__).parents[1],
@@ -452,6 +467,7 @@ def separate(**knobs) -> Iterator[str]:
         text=True,
     ) as process:
         try:
+            assert process.stdout is not None  # it is a pipe
             yield process.stdout.readline().strip()
         finally:
             process.kill()
@@ -471,10 +487,10 @@ def main() -> None:
             nargs="*" if several else None,
             default=knob.default,
         )
-    chosen = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(parser.parse_args()).items()
-    }
+    chosen = vars(parser.parse_args())
+    for name, value in chosen.items():
+        if isinstance(value, list):
+            chosen[name] = tuple(value)
     print(start(**chosen), flush=True)
     sys.stdin.read()
 

@@ -89,12 +89,11 @@ class Cost:
 
 def training(a: Assumptions, gpu: str):
     """`preflight`'s prediction for the course's model on one GPU."""
-    from benchmarks import gpu_train
-    from training import machine, preflight
+    from training import architecture, machine, preflight
 
     device = machine.Device("cuda", "bfloat16", "sdpa", "on paper")
     return preflight.predict(
-        gpu_train.config(tiny=False),
+        architecture.gemma_2b(),
         device,
         1,
         a.pack_tokens,

@@ -35,6 +35,23 @@ class Shape:
     head_norms: bool  # Gemma 3 and Qwen 3 also normalise queries and keys
 
 
+def gemma_2b():
+    """The config of google/gemma-2b as published, for forecasts on a machine that does not have it
+    (the hub asks for a licence first)."""
+    from transformers import GemmaConfig
+
+    return GemmaConfig(
+        vocab_size=256000,
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=256,
+        max_position_embeddings=8192,
+    )
+
+
 def skeleton(config):
     """The model of a config on PyTorch's "meta" device: every layer with its name and shape, and no
     memory.

@@ -308,8 +308,8 @@ def choose_stop(model, tokenizer) -> Stop:
         dtype = str(model.dtype).removeprefix("torch.")
         raise CourseError(
             f"This model's logits are not numbers (NaN) in {dtype} on {model.device.type}: fp16 "
-            "ends at 65,504, and larger activations overflow. Set "
-            "another BASE_MODEL, or take a GPU with bf16, such as an L4."
+            "ends at 65,504, and larger activations overflow. Set another BASE_MODEL, or take a "
+            "GPU with bf16, such as an L4."
         )
     rank = int((logits > logits[turn_end]).sum()) + 1
     stop = turn_end if rank <= 100 else tokenizer.eos_token_id

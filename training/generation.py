@@ -17,15 +17,18 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import utils
 from training.chat import Stop, prompt_ids
 from utils import CourseError
 
-Conversation = (
-    str | list[dict]
-)  # one user message, or messages with "role" and "content" that end with the user's
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+# One user message, or messages with "role" and "content" that end with the user's
+Conversation = str | list[dict]
 
 
 @dataclasses.dataclass
@@ -64,7 +67,7 @@ def generate(
 
     asked = [prompt_ids(text, tokenizer) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(asked[i]))
-    answers: list[Answer | None] = [None] * len(texts)
+    answers: dict[int, Answer] = {}
     how = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature
@@ -78,19 +81,60 @@ def generate(
             inputs = tokenizer.pad(
                 {"input_ids": [asked[i] for i in chunk]}, return_tensors="pt", padding_side="left"
             ).to(model.device)
-            output = model.eval().generate(
-                **inputs,
-                **how,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=stop.ids,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            for i, ids in zip(
-                chunk, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True
-            ):
+            options = how | {"eos_token_id": stop.ids, "pad_token_id": tokenizer.pad_token_id}
+            written = _written(model.eval(), inputs, stop, max_new_tokens, options)
+            for i, ids in zip(chunk, written, strict=True):
                 answers[i] = cut(ids, tokenizer, stop)
             bar.update(len(chunk))
-    return answers
+    return [answers[i] for i in range(len(texts))]
+
+
+SLICE = 16  # tokens after which rows that have ended leave the batch
+
+
+def _written(model, inputs, stop: Stop, max_new_tokens: int, options: dict) -> list[list[int]]:
+    """The token ids that each row of a batch writes, up to and with its stop token.
+
+    `generate` computes every row until the longest has ended. Most tuned answers end early, so it
+    is called for a few tokens at a time, and goes on from its own cache with the rows that have not
+    ended: the same tokens for a part of the work (`python -m benchmarks.answers`). A model whose
+    cache cannot be taken apart (state-space layers, say) writes all its tokens in one slice.
+    """
+    import torch
+
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    written: list[list[int]] = [[] for _ in ids]
+    rows = list(range(len(written)))  # which of them are still in the batch
+    cache, left = None, max_new_tokens
+    step = SLICE if _divisible(model) else max_new_tokens
+    while rows and left > 0:
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=min(step, left),
+            return_dict_in_generate=True,
+            **options,
+        )
+        new = output.sequences[:, ids.shape[1] :]
+        for row, tokens in zip(rows, new.tolist(), strict=True):
+            written[row] += tokens
+        going = [i for i, tokens in enumerate(new.tolist()) if not set(tokens) & set(stop.ids)]
+        rows, left = [rows[i] for i in going], left - new.shape[1]
+        kept = torch.tensor(going, device=ids.device, dtype=torch.long)
+        ids = output.sequences[kept]
+        mask = torch.nn.functional.pad(mask, (0, new.shape[1]), value=1)[kept]
+        cache = output.past_key_values
+        if cache is not None and len(going) < len(new):
+            cache.batch_select_indices(kept)
+    return written
+
+
+def _divisible(model) -> bool:
+    """True if every layer keeps keys and values, whose rows can be picked from the cache."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return bool(config.use_cache) and kinds <= {"full_attention", "sliding_attention"}
 
 
 def cut(ids: Sequence[int], tokenizer, stop: Stop) -> Answer:
@@ -117,8 +161,8 @@ class Writer(Protocol):
 class Transformers:
     """A PEFT model in memory; without its adapter it is the base model."""
 
-    model: object
-    tokenizer: object
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
     stop: Stop
     decoding: Decoding
     # on two cores a token of 60 rows takes 1.7 times one of 24, not 2.5 times (benchmarks/judge.py)
@@ -213,20 +257,23 @@ def converse(writer: Writer, items: Sequence[dict], adapter: bool) -> list[list[
     Args:
         items: `prompt`, and `follow_up` in those of two turns.
     """
-    answers = [[answer] for answer in writer.answers([item["prompt"] for item in items], adapter)]
+    first = writer.answers([item["prompt"] for item in items], adapter)
+    turns = [[answer] for answer in first]
     two = [i for i, item in enumerate(items) if item.get("follow_up")]
-    said = lambda role, content: {"role": role, "content": content}  # noqa: E731
-    asked = [
-        [
-            said("user", items[i]["prompt"]),
-            said("assistant", answers[i][0].text),
-            said("user", items[i]["follow_up"]),
-        ]
-        for i in two
-    ]
-    for i, answer in zip(two, writer.answers(asked, adapter) if two else [], strict=True):
-        answers[i].append(answer)
-    return answers
+    if not two:
+        return turns
+    asked: list[Conversation] = []
+    for i in two:
+        asked.append(
+            [
+                {"role": "user", "content": items[i]["prompt"]},
+                {"role": "assistant", "content": first[i].text},
+                {"role": "user", "content": items[i]["follow_up"]},
+            ]
+        )
+    for i, answer in zip(two, writer.answers(asked, adapter), strict=True):
+        turns[i].append(answer)
+    return turns
 
 
 # --- the file of answers --------------------------------------------------------------------------
@@ -261,7 +308,8 @@ def read_answers(
     Raises:
         CourseError: the file answers other prompts than these, or one of them twice or not at all.
     """
-    asked, found = {item["id"]: item for item in items}, {}
+    asked = {item["id"]: item for item in items}
+    found: dict[str, dict] = {}
     for number, record in enumerate(utils.read_jsonl(path, ("id", "prompt", "base", "tuned")), 1):
         where, item = f"{utils.short(path)}, line {number}", asked.get(record["id"])
         if item is None or any(item.get(key) != record.get(key) for key in ("prompt", "follow_up")):
@@ -278,10 +326,16 @@ def read_answers(
         raise CourseError(
             f"{utils.short(path)} has no answer to {missing[0]!r}; delete the file to answer anew."
         )
-    return tuple(
-        [[Answer(**turn) for turn in found[name][model]] for name in asked]
-        for model in ("base", "tuned")
-    )
+    records = [found[name] for name in asked]
+    return _turns(records, "base"), _turns(records, "tuned")
+
+
+def _turns(records: list[dict], model: str) -> list[list[Answer]]:
+    """The answers of one model, a list of turns for each record."""
+    answers = []
+    for record in records:
+        answers.append([Answer(**turn) for turn in record[model]])
+    return answers
 
 
 def job_of(path: Path) -> str | None:

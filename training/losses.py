@@ -18,7 +18,9 @@ import time
 import weakref
 
 from training.chat import IGNORED
-from training.preflight import HEAD_CHUNK, peak_memory
+from training.machine import peak_memory
+
+HEAD_CHUNK = 256  # trained positions whose logits `answer_loss` holds at once
 
 
 @functools.cache
@@ -250,15 +252,13 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
     """
     import torch
 
-    tokens = (
-        batch["input_ids"].numel()
-        if batch.get("attention_mask") is None
-        else int(batch["attention_mask"].sum())
-    )
-    seconds, peaks, values = {way: [] for way in WAYS}, {}, {}
-    mixed = torch.autocast(
-        model.device.type, model.dtype, enabled=model.dtype != torch.float32
-    )  # as the trainer computes
+    mask = batch.get("attention_mask")
+    tokens = batch["input_ids"].numel() if mask is None else int(mask.sum())
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    peaks = dict.fromkeys(WAYS, 0.0)
+    values = {}
+    # As the trainer computes
+    mixed = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
     model.train()
     for _ in range(repeats):
         for way, loss_of in WAYS.items():
@@ -270,7 +270,7 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
                 (loss / count).backward()
                 values[way] = (loss / count).item()  # on a GPU this waits for the work
                 seconds[way].append(time.perf_counter() - started)
-            peaks[way] = max(peak.gb, peaks.get(way, 0))
+            peaks[way] = max(peak.gb, peaks[way])
             del loss
     model.zero_grad(set_to_none=True)
     return [
@@ -345,6 +345,23 @@ def keeps_rows_apart(model, rows: list[dict]) -> bool:
     return abs(alone - together).item() / count.item() <= TOLERANCE[dtype]
 
 
+def verdict(values: dict[str, float], dtype: str) -> str:
+    """One sentence on the losses of `compare`: whether the ways agree, and what follows.
+
+    Args:
+        values: nats per token of each way.
+        dtype: of the model, as in `machine.Device`.
+    """
+    right = values["full logits"]
+    wrong = [way for way in values if not abs(values[way] - right) <= TOLERANCE[dtype]]
+    if not wrong:
+        return f"The {len(values)} ways agree to within {TOLERANCE[dtype]:g} nats a token."
+    return (
+        f"By {' and '.join(wrong)} the loss is another one than that of the model's own logits, "
+        "so this model is not trained that way."
+    )
+
+
 def held_out_loss(model, encoded: list[dict], pad: int, batch_size: int = 8) -> float:
     """Mean cross entropy of the held-out answers, in nats per trained token."""
     import torch
@@ -368,7 +385,7 @@ def padded(batch: list[dict], pad: int, device) -> dict:
     import torch
 
     longest = max(len(example["input_ids"]) for example in batch)
-    columns = {"input_ids": [], "labels": [], "attention_mask": []}
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "attention_mask": []}
     for example in batch:
         length = len(example["input_ids"])
         missing = longest - length

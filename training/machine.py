@@ -1,5 +1,5 @@
-"""What this machine can do: precision and attention for its hardware, its matrix-product ceiling
-and its free memory.
+"""What this machine can do: precision and attention for its hardware, its matrix-product ceiling,
+its free memory, and the most that a piece of work took of it.
 
 What it does: ask the hardware, and give the reason with the choice. What it does not do: predict
 what a training needs (preflight.py does). Importing it does not import torch.
@@ -7,8 +7,13 @@ what a training needs (preflight.py does). Importing it does not import torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import utils
 
@@ -123,7 +128,8 @@ def matmul_flops(device: Device, seconds: float = 1.0) -> float:
         for _ in range(2)
     )
     wait = torch.cuda.synchronize if device.name == "cuda" else lambda: None
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while len(times) < 4 or time.perf_counter() < end:
         started = time.perf_counter()
         a @ b
@@ -146,3 +152,63 @@ def free_gb(device: Device) -> float:
     own = psutil.Process().memory_info()
     # Weights that are mapped from a file are in the page cache, which counts as available already
     return (psutil.virtual_memory().available + own.rss - getattr(own, "shared", 0)) / 1e9
+
+
+@dataclasses.dataclass
+class Peak:
+    """Filled when the block of `peak_memory` ends."""
+
+    gb: float = 0.0
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """The highest memory of this process inside the block, in GB (1e9 bytes), everything that was
+    loaded before it included.
+
+    On a GPU: PyTorch's highest allocation and what the driver holds beside it (the CUDA context).
+    On Linux: the kernel's own record (`VmHWM`), reset at the start. Elsewhere: resident memory,
+    sampled a hundred times a second.
+    """
+    import torch
+
+    peak = Peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        free, total = torch.cuda.mem_get_info()
+        peak.gb = (
+            torch.cuda.max_memory_allocated() + max(0, total - free - torch.cuda.memory_reserved())
+        ) / 1e9
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        with _sampled(peak):
+            yield peak
+        return
+    yield peak
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    peak.gb = int(kilobytes) * 1024 / 1e9
+
+
+@contextlib.contextmanager
+def _sampled(peak: Peak) -> Iterator[None]:
+    """Keep `peak.gb` at the highest resident memory seen, for systems without /proc."""
+    import psutil
+
+    process, stop = psutil.Process(), threading.Event()
+
+    def sample() -> None:
+        while True:
+            peak.gb = max(peak.gb, process.memory_info().rss / 1e9)
+            if stop.wait(0.01):
+                return
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,10 +1,10 @@
 """Before anything is loaded: what a training will cost on this machine, and whether it fits.
 
-What it does: predict parameters, memory, speed and time from a model's config and the batch alone,
-and tell what it really took.
-What it does not do: load weights. The prediction is arithmetic that can be followed by hand;
-tests/training/test_preflight.py holds its parts against what autograd really keeps,
-benchmarks/loss.py and memory.py its sum against measured steps. Importing it does not import torch.
+What it does: predict parameters, memory, speed and time from a model's config and the batch alone.
+What it does not do: load weights, or measure what it really took (machine.py does). The prediction
+is arithmetic that can be followed by hand; tests/training/test_preflight.py holds its parts against
+what autograd really keeps, benchmarks/loss.py and memory.py its sum against measured steps.
+Importing it does not import torch.
 
 Sources: LoRA (arXiv 2106.09685); FLOP accounting as in PaLM (arXiv 2204.02311, appendix B), with
 frozen weights.
@@ -12,14 +12,10 @@ frozen weights.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
-import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 from training.architecture import Shape, kept_bytes, shape
+from training.losses import HEAD_CHUNK
 from training.machine import BASELINE_GB, Device, free_gb, matmul_flops
 from utils import CourseError
 
@@ -49,7 +45,6 @@ EAGER_BYTES = 8
 # oneDNN's compiled matrix products on a CPU in bf16: one for each new shape, 0.7 MB each, up to
 # 1,024 of them
 KERNELS_GB = 0.75
-HEAD_CHUNK = 256  # trained positions whose logits losses.answer_loss holds at once
 LOSSES = ("trained positions", "trl", "full")
 
 
@@ -347,67 +342,3 @@ def _changes(p: Prediction) -> list[tuple[str, dict]]:
     if p.length >= 256:
         steps.append((f"MAX_LENGTH = {p.length // 2}", {"length": p.length // 2}))
     return steps
-
-
-# --- what it really took --------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Peak:
-    """Filled when the block of `peak_memory` ends."""
-
-    gb: float = 0.0
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[Peak]:
-    """The highest memory of this process inside the block, in GB (1e9 bytes), everything that was
-    loaded before it included.
-
-    On a GPU: PyTorch's highest allocation and what the driver holds beside it (the CUDA context).
-    On Linux: the kernel's own record (`VmHWM`), reset at the start. Elsewhere: resident memory,
-    sampled a hundred times a second.
-    """
-    import torch
-
-    peak = Peak()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        yield peak
-        free, total = torch.cuda.mem_get_info()
-        peak.gb = (
-            torch.cuda.max_memory_allocated() + max(0, total - free - torch.cuda.memory_reserved())
-        ) / 1e9
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        with _sampled(peak):
-            yield peak
-        return
-    yield peak
-    peak.gb = (
-        int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
-    )
-
-
-@contextlib.contextmanager
-def _sampled(peak: Peak) -> Iterator[None]:
-    """Keep `peak.gb` at the highest resident memory seen, for systems without /proc."""
-    import psutil
-
-    process, stop = psutil.Process(), threading.Event()
-
-    def sample() -> None:
-        while True:
-            peak.gb = max(peak.gb, process.memory_info().rss / 1e9)
-            if stop.wait(0.01):
-                return
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

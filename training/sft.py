@@ -12,6 +12,7 @@ Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (hu
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import shutil
@@ -338,15 +339,16 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
 
     if chosen.tracking == "online" and (key := utils.secret("WANDB_API_KEY")):
         os.environ["WANDB_API_KEY"] = key
-    options = {
-        "project": PROJECT,
-        "name": chosen.run,
-        "dir": str(chosen.folder),
-        "reinit": "finish_previous",
-    }
-    options["settings"] = wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True)
+    begin = functools.partial(
+        wandb.init,
+        project=PROJECT,
+        name=chosen.run,
+        dir=str(chosen.folder),
+        reinit="finish_previous",
+        settings=wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True),
+    )
     try:
-        wandb.init(mode=chosen.tracking, **options)
+        begin(mode=chosen.tracking)
     except wandb.errors.UsageError as error:
         raise CourseError(
             f"TRACKING is online, but wandb refuses ({str(error).splitlines()[0][:100]}): set "
@@ -358,7 +360,7 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
             "offline: upload it later with "
             f"`wandb sync runs/{chosen.run}/wandb/offline-run-*`."
         )
-        wandb.init(mode="offline", **options)
+        begin(mode="offline")
     return "wandb"
 
 

@@ -214,7 +214,8 @@ def mask(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
         answers = answers if all_turns else answers[-1:]
         for end in ends:
             labels = chat.encode(row, tokenizer, _stop(end, ends, tokenizer))["labels"]
-            learnt, piece = [], []
+            learnt: list[str] = []
+            piece: list[int] = []
             for label in labels:
                 if label == end:
                     learnt.append(tokenizer.decode(piece).strip())
@@ -289,8 +290,16 @@ def memory(config, device: machine.Device, encoded: list[dict]) -> tuple[str, st
     trained = sum(label != chat.IGNORED for row in encoded for label in row["labels"]) / sum(
         lengths
     )
-    options = {"checkpointing": device.name == "cuda", "answers": (ANSWERS, lengths[-1] + LONGEST)}
-    forecast = preflight.predict(config, device, 1, sum(lengths[-BATCH:]), RANK, trained, **options)
+    forecast = preflight.predict(
+        config,
+        device,
+        1,
+        sum(lengths[-BATCH:]),
+        RANK,
+        trained,
+        checkpointing=device.name == "cuda",
+        answers=(ANSWERS, lengths[-1] + LONGEST),
+    )
     try:
         preflight.check(forecast)
     except CourseError as error:

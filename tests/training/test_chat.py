@@ -2,6 +2,7 @@
 people swap in."""
 
 import re
+import types
 
 import pytest
 import tiny_models
@@ -117,7 +118,8 @@ def test_rendering_is_the_same_everywhere(family, tmp_path, monkeypatch):
 
     def generate(input_ids, **options):
         seen.append((input_ids[0].tolist(), options.get("eos_token_id")))
-        return torch.cat([input_ids, torch.tensor([[stop.id]])], dim=1)
+        said = torch.cat([input_ids, torch.tensor([[stop.id]])], dim=1)
+        return types.SimpleNamespace(sequences=said, past_key_values=None)
 
     monkeypatch.setattr(model, "generate", generate)
     generation.generate(model, tokenizer, [question], stop)

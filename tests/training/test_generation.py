@@ -7,8 +7,8 @@ import types
 import pytest
 
 import utils
-from training import chat, generation
-from training.chat import Stop
+from training import generation
+from training.chat import Stop, chat_prompt
 from training.generation import Answer, Decoding
 
 ITEMS = [
@@ -42,6 +42,56 @@ def test_batches_give_the_answers_of_single_prompts(tiny, stop):
     together = generation.generate(*tiny, texts, stop, max_new_tokens=8, batch_size=3)
     alone = [generation.generate(*tiny, [text], stop, max_new_tokens=8)[0] for text in texts]
     assert together == alone and all(answer.tokens <= 8 for answer in together)
+
+
+def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, monkeypatch):
+    """Else a batch is computed to the end of its longest row; and a row that goes on from a cache
+    of fewer rows must not read another row's past."""
+    import copy
+
+    import torch
+
+    config = copy.deepcopy(tiny[0].config)
+    # A random model with a tied head repeats its last token; with small weights, all rows agree
+    config.tie_word_embeddings, config.initializer_range = False, 0.3
+    torch.manual_seed(1)
+    model, tokenizer = type(tiny[0])(config).eval(), tiny[1]
+    texts = [
+        "Hi",
+        "하늘은 왜 파란가요? 두 문장으로 설명해 주세요.",
+        "Name a fruit and a colour.",
+        "왜?",
+    ]
+    monkeypatch.setattr(generation, "SLICE", 64)
+    inputs = tokenizer(
+        [chat_prompt(text, tokenizer) for text in texts],
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    how = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    never = len(tokenizer) - 1
+    whole = generation._written(model, inputs, Stop("x", never, never, 1, 1), 24, how)
+    end = Stop("x", whole[0][2], whole[2][9], 1, 1)  # row 0 and row 2 end at different times
+    how["eos_token_id"] = end.ids
+    expected = generation._written(model, inputs, end, 24, how)
+    rows = []
+    forward = type(model).forward
+
+    def counted(self, input_ids=None, **kwargs):
+        rows.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    monkeypatch.setattr(generation, "SLICE", 4)
+    sliced = generation._written(model, inputs, end, 24, how)
+
+    def until_the_end(ids):
+        return generation.cut(ids, tokenizer, end)
+
+    assert [until_the_end(ids) for ids in sliced] == [until_the_end(ids) for ids in expected]
+    assert rows[0] == 4 and rows[-1] < 4 and rows == sorted(rows, reverse=True)
 
 
 def test_answer_is_cut_at_the_first_stop_token(tiny, stop):
@@ -116,10 +166,10 @@ def test_conversation_is_rendered_in_the_chat_template_with_one_bos(tiny):
         {"role": "assistant", "content": "a"},
         {"role": "user", "content": "f"},
     ]
-    text = chat.chat_prompt(messages, tokenizer)
+    text = chat_prompt(messages, tokenizer)
     assert text.count(tokenizer.bos_token) == 1 and text.endswith("<start_of_turn>model\n")
     assert text.index("p") < text.index("a<end_of_turn>") < text.index("f<end_of_turn>")
-    assert chat.chat_prompt(messages[:1], tokenizer) == chat.chat_prompt("p", tokenizer)
+    assert chat_prompt(messages[:1], tokenizer) == chat_prompt("p", tokenizer)
 
 
 def test_one_model_answers_with_and_without_its_adapter(tiny, stop):

@@ -407,18 +407,18 @@ def test_what_fits_comes_back_and_free_memory_is_read(course, monkeypatch):
 
 ALLOCATE = """
 import torch, utils
-from training import preflight
+from training import machine
 for system in ("this", "without /proc"):
-    with preflight.peak_memory() as before:
+    with machine.peak_memory() as before:
         pass
     torch.ones(100_000_000)  # 0.4 GB, given back at once
-    with preflight.peak_memory() as small:
+    with machine.peak_memory() as small:
         torch.ones(1000)
-    with preflight.peak_memory() as large:
+    with machine.peak_memory() as large:
         for _ in range(3):
             torch.ones(100_000_000).sum()
     print(before.gb, small.gb, large.gb)
-    preflight.Path = lambda path: utils.ROOT / "absent" / path[1:]
+    machine.Path = lambda path: utils.ROOT / "absent" / path[1:]
 """
 
 

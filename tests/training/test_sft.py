@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -955,7 +956,9 @@ def test_generation_stops_and_drops_the_stop_token(tiny, monkeypatch):
     monkeypatch.setattr(
         model,
         "generate",
-        lambda input_ids, **options: torch.cat([input_ids, torch.tensor([tail])], dim=1),
+        lambda input_ids, **options: types.SimpleNamespace(
+            sequences=torch.cat([input_ids, torch.tensor([tail])], dim=1), past_key_values=None
+        ),
     )
     (answer,) = generation.generate(model, tokenizer, ["안녕?"], stop)
     assert answer == generation.Answer("네, 안녕하세요", True, len(tail) - 2)
