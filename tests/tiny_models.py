@@ -10,6 +10,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -24,7 +25,7 @@ LLAMA = (
 )
 # Family: its model type in transformers, its template in TRL, (bos, eos, turn tokens), the token
 # that closes a turn
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "gemma": ("gemma", "gemma", GEMMA, "<end_of_turn>"),
     "gemma3": ("gemma3_text", "gemma3", GEMMA, "<end_of_turn>"),
     "llama3": ("llama", "llama3", LLAMA, "<|eot_id|>"),
@@ -42,7 +43,7 @@ THINKING = CHATML.replace(
 )
 # Each has one peculiarity of a family that people swap in. The templates were written for these
 # tests: (model type, changes of its config, template, (bos, eos, turn tokens), what ends a turn)
-PECULIAR = {
+PECULIAR: dict[str, Any] = {
     "granite: bos is eos, scaled logits": (
         "granite",
         {"logits_scaling": 8.0},
@@ -170,8 +171,8 @@ def build(folder: Path, family: str, template: bool = True) -> Path:
 
     if family in FAMILIES:
         kind, name, (bos, eos, turns), _ = FAMILIES[family]
-        text = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
-        text, changes = text.read_text(encoding="utf-8"), {}
+        path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+        text, changes = path.read_text(encoding="utf-8"), {}
     else:
         kind, changes, text, (bos, eos, turns), _ = PECULIAR[family]
         changes = {"initializer_range": 0.3} | changes  # so that a wrong scale changes the loss

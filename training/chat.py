@@ -15,6 +15,7 @@ import datetime
 import json
 import re
 import weakref
+from typing import Any
 
 import prompts
 from utils import CourseError
@@ -44,7 +45,7 @@ TURN_PROBE = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "The capital of France is Paris."},
 ]
-TWO_TURNS = {
+TWO_TURNS: dict[str, Any] = {
     "id": "a row with `messages`",
     "messages": [
         {"role": "user", "content": "전세가 뭐예요?"},
