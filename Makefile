@@ -28,8 +28,8 @@ bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging besid
 	$(BIN)/python -m benchmarks.judge
 	[ ! -d ../shared/reference ] || $(BIN)/python -m benchmarks.judge_reference ../shared/reference
 
-bench-gpu: $(VENV)/.ready ## train gemma-2b at full size with random weights on a GPU: speed and memory against the prediction
-	$(BIN)/python -m benchmarks.gpu_train $(ARGS)
+bench-gpu: $(VENV)/.ready ## what a GPU does with the course: loss, precision, training, answers; random weights (ARGS="--tiny --device cpu")
+	$(BIN)/python -m benchmarks.gpu_battery $(ARGS)
 
 sweep: $(VENV)/.ready ## learning rates against steps on the packaged student, into benchmarks/results/ (resumable)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)

@@ -35,7 +35,7 @@ GPU_TFLOPS = {
 # What training reaches of the matrix-product ceiling. CPU: 0.31 to 0.67 in benchmarks/loss.py on
 # two cores of AMD EPYCs, with bf16 and without, so the time is a rough guide. GPU: the middle of
 # what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet
-# (benchmarks/gpu_train.py does).
+# (benchmarks/gpu_battery.py does).
 EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights

@@ -432,23 +432,3 @@ def test_peak_memory_is_that_of_the_block():
         before, small, large = map(float, line.split())
         assert small - before < 0.15 and 0.35 < large - small < 0.6, child.stdout
     assert child.stdout.count("\n") == 2
-
-
-def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch):
-    """No GPU is at hand: its steps, its packed batches and its prediction are run on the tiny
-    model, so that the script does not rot."""
-    import argparse
-
-    from benchmarks import gpu_train
-
-    for module in (machine, preflight):
-        monkeypatch.setattr(module, "matmul_flops", lambda device: 1e12)
-    options = argparse.Namespace(device="cpu", tiny=True, steps=1)
-    results = [gpu_train.measure(options, 256, True, "sdpa", way) for way in gpu_train.KINDS]
-    assert [result["loss"] for result in results] == pytest.approx(
-        [results[0]["loss"]] * 3, abs=1e-3
-    )
-    assert all(result["mfu"] > 0 and result["peak_gb"] > 0.1 for result in results)
-    packed = gpu_train.batch(256, True, 2000, seed=0)
-    assert packed["input_ids"].shape == (1, 4 * 256) and (packed["position_ids"] == 0).sum() > 4
-    assert 0.4 < (packed["labels"] != gpu_train.losses.IGNORED).float().mean() < 0.6
