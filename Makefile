@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check vote gate card figures results estimates outputs owner clean help
+.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check vote gate card figures results estimates outputs owner colab-test clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -16,10 +16,14 @@ test: $(VENV)/.ready ## run the tests, two files at a time
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
 	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/scale $(ARGS)
 
+colab-test: ## run the notebooks with Colab's packages at Colab's versions, on Python 3.13 (6 GB; simulated: no Colab, no GPU)
+	$(PYTHON) -m tests.colab.simulate $(ARGS)
+
 lint: $(VENV)/.ready ## check style, arrows between modules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.arrows
+	$(BIN)/mypy
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python -m benchmarks.duplicates

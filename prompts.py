@@ -49,10 +49,6 @@ class Language:
     name: str
     scripts: list[str]  # Unicode's names: "Latin", "Hangul"
 
-    # What a task must be (preprocessing/curation.py)
-    shortest: int  # words of an instruction
-    unsuitable: list[str]  # regular expressions
-
     # Asking a teacher (preprocessing/self_instruct.py, preprocessing/grounding.py)
     teacher_system: str
     teacher_batch: str
@@ -64,6 +60,7 @@ class Language:
     critic_system: str
     critique: str
     grounding: str
+    answer_lengths: dict[str, str]  # by the setting ANSWER_LENGTH
 
     # Watching a student (train.ipynb)
     sample_prompts: list[str]
@@ -81,6 +78,9 @@ class Language:
     field_labels: dict[str, str]  # in this language -> the field
     words: dict[str, list[str]]
 
+    # What a task must be (preprocessing/curation.py)
+    rules: dict
+
     # Reading what an instruction asks for (preprocessing/diversity.py)
     asks: dict
 
@@ -90,6 +90,12 @@ class Language:
         composed = unicodedata.normalize("NFC", text)
         letters = sum(character.isalpha() for character in composed)
         return len(_letters(tuple(self.scripts)).findall(composed)) / max(1, letters)
+
+    def share_of_words(self, text: str) -> float:
+        """Share of a text's words that are mostly in this language's scripts, in [0, 1]: of a
+        Korean request with much code in it most letters are Latin, but few words."""
+        words = [word for word in text.split() if any(letter.isalpha() for letter in word)]
+        return sum(self.share(word) >= 0.5 for word in words) / max(1, len(words))
 
 
 @functools.cache

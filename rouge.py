@@ -142,7 +142,8 @@ class RougeLIndex:
         Positions count all texts ever added. Order matters: the first of two duplicates survives;
         among equally similar neighbours the first counts.
         """
-        encoded, matches = self._encode(texts), []
+        encoded = self._encode(texts)
+        matches: list[Match | None] = []
         while len(matches) < len(encoded):
             # Small blocks while the pool is small: what one block rejects, the next need not be
             # compared with
@@ -231,14 +232,11 @@ class RougeLIndex:
             columns, fresh = everything.take(order), order >= len(self._kept)
             tasks = list(self._tasks(columns, fresh))
             threads = min(os.cpu_count() or 1, len(tasks) // 8 + 1)
-            with ThreadPoolExecutor(
-                threads
-            ) as pool:  # NumPy and rapidfuzz let go of the interpreter's lock
-                parts = pool.map(
-                    partial(self._join, columns, columns),
-                    [tasks[i::threads] for i in range(threads)],
-                )
-                pairs = [pair for part in parts for pair in part]
+            shares = [tasks[i::threads] for i in range(threads)]
+            # NumPy and rapidfuzz let go of the interpreter's lock
+            with ThreadPoolExecutor(threads) as workers:
+                joined = workers.map(partial(self._join, columns, columns), shares)
+                pairs = [pair for part in joined for pair in part]
         found: dict[str, list[tuple[str, float]]] = defaultdict(list)
         for form, other, score in pairs:
             found[form].append((other, score))
@@ -411,8 +409,11 @@ class _Forms:
         return len(self.forms)
 
     def __add__(self, other: _Forms) -> _Forms:
-        arrays = ((self.lengths, other.lengths), (self.signatures, other.signatures))
-        return _Forms(self.forms + other.forms, *map(np.concatenate, arrays))
+        return _Forms(
+            self.forms + other.forms,
+            np.concatenate((self.lengths, other.lengths)),
+            np.concatenate((self.signatures, other.signatures)),
+        )
 
     def take(self, order: np.ndarray) -> _Forms:
         return _Forms(

@@ -165,7 +165,7 @@ def pipeline(korean: bool) -> str:
 
 
 ROOMS = ("preprocessing", "training", "evaluation", "llm", "rehearsal", "root")
-ROOT_MODULES = ("similarity", "rouge", "prompts", "settings", "utils")
+ROOT_MODULES = ("bootstrap", "similarity", "rouge", "prompts", "settings", "utils")
 
 
 def modules() -> dict[str, list[str]]:
@@ -411,7 +411,8 @@ def join(
         for pair in near
         if (score := rouge.rouge_l(texts[pair[0]], texts[pair[1]])) > threshold
     }
-    return rare, [meet, near, alike]
+    steps: list[dict[tuple[int, int], float]] = [dict(meet), dict(near), alike]
+    return rare, steps
 
 
 def dedup_join(korean: bool) -> str:

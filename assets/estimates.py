@@ -67,7 +67,7 @@ def prices(journal: list[dict], judged: int, prompts: int) -> list[dict]:
         (counted["verdicts"], asked / verdicts * more),
         (counted["scores"], more),
     ]
-    table = []
+    table: list[dict] = []
     for (requests, prompt, answer, longest), share in steps:
         usd = {
             model: tuple(
@@ -77,10 +77,10 @@ def prices(journal: list[dict], judged: int, prompts: int) -> list[dict]:
             for model, price in models.PRICES.items()
         }
         table.append({"requests": round(share * requests), "usd": usd})
-    total = {
-        model: tuple(sum(step["usd"][model][i] for step in table) for i in (0, 1))
-        for model in models.PRICES
-    }
+    total = {}
+    for model in models.PRICES:
+        dollars = [step["usd"][model] for step in table]
+        total[model] = (sum(low for low, _ in dollars), sum(high for _, high in dollars))
     return [*table, {"requests": sum(step["requests"] for step in table), "usd": total}]
 
 

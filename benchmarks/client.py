@@ -195,6 +195,7 @@ def warm_up() -> None:
 
 
 def journaled(client: Client) -> int:
+    assert client._journal is not None  # `connect` gives it one
     return len(utils.read_jsonl(client._journal.path))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import prompts
 import settings
 import utils
-from training import chat, generation, machine, sft, student
+from training import chat, generation, losses, machine, sft, student
 
 RESULTS = Path(__file__).parent / "results" / "data_effect.json"
 RATE, RANK, LONGEST = 5e-4, 4, 128  # the student's own settings in train.ipynb, and tokens of a row
@@ -150,14 +150,13 @@ def run(name: str) -> dict:
         NEW_TOKENS,
         ASKED,
     )
-    losses = {"held_out_loss": held} | {
-        f"held_out_loss_{language}": [
-            example
-            for example, row in zip(held, held_out, strict=True)
-            if row["language"] == language
-        ]
-        for language in ("en", "ko")
+    parts: dict[str, list[dict]] = {
+        "held_out_loss": held,
+        "held_out_loss_en": [],
+        "held_out_loss_ko": [],
     }
+    for example, row in zip(held, held_out, strict=True):
+        parts[f"held_out_loss_{row['language']}"].append(example)
     return {
         "rows": len(rows),
         "tokens": sum(len(example["input_ids"]) for example in encoded),
@@ -165,7 +164,7 @@ def run(name: str) -> dict:
         "stop_rate": round(sum(answer.stopped for answer in answers) / len(answers), 3),
     } | {
         key: round(losses.held_out_loss(model, part, tokenizer.pad_token_id), 4)
-        for key, part in losses.items()
+        for key, part in parts.items()
     }
 
 

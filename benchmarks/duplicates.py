@@ -22,6 +22,7 @@ import numpy as np
 
 import similarity
 import utils
+from preprocessing import rows as reader
 
 SIZES = (13_000, 26_000, 52_000, 104_000, 208_000)
 CORPUS = utils.CACHE / "docstrings.txt"
@@ -61,7 +62,9 @@ def measure(size: int) -> None:
 
 def peak_gib() -> float:
     """Peak memory of this process alone (`ru_maxrss` would begin with the parent's). Linux."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", status)
+    return int(kilobytes) / 2**20
 
 
 def brute_force(texts: list[str], score) -> list[int]:
@@ -105,7 +108,7 @@ def decisions() -> None:
         f"({slow:.0f} s)",
     )
     korean = [
-        row["instruction"]
+        row.get("instruction", reader.questions(row)[0])
         for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")
         if row["language"] == "ko"
     ]
@@ -138,7 +141,7 @@ def throughput() -> None:
         child = subprocess.run(
             [sys.executable, __file__, "--size", str(size)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
         rows.append(row := json.loads(child.stdout))
@@ -231,7 +234,8 @@ def embeddings() -> None:
     neighbours: dict[int, list[int]] = {}
     for score, i, j in mined:
         if score > threshold:
-            neighbours.setdefault(max(i, j), []).append(min(i, j))
+            earlier, later = sorted((int(i), int(j)))
+            neighbours.setdefault(later, []).append(earlier)
     kept: set[int] = set()
     for i in range(count):
         if not kept.intersection(neighbours.get(i, ())):

@@ -53,7 +53,8 @@ def main() -> None:
     if options.job:
         print(json.dumps(measure(options.job)))
         return
-    started, measured = time.time(), {name: [] for name in JOBS}
+    started = time.time()
+    measured: dict[str, list[dict]] = {name: [] for name in JOBS}
     prepare()
     for number in range(options.rounds):
         begun = time.time()
@@ -61,7 +62,7 @@ def main() -> None:
             child = subprocess.run(
                 [sys.executable, __file__, "--job", name],
                 stdout=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 check=True,
             )
             measured[name].append(json.loads(child.stdout.splitlines()[-1]))
@@ -158,14 +159,14 @@ def measure(job: str) -> dict:
         / useful
     )
     rows, length = batch["input_ids"].shape
-    kind = {"full logits": "full", TRL: "trl", OURS: "trained positions"}[way]
+    known = {"full logits": "full", TRL: "trl", OURS: "trained positions"}
     predicted = preflight.predict(
         model.config,
         device,
         rows,
         length,
         trained=trained * useful / (rows * length),
-        loss=kind,
+        loss=known[way],
         gpu="L4",
     )
     flops = (before + machine.matmul_flops(device, 0.5)) / 2

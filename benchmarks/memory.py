@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import os
 import random
 
@@ -80,6 +81,10 @@ def main() -> None:
         (loss / count).backward()
         model.zero_grad(set_to_none=True)
 
+    def steps(numbers: range) -> None:
+        for number in numbers:
+            step(short[4 * number % 96 :][:4])
+
     def show(name: str, work) -> None:
         with machine.peak_memory() as peak:
             work()
@@ -99,10 +104,7 @@ def main() -> None:
     show("loading", lambda: None)
     for first in range(0, options.steps, 6):
         numbers = range(first, min(first + 6, options.steps))
-        show(
-            f"step {numbers[-1] + 1}",
-            lambda numbers=numbers: [step(short[4 * i % 96 :][:4]) for i in numbers],
-        )
+        show(f"step {numbers[-1] + 1}", functools.partial(steps, numbers))
     show(f"a step of {sum(map(size, longest))} tokens", lambda: step(longest))
     show(
         "the held-out loss",

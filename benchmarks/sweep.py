@@ -21,7 +21,7 @@ from pathlib import Path
 import prompts
 import settings
 import utils
-from training import chat, generation, machine, sft, student
+from training import chat, generation, losses, machine, sft, student
 
 RESULTS = Path(__file__).parent / "results" / "overfitting.json"
 RATES = ("1e-4", "5e-4", "2e-3")
@@ -111,11 +111,12 @@ def run(rate: str, deadline: float) -> None:
         step = state.global_step
         if step % EVERY or last_step(rate) >= step:
             return
-        losses = [
+        since_last_point = [
             float(entry["loss"])
             for entry in state.log_history
             if "loss" in entry and entry["step"] > step - EVERY
         ]
+        mean = sum(since_last_point) / len(since_last_point) if since_last_point else None
         trained = trainer.trained_model()
         answers = generation.generate(
             trained,
@@ -129,9 +130,7 @@ def run(rate: str, deadline: float) -> None:
             "step": step,
             "epoch": round(step * BATCH / len(encoded), 2),
             "held_out_loss": round(losses.held_out_loss(trained, held, tokenizer.pad_token_id), 4),
-            "train_loss": round(sum(losses) / len(losses), 4)
-            if losses
-            else None,  # mean since the last point
+            "train_loss": None if mean is None else round(mean, 4),
             "stop_rate": round(sum(answer.stopped for answer in answers) / len(answers), 3),
         }
         write(rate, point)

@@ -205,7 +205,8 @@ class Client:
         """
         import openai
 
-        if self._batches is None:
+        journal, batches = self._journal, self._batches
+        if journal is None or batches is None:
             raise CourseError(
                 "complete_batch needs a journal, or a restart would submit and pay again: give "
                 "Client(journal=...)."
@@ -224,18 +225,19 @@ class Client:
             except ValueError as error:
                 return f"the answer in {batch} cannot be read: {str(error)[:100]}"
             answers[key] = replies.read(self._book(key, body, parsed, batch=batch), schema)
-            await self._journal.synced()
+            await journal.synced()
+            return None
 
         try:
             async with self._endpoint.open() as sdk:
-                await self._batches.recover(self._endpoint, sdk)
-                waiting = self._batches.waiting()
+                await batches.recover(self._endpoint, sdk)
+                waiting = batches.waiting()
                 new = {key: body for key, body in bodies.items() if key not in waiting}
                 async with self._budget.reserve(
                     sum(worst[key] for key in new), f"A batch of {len(new):,} requests"
                 ):
-                    await self._batches.submit(self._endpoint, sdk, new, worst)
-                errors = await self._batches.collect(
+                    await batches.submit(self._endpoint, sdk, new, worst)
+                errors = await batches.collect(
                     self._endpoint, sdk, bodies, answered, poll_seconds, self.model
                 )
         except (CourseError, openai.APIError, Unreadable) as error:
@@ -354,7 +356,9 @@ class Client:
         answers = dict(fresh)
         for key in dict.fromkeys(keys):
             if key not in fresh:
-                answers[key] = replies.read(self._entry(key), schema)
+                entry = self._entry(key)
+                assert entry is not None  # what is not fresh was in the journal, or it was asked
+                answers[key] = replies.read(entry, schema)
                 answers[key].cached = True
                 self.usage.cached += 1
         return [answers[key] for key in keys]
@@ -377,10 +381,12 @@ class _Work:
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
-        self.under_way.add(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None  # it runs in one of `tasks`
+        self.under_way.add(task)
         try:
             yield
         finally:
-            self.under_way.discard(asyncio.current_task())
+            self.under_way.discard(task)
             if self.stop is not None:  # no further attempt
-                asyncio.current_task().cancel()
+                task.cancel()

@@ -14,6 +14,7 @@ from pathlib import Path
 import prompts
 import similarity
 import utils
+from preprocessing import rows as reader
 
 HELD = ("eval_prompts.jsonl", "judge_calibration.jsonl", "seed_tasks.jsonl")
 PROMPT_FIELDS = ("id", "language", "category", "prompt", "reference")
@@ -24,7 +25,7 @@ def contaminated(
     rows: list[dict], lexical: float, semantic: float
 ) -> list[tuple[dict, str, similarity.Match, str]]:
     """Rows too close to an evaluation prompt, a judge pair or a seed: `[(row, its id, match,
-    "ROUGE-L" or "embedding")]`.
+    "ROUGE-L" or "embedding")]`. Of a conversation every question counts.
 
     Args:
         lexical: ROUGE-L above which a row counts as copied; its instruction is compared alone and
@@ -38,20 +39,26 @@ def contaminated(
     asked = [entry["prompt"] for entry in held] + [prompts.user_message(seed) for seed in seeds]
     # A seed's instruction counts alone too: with another input it is still the same task
     worded = [entry["prompt"] for entry in held] + [seed["instruction"] for seed in seeds]
-    texts, found = [prompts.user_message(row) for row in rows], []
-    copied = zip(
+    owners, texts, alone = [], [], []
+    for row in rows:
+        for question in reader.questions(row):
+            owners.append(row)
+            texts.append(question)
+            alone.append(row.get("instruction", question))
+    found: dict[int, tuple] = {}  # by the row's place in memory: ids may not be unique yet
+    near = zip(
         similarity.rouge_l_nearest(texts, asked),
-        similarity.rouge_l_nearest([row["instruction"] for row in rows], worded),
+        similarity.rouge_l_nearest(alone, worded),
         similarity.nearest(similarity.embed(texts), similarity.embed(asked)),
         strict=True,
     )
-    for row, (whole, alone, meant) in zip(rows, copied, strict=True):
-        nearest = max(whole, alone, key=lambda match: match.score)
-        if nearest.score > lexical:
-            found.append((row, names[nearest.index], nearest, "ROUGE-L"))
+    for row, (whole, instruction, meant) in zip(owners, near, strict=True):
+        copied = max(whole, instruction, key=lambda match: match.score)
+        if copied.score > lexical:
+            found.setdefault(id(row), (row, names[copied.index], copied, "ROUGE-L"))
         elif meant.score > semantic:
-            found.append((row, names[meant.index], meant, "embedding"))
-    return found
+            found.setdefault(id(row), (row, names[meant.index], meant, "embedding"))
+    return list(found.values())
 
 
 def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
@@ -64,7 +71,7 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
     Raises:
         CourseError: rows are left; the record says so too.
     """
-    rows = utils.read_jsonl(data, ("id", "instruction", "input"))
+    rows = utils.read_jsonl(data, ("id",))
     left = contaminated(rows, lexical, semantic)
     report = state(data) | {
         "rows": len(rows),

@@ -11,6 +11,7 @@ Sources: Self-Instruct (arXiv 2212.10560), AlpaGasus (arXiv 2307.08701) for the 
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Literal
 
 import numpy as np
@@ -24,50 +25,87 @@ PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six 
 
 # --- rules ----------------------------------------------------------------------------------------
 
-FINISHED = re.compile(r"[.!?…:;)\]}\"'”’`。]$")
+LONGEST = 150  # words of an instruction
+# A mark of a list or of a sentence; a quotation, a bracket, "-5", ".NET" or an emoji may begin one
+BROKEN_START = re.compile(r"[-*•#>]\s|[)\]}.,;:!?…](?!\w)")
+SENTENCE = re.compile(r"(?<=[.!?:。？！])\s+|\n+")
 
 
-def problem(task: dict) -> str | None:  # noqa: C901, PLR0912 (to become a table of rules)
-    """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made fit
-    for Hangul.
+def problem(task: dict) -> str | None:
+    """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made to ask
+    for the request and not for the word (see `unsuitable` in data/languages/), and fit for Hangul.
 
     A task that is still an instruction only (`pending`) is judged by that.
     """
-    known = prompts.LANGUAGES[task["language"]]
-    instruction, output = task["instruction"].strip(), task["output"].strip()
-    words = instruction.split()
-    if task["category"] not in prompts.CATEGORIES and not task.get("pending"):
-        return f"unknown category {task['category']!r}"
-    if len(words) < known.shortest:
-        return "instruction too short"
-    if len(words) > 150:
-        return "instruction too long"
-    if not instruction[:1].isalnum():
-        return "instruction starts with punctuation"
-    if instruction.lower().startswith("write a program"):
-        return "starts with 'Write a program'"
-    if known.share(instruction) < 0.3:
-        return "instruction in the wrong language"
-    for pattern in known.unsuitable:
-        if unsuitable := re.search(pattern, instruction, re.I):
-            return f"a text model cannot do it ({unsuitable.group()})"
     if task.get("pending"):
+        return instruction_problem(task)
+    if task["category"] not in prompts.CATEGORIES:
+        return f"unknown category {task['category']!r}"
+    return instruction_problem(task) or answer_problem(task)
+
+
+def instruction_problem(task: dict) -> str | None:
+    """What is wrong with an `instruction` in its `language`, or None."""
+    language, instruction = prompts.LANGUAGES[task["language"]], task["instruction"].strip()
+    words = len(similarity.tokenize(instruction))
+    if words < language.rules["shortest"]:
+        return "instruction too short"
+    if words > LONGEST:
+        return "instruction too long"
+    if BROKEN_START.match(instruction):
+        return "instruction starts with punctuation"
+    if language.share_of_words(instruction) < 0.3:
+        return "instruction in the wrong language"
+    if asked := unsuitable(instruction, language):
+        return f"a text model cannot do it ({asked})"
+    return None
+
+
+def unsuitable(instruction: str, language: prompts.Language) -> str | None:
+    """The request in an instruction that a text-only model cannot fulfil, or None."""
+    text = unicodedata.normalize("NFC", instruction)
+    if re.search(language.rules["unless"], text, re.I):
         return None
+    for sentence in SENTENCE.split(text):
+        for pattern in language.rules["unsuitable"]:
+            if found := re.search(pattern, sentence, re.I):
+                return found.group().strip(" ,;:")
+    return None
+
+
+def answer_problem(task: dict) -> str | None:
+    """What is wrong with the `output` of a task, or None."""
+    output = task["output"].strip()
     if not output:
         return "empty output"
     if output == task["input"].strip():
         return "output repeats the input"
     if output.endswith(":"):
         return "output ends in a colon"
-    # Lists, code and translations may end without a mark; several sentences on one line may not
-    if (
-        "\n" not in output
-        and len(output.split()) > 8
-        and re.search(r"[.!?다요] ", output)
-        and not FINISHED.search(output)
-    ):
+    # A single word may be the answer, and code ends as it likes
+    prose = task["category"] != "code" and len(output.split()) > 8
+    if prose and _breaks_off(output, prompts.LANGUAGES[task["language"]]):
         return "output breaks off"
     return None
+
+
+def _breaks_off(text: str, language: prompts.Language) -> bool:
+    """True where a text ends in the middle of a sentence.
+
+    Either its last word is one after which a sentence goes on, or its last paragraph is one of
+    sentences of which the last has four words or more and no mark. An emoji, a number or an address
+    may stand at the end; a signature is shorter; lists and verses have several lines.
+    """
+    last = unicodedata.normalize("NFC", text).split("\n\n")[-1]  # the last paragraph
+    lines = last.splitlines()
+    if re.search(language.rules["unfinished"], lines[-1], re.I):
+        return True
+    *sentences, rest = SENTENCE.split(last)
+    sentences = [sentence for sentence in sentences if not sentence.endswith(":")]  # "Order: a, b"
+    words = rest.split()
+    if len(lines) > 1 or not sentences or len(words) < 4 or not words[-1].isalpha():
+        return False
+    return not re.search(language.rules["finished"], rest, re.I)
 
 
 # --- the threshold of the embedding filter --------------------------------------------------------

@@ -71,7 +71,7 @@ def verb_figure(rows: list[dict], top: int = 12):
         pairs = Counter(
             verb(row["instruction"], language) for row in rows if row["language"] == language
         )
-        verbs = Counter()
+        verbs: Counter[str] = Counter()
         for (name, _), count in pairs.items():
             verbs[name] += count
         for place, (name, _) in enumerate(verbs.most_common(top)):
@@ -120,9 +120,8 @@ def map_figure(rows: list[dict], vectors: np.ndarray, clusters: int = 8):
     figure, axes = plt.subplots(figsize=(6.5, 4))
     for language, marker in zip(prompts.LANGUAGES, "o^sDv", strict=False):
         own = np.array([row["language"] == language for row in rows])
-        axes.scatter(
-            *points[own].T, c=labels[own], cmap="tab10", vmin=0, vmax=9, s=14, marker=marker
-        )
+        x, y = points[own].T
+        axes.scatter(x, y, c=labels[own], cmap="tab10", vmin=0, vmax=9, s=14, marker=marker)
         axes.scatter(
             [], [], color="#777777", s=14, marker=marker, label=language
         )  # in the legend a colour would mean a cluster

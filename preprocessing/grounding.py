@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from email.utils import parsedate_to_datetime
@@ -152,19 +153,20 @@ def _service() -> tuple[Service, dict[str, str]]:
         keys = {name: utils.secret(name) for name in service.keys}
         if not any(keys.values()):
             continue
+        headers: dict[str, str] = {}
         for name, key in keys.items():
             if not key:
                 raise CourseError(
                     f"{service.name} takes two keys, and {name} is not set: set both "
                     f"{' and '.join(keys)}."
                 )
-            if not (
-                key.isascii() and key.isprintable()
-            ):  # requests would show the key in its own message
+            # requests would show the key in its own message
+            if not (key.isascii() and key.isprintable()):
                 raise CourseError(
                     f"{name} contains characters that no key has: copy it again from the console."
                 )
-        return service, {service.keys[name]: key for name, key in keys.items()}
+            headers[service.keys[name]] = key
+        return service, headers
     raise CourseError(
         f"Searching Naver needs keys: set {' and '.join(HUB.keys)} (from NAVER API HUB in the "
         "console of ncloud.com), or "
@@ -257,6 +259,17 @@ def _passage(item: dict, source: str) -> Passage | None:
     )
 
 
+class _Text(HTMLParser):
+    """Collects what is no tag: a regular expression would take `3 < 5, 7 > 6` for one."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.parts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+
 def plain(markup: str) -> str:
     """Text without tags, entities decoded, in NFC, on one line, without characters that nobody
     sees.
@@ -264,19 +277,13 @@ def plain(markup: str) -> str:
     Tags vanish without a space, because Naver marks the query inside words: `<b>주식</b>을` is
     주식을.
     """
-    parts: list[str] = []
-    parser = HTMLParser(convert_charrefs=True)
-    parser.handle_data = (
-        parts.append
-    )  # a parser, because a regular expression takes `3 < 5, 7 > 6` for a tag
+    parser = _Text(convert_charrefs=True)
     parser.feed(markup)
     parser.close()
-    text = unicodedata.normalize("NFC", "".join(parts))
-    return " ".join(
-        "".join(
-            {"Cf": "", "Cc": " "}.get(unicodedata.category(letter), letter) for letter in text
-        ).split()
-    )
+    text = unicodedata.normalize("NFC", "".join(parser.parts))
+    unseen = {"Cf": "", "Cc": " "}
+    shown = "".join(unseen.get(unicodedata.category(letter), letter) for letter in text)
+    return " ".join(shown.split())
 
 
 def _date(text: str) -> str | None:
@@ -347,6 +354,6 @@ def prompt_block(passages: list[Passage], language: str, limit: int = 300) -> st
     )
 
 
-def provenance(passages: list[Passage]) -> list[str]:
+def provenance(passages: Sequence[Passage]) -> list[str]:
     """The URLs to keep with each row that was asked for with these passages."""
     return [passage.url for passage in passages]

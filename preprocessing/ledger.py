@@ -7,6 +7,7 @@ does not do: decide a fate (`curation.py` and `similarity.py` do, in the order o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class Ledger:
         language: str,
         demonstrations: list[dict],
         teacher: str,
-        passages: list[Passage] = (),
+        passages: Sequence[Passage] = (),
     ) -> list[dict]:
         """Book one reply: its tasks as candidates with their provenance, or the reply itself as
         malformed. Returns the candidates."""
@@ -104,19 +105,18 @@ class Ledger:
             }
             for given, answer in instances
         ]
-        reasons = [problem(row | task) for task in tasks]
-        for i in sorted(
-            range(len(tasks)), key=lambda i: reasons[i] is not None
-        ):  # a good one first: the others hang on its row
+        judged = [(task, problem(row | task)) for task in tasks]
+        # A good one first: the others hang on its row
+        judged.sort(key=lambda each: each[1] is not None)
+        for task, why in judged:
             if row["output"]:
-                one = self.add(
-                    row["language"], tasks[i], kept | {"cost_usd": share, "sibling": row["id"]}
-                )
+                provenance = kept | {"cost_usd": share, "sibling": row["id"]}
+                one = self.add(row["language"], task, provenance)
             else:
                 one = row
-                row |= tasks[i] | {"cost_usd": row["cost_usd"] + share}
-            if reasons[i]:
-                self.drop(one, "instances", reasons[i])
+                row |= task | {"cost_usd": row["cost_usd"] + share}
+            if why:
+                self.drop(one, "instances", why)
 
     def criticise(self, row: dict, reply: Reply, least: int) -> None:
         """Book the teacher's critique of a row, and drop the row where it scores below `least` or
@@ -149,14 +149,15 @@ class Ledger:
         A duplicate's instruction is one task too many, so the other instances of that instruction
         go with it.
         """
-        fate = {"fate": stage, "reason": reason}
-        if neighbour is not None:
-            fate |= {"neighbour": neighbour, "score": round(score, 4)}
+        fate: dict[str, str | float] = {"fate": stage, "reason": reason}
+        if neighbour is None or score is None:
+            row |= fate
+            return
+        fate |= {"neighbour": neighbour, "score": round(score, 4)}
         row |= fate
-        if neighbour is not None:
-            for sibling in self.kept:
-                if sibling.get("sibling") == row["id"]:
-                    sibling |= fate
+        for sibling in self.kept:
+            if sibling.get("sibling") == row["id"]:
+                sibling |= fate
 
     @property
     def kept(self) -> list[dict]:

@@ -63,14 +63,13 @@ def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | N
         else None
     )
     if inner is str:
-        found = numbered(text, cut)
-    else:
-        found = []
-        for record in records(
-            text, tuple((inner or schema).model_fields), cut and inner is not None
-        ):
-            with contextlib.suppress(ValidationError):
-                found.append((inner or schema).model_validate(_typed(record, inner or schema)))
+        lines = numbered(text, cut)
+        return schema.model_validate({name: lines}) if lines else None
+    form = inner or schema
+    found: list[BaseModel] = []
+    for record in records(text, tuple(form.model_fields), cut and inner is not None):
+        with contextlib.suppress(ValidationError):
+            found.append(form.model_validate(_typed(record, form)))
     if not found:
         return None
     return schema.model_validate({name: found}) if inner else found[0]

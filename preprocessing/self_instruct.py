@@ -9,6 +9,7 @@ twenty whole tasks at once. Not in here: what becomes of the tasks (`curation.py
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +21,9 @@ from preprocessing import parsing
 
 SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
 INSTANCES = 5  # at most, of one instruction
+# Of a task in a reply, at most, by the length that is asked for: twenty long ones are as much as
+# gpt-4o writes (16,384)
+TOKENS = {"short": 400, "medium": 500, "varied": 600, "long": 800}
 
 
 class Strict(BaseModel):
@@ -93,11 +97,14 @@ def sample_demonstrations(
     any."""
     shuffled = [task for task in pool if task["language"] == language]
     rng.shuffle(shuffled)
-    seen: dict[str, int] = {}
-    turns = [seen.setdefault(task["category"], 0) for task in shuffled]
-    for i, task in enumerate(shuffled):
-        turns[i], seen[task["category"]] = seen[task["category"]], seen[task["category"]] + 1
-    return [shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)[:count]]
+    # The first of every category, then the second of every category, and so on
+    seen: Counter[str] = Counter()
+    rounds: dict[int, list[dict]] = {}
+    for task in shuffled:
+        rounds.setdefault(seen[task["category"]], []).append(task)
+        seen[task["category"]] += 1
+    in_turn = [task for tasks in rounds.values() for task in tasks]
+    return in_turn[:count]
 
 
 def mixed_demonstrations(
@@ -178,9 +185,10 @@ def batch_request(
     domain: str = "",
     text: bool = False,
     material: str = "",
+    length: str = "varied",
 ) -> dict:
     """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
-    reply is a `TaskBatch`."""
+    reply is a `TaskBatch`. `length` is one of `TOKENS`: how long the answers are asked to be."""
     shown = [
         prompts.DEMONSTRATION.format(
             number=i,
@@ -188,11 +196,16 @@ def batch_request(
         )
         for i, task in enumerate(demonstrations, 1)
     ]
-    content = prompts.LANGUAGES[language].teacher_batch.format(
-        count=count, categories=", ".join(prompts.CATEGORIES), demonstrations="\n\n".join(shown)
+    known = prompts.LANGUAGES[language]
+    content = known.teacher_batch.format(
+        count=count,
+        categories=", ".join(prompts.CATEGORIES),
+        demonstrations="\n\n".join(shown),
+        length=known.answer_lengths[length],
     )
+    tokens = TOKENS[length] * count
     return request(
-        _within(content, language, domain), language, seed, 400 * count, TaskBatch, text, material
+        _within(content, language, domain), language, seed, tokens, TaskBatch, text, material
     )
 
 
@@ -219,11 +232,15 @@ def instructions_request(
     domain: str = "",
     text: bool = False,
     material: str = "",
+    length: str = "varied",
 ) -> dict:
     """Step 1: new instructions; of the demonstrations only the instructions are shown. The reply is
     `Instructions`."""
     shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
-    content = prompts.LANGUAGES[language].instructions.format(count=count, demonstrations=shown)
+    known = prompts.LANGUAGES[language]
+    content = known.instructions.format(
+        count=count, demonstrations=shown, length=known.answer_lengths[length]
+    )
     return request(
         _within(content, language, domain),
         language,
@@ -255,22 +272,26 @@ def recognise_request(
 
 
 def instances_request(
-    instruction: str, language: str, is_classification: bool, text: bool = False
+    instruction: str,
+    language: str,
+    is_classification: bool,
+    text: bool = False,
+    length: str = "varied",
 ) -> dict:
     """Step 3: inputs and outputs; for a classification the output comes first, else the inputs all
-    lean to one label."""
-    texts = prompts.LANGUAGES[language]
-    template, schema = (
-        (texts.output_first, OutputFirstInstances)
-        if is_classification
-        else (texts.input_first, InputFirstInstances)
+    lean to one label, and its length is the label's."""
+    known = prompts.LANGUAGES[language]
+    if is_classification:
+        content = known.output_first.format(count=INSTANCES, instruction=instruction)
+        return request(content, language, 0, 400 * INSTANCES, OutputFirstInstances, text)
+    content = known.input_first.format(
+        count=INSTANCES, instruction=instruction, length=known.answer_lengths[length]
     )
-    content = template.format(count=INSTANCES, instruction=instruction)
-    return request(content, language, 0, 400 * INSTANCES, schema, text)
+    return request(content, language, 0, TOKENS[length] * INSTANCES, InputFirstInstances, text)
 
 
 async def complete_instructions(
-    ask, rows: list[dict], seeds: list[dict], text: bool = False
+    ask, rows: list[dict], seeds: list[dict], text: bool = False, length: str = "varied"
 ) -> list[tuple[str, list[tuple[str, str]], str | None, float]]:
     """Steps 2 and 3 for every row (with `instruction` and `language`).
 
@@ -285,19 +306,19 @@ async def complete_instructions(
         [recognise_request(row["instruction"], row["language"], seeds, text) for row in rows], Kind
     )
     known = [i for i, kind in enumerate(kinds) if kind.parsed]
-    found = [("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds]
+    found: list[tuple[str, list[tuple[str, str]], str | None, float]] = [
+        ("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds
+    ]
     for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
         places = [i for i in known if kinds[i].parsed.is_classification == wanted]
         asked = [
-            instances_request(rows[i]["instruction"], rows[i]["language"], wanted, text)
+            instances_request(rows[i]["instruction"], rows[i]["language"], wanted, text, length)
             for i in places
         ]
         for i, reply in zip(places, await ask(asked, schema), strict=True):
-            found[i] = (
-                kinds[i].parsed.category,
-                *usable_instances(reply),
-                kinds[i].cost_usd + reply.cost_usd,
-            )
+            pairs, reason = usable_instances(reply)
+            dollars = kinds[i].cost_usd + reply.cost_usd
+            found[i] = (kinds[i].parsed.category, pairs, reason, dollars)
     return found
 
 

@@ -224,12 +224,11 @@ def decide(  # noqa: C901 (to be taken apart)
     for position in sorted(neighbours):
         if found := best(position, position):
             removed[position] = (found[1], -found[0])
-    for (
-        copy,
-        first,
-    ) in copies.items():  # between the first and this copy another neighbour may have joined
-        found = best(first, copy) if first in removed else (-1.0, first)
-        removed[copy] = (found[1], -found[0])
+    # Between the first and this copy another neighbour may have joined
+    for copy, first in copies.items():
+        # Whatever removed the first is one, so there is a best
+        found = best(first, copy) or (-1.0, first)
+        removed[copy] = (found[1], -found[0]) if first in removed else (first, 1.0)
     return removed
 
 
@@ -350,7 +349,11 @@ def proposed(table, threshold: float, partitions: int):
     import pyarrow as pa
 
     pairs, left_out = propose(
-        *(table[name].to_numpy() for name in ("bucket", "position", "sketch", "length")), threshold
+        table["bucket"].to_numpy(),
+        table["position"].to_numpy(),
+        table["sketch"].to_numpy(),
+        table["length"].to_numpy(),
+        threshold,
     )
     if left_out:
         pairs = np.concatenate([pairs, [[-1, left_out]]])
@@ -370,9 +373,10 @@ def verified(table, chosen: Filter, blocks: list, starts):
     found = [(left_out[:, 0], left_out[:, 1], np.zeros(len(left_out)))]
     for part in np.array_split(pairs, len(pairs) // 200_000 + 1):
         positions, places = np.unique(part, return_inverse=True)
+        left, right = places.reshape(-1, 2).T
         i, j, score = rouge.rouge_l_above(
             lookup(positions, blocks, starts),
-            tuple(places.reshape(-1, 2).T),
+            (left, right),
             chosen.threshold,
             chosen.tokenizer,
         )
@@ -443,10 +447,12 @@ def run(
         raise CourseError(f"The {len(found)} shards hold no rows: check the path.")
     blocks = rows.to_arrow_refs()
     first = ray.remote(lambda table: table["position"][0].as_py() if len(table) else None)
-    starts = dict(zip(ray.get([first.remote(block) for block in blocks]), blocks, strict=True))
-    starts.pop(None, None)
-    order = sorted(starts)
-    blocks, starts = [starts[start] for start in order], np.array(order, np.int64)
+    begins = ray.get([first.remote(block) for block in blocks])
+    filled = {
+        begin: block for begin, block in zip(begins, blocks, strict=True) if begin is not None
+    }
+    starts = np.array(sorted(filled), np.int64)
+    blocks = [filled[start] for start in sorted(filled)]
     cores = int(ray.cluster_resources().get("CPU", 1))
     partitions = partitions or min(4096, max(cores, count * chosen.bands // 2_000_000))
 
@@ -505,8 +511,8 @@ def run(
     name = lambda position: f"{found[position >> ROW_BITS].name}:{position & ((1 << ROW_BITS) - 1)}"  # noqa: E731
     gone: list[dict[int, dict]] = [{} for _ in found]
     for position in sorted(removed):
-        other, value = removed[position]
-        why = {"duplicate_of": name(other), "rouge_l": None if math.isnan(value) else value}
+        stays, value = removed[position]
+        why = {"duplicate_of": name(stays), "rouge_l": None if math.isnan(value) else value}
         gone[position >> ROW_BITS][position & ((1 << ROW_BITS) - 1)] = why
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").unlink(missing_ok=True)  # it says that the output is whole

@@ -112,15 +112,22 @@ def judge_items(answers: Path, prompts: Path | None = None) -> list[dict]:
         )
     items = [records[name] for name in asked]
     base, tuned = generation.read_answers(answers, items)
-    texts = lambda turns: [turn.text for turn in turns]  # noqa: E731
     return [
-        {"item": item, "base": texts(b), "tuned": texts(t)}
-        for item, b, t in zip(items, base, tuned, strict=True)
+        {"item": item, "base": _texts(before), "tuned": _texts(after)}
+        for item, before, after in zip(items, base, tuned, strict=True)
     ]
 
 
+def _texts(turns: list[generation.Answer]) -> list[str]:
+    return [turn.text for turn in turns]
+
+
 def _columns(items: list[dict]) -> tuple[list, list, list]:
-    return tuple([item[name] for item in items] for name in ("item", "tuned", "base"))
+    return (
+        [item["item"] for item in items],
+        [item["tuned"] for item in items],
+        [item["base"] for item in items],
+    )
 
 
 async def verdicts(client: Client, items: list[dict]) -> list[dict]:

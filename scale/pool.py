@@ -18,13 +18,13 @@ import asyncio
 import contextlib
 import fcntl
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import llm.client
 import utils
 from llm.budget import BudgetExceeded
-from llm.client import Client
 from llm.journal import Journal
 from llm.replies import Reply
 from utils import CourseError
@@ -33,7 +33,7 @@ NOTHING = 1e-9  # dollars; sums of floats are not exact
 TRIES = 3  # of a shard whose worker dies
 
 
-class Client(Client):
+class Client(llm.client.Client):
     """A client of one endpoint of a pool, whose journal's keys name the pool: another endpoint need
     not answer again what this one did."""
 
@@ -43,12 +43,11 @@ class Client(Client):
             self.base_url = (
                 "http://pool/v1"  # from here on only part of the keys: the endpoint is chosen
             )
-        self.unanswered = (
-            0  # requests that the endpoint failed to answer, and that the next run asks again
-        )
+        # Requests that the endpoint failed to answer, and that the next run asks again
+        self.unanswered = 0
 
     async def complete(self, requests: list[dict], schema=None) -> list[Reply]:
-        """`llm.Client.complete`, counting."""
+        """`llm.client.Client.complete`, counting."""
         found = await super().complete(requests, schema)
         self.unanswered += sum(self._entry(reply.key) is None for reply in found)
         return found
@@ -87,7 +86,7 @@ class Job:
     """
 
     name: str
-    ask: Callable[[Client, list[dict]], Awaitable[list[dict]]]
+    ask: Callable[[Client, list[dict]], Coroutine[None, None, list[dict]]]
     worst: Callable[[Client, list[dict]], float]
 
 
@@ -96,7 +95,7 @@ def alone(path: Path) -> Iterator[None]:
     """Wait until no other process writes this shard's journal: the worker of a program that crashed
     may live on for a moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
+    with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -187,7 +186,8 @@ def run(  # noqa: C901, PLR0912, PLR0915
     free = deque(url for _ in range(pool.at_once) for url in pool.urls)
     running: dict[object, tuple[int, str | None, float, str, float]] = {}
     dead: dict[str | None, str] = {}
-    tries, unanswered, stopped, moved = [0] * len(shards), 0, None, 0
+    tries, unanswered, moved = [0] * len(shards), 0, 0
+    stopped: CourseError | None = None
     start = ray.remote(max_retries=0, num_cpus=0.1)(
         work
     )  # it waits for answers nearly all the time

@@ -210,7 +210,7 @@ def main() -> None:
             print(to_gguf(a.merged, a.base, a.output, a.kind))
             return
         urls = {a.base: a.endpoint, a.tuned: a.tuned_endpoint or a.endpoint}
-        clients = [
+        base, tuned = [
             Client(
                 name,
                 urls[name],
@@ -219,7 +219,7 @@ def main() -> None:
             )
             for k, name in enumerate((a.base, a.tuned))
         ]
-        writer = Served(*clients, Decoding(a.max_new_tokens, engine="served"))
+        writer = Served(base, tuned, Decoding(a.max_new_tokens, engine="served"))
         print(answer(writer, utils.read_jsonl(a.prompts, ("id", "prompt")), a.output))
     except CourseError as error:
         print(f"Stopped: {error}", file=sys.stderr)

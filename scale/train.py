@@ -121,12 +121,12 @@ def train(
     job = utils.fingerprint(
         chosen.base_model, device.dtype, LORA, variant, same, global_batch, train_set, held_out
     )
-    if adapter.finished(chosen.folder / "adapter", job):
+    if record := adapter.finished(chosen.folder / "adapter", job):
         say(
             f"{utils.short(chosen.folder / 'adapter')} comes from exactly this training: nothing "
             "to do."
         )
-        return adapter.finished(chosen.folder / "adapter", job)["history"]
+        return record["history"]
     checkpoints = chosen.folder / "checkpoints" / job
     say(
         f"{len(train_set):,} rows in {steps} steps of {global_batch} on {state.num_processes} "

@@ -63,11 +63,13 @@ def _matches(rows, seeds, threshold: float, tokenizer: str) -> dict[int, tuple[s
 def by_chance(rows: list[dict], language: str, tokenizer: str = "char", pairs: int = 200) -> float:
     """Mean ROUGE-L of pairs of instructions drawn at random, which have nothing to do with one
     another."""
-    texts, rng = (
-        [row["instruction"] for row in rows if row["language"] == language],
-        random.Random(0),
-    )
-    return sum(similarity.rouge_l(*rng.sample(texts, 2), tokenizer) for _ in range(pairs)) / pairs
+    texts = [row["instruction"] for row in rows if row["language"] == language]
+    rng = random.Random(0)
+    total = 0.0
+    for _ in range(pairs):
+        one, two = rng.sample(texts, 2)
+        total += similarity.rouge_l(one, two, tokenizer)
+    return total / pairs
 
 
 def exercise_2(precisions: tuple[float, ...] = (0.95, curation.PRECISION, 0.80)) -> list[dict]:
@@ -126,7 +128,7 @@ async def exercise_3(
         For "everything" and for the domain: `yields`, new rows of each request in the order asked,
         and `alike`, the mean cosine of two rows of one language.
     """
-    made = {}
+    made: dict[str, dict] = {}
     for name, about, categories in (("everything", "", ()), (domain, domain, ("housing",))):
         seeds = self_instruct.load_seeds(languages, categories)
         rows, yields = await ask_until_dry(teacher, seeds, languages, about, requests)
@@ -137,9 +139,8 @@ async def exercise_3(
             vectors = similarity.embed(
                 [row["instruction"] for row in rows if row["language"] == language]
             )
-            cosines += (vectors @ vectors.T)[
-                np.triu_indices(len(vectors), 1)
-            ].tolist()  # each pair once, no row with itself
+            each_pair_once = np.triu_indices(len(vectors), 1)
+            cosines += (vectors @ vectors.T)[each_pair_once].tolist()
         part["alike"] = sum(cosines) / len(cosines)
     return made
 
@@ -162,7 +163,8 @@ async def ask_until_dry(
     ask, rng = functools.partial(self_instruct.ask, teacher), random.Random(42)
     index = similarity.RougeLIndex(USUAL)
     index.add([seed["instruction"] for seed in seeds])
-    rows, yields = [], []
+    rows: list[dict] = []
+    yields: list[int] = []
     for start in range(0, requests, together):
         if len(yields) >= 4 and sum(yields[-4:]) < 2 * 4:
             break

@@ -19,9 +19,15 @@ from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+from typing import TYPE_CHECKING
+
 import settings
 import utils
 from training import chat, generation, losses, machine, sft, student
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 SETTINGS = {  # of the notebook's student; exercises change one thing at a time
     "learning_rate": 5e-4,
@@ -43,8 +49,8 @@ SETTINGS = {  # of the notebook's student; exercises change one thing at a time
 class Tuned:
     """A trained adapter and what is needed to ask it something."""
 
-    model: object
-    tokenizer: object
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
     stop: chat.Stop
     held_out: list[dict]  # encoded
     history: list[dict]  # of the trainer, one entry with `eval_loss` a pass
@@ -219,7 +225,7 @@ def exercise_3(base: str, rows: list[dict], held_out: list[dict], folder: Path, 
     """
     from peft.tuners.lora import LoraLayer
 
-    found = {}
+    found: dict = {}
     for number, (name, lora) in enumerate(RANKS.items()):
         tuned = tune(base, rows, held_out, folder / str(number), lora=lora, **options)
         layer = next(module for module in tuned.model.modules() if isinstance(module, LoraLayer))

@@ -169,8 +169,9 @@ def stated(request: str) -> set[Limit]:
     for unit, patterns in PATTERNS.items():
         for pattern in patterns:
             for match in re.finditer(pattern, request, re.IGNORECASE):
-                limits.add(_limit(unit, match))
-    return limits - {None}
+                if limit := _limit(unit, match):
+                    limits.add(limit)
+    return limits
 
 
 def _limit(unit: str, match: re.Match) -> Limit | None:
@@ -216,7 +217,8 @@ def _range(found: dict[str, str | None]) -> tuple[int, int]:
     return low, low + 1 if found.get("both") else low
 
 
-def _number(text: str) -> int:
+def _number(text: str | None) -> int:
+    assert text is not None  # the pattern has found it
     return int(text) if text.isdigit() else (ENGLISH | KOREAN)[text.lower()]
 
 

@@ -149,10 +149,12 @@ COMES_WITH = {
     "nbformat": "nbclient",
     "huggingface_hub": "transformers",
     "safetensors": "transformers",
+    "tokenizers": "transformers",
     "pyarrow": "datasets",
 }  # a requirement needs them itself
 OPTIONAL = {
     "google",
+    "kaggle_secrets",
     "flash_attn",
     "kernels",
     "bitsandbytes",
@@ -383,8 +385,9 @@ def ran() -> tuple[dict, dict]:
     )
     measured = {name: numbers(name) for name in table}
     right, low, high, n = numbers("verdicts that are right")
+    headline, *_ = re.findall(r"^(tuned .+ prompts.+)$", shown, re.MULTILINE)
     evaluation = {
-        "headline": re.search(r"^(tuned .+ prompts.+)$", shown, re.MULTILINE)[1],
+        "headline": headline,
         "judge": "rehearsal (stand-in, a rule and not an LLM)",
         "base_model": "gemma-3-270m",
         "calibration": {

@@ -24,11 +24,12 @@ def test_a_language_has_the_texts_and_placeholders_of_english(code):
     for name, value in english.items():
         if isinstance(value, str):
             assert placeholders(value) == placeholders(other[name]), name
-        elif isinstance(value, dict) and name != "field_labels":  # English fields need none
+        elif name == "field_labels":  # English fields need none
+            continue
+        elif isinstance(value, dict):
             assert value.keys() == other[name].keys(), name
-            for key, text in value.items():
-                if isinstance(text, str):
-                    assert placeholders(text) == placeholders(other[name][key]), (name, key)
+            for key in value if name not in ("rules", "asks", "words") else ():
+                assert placeholders(value[key]) == placeholders(other[name][key]), (name, key)
 
 
 @pytest.mark.parametrize("code", prompts.LANGUAGES)
@@ -51,7 +52,7 @@ def test_a_third_language_is_a_file_more(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda text: text.replace("shortest = 4", "shortestt = 4"), "shortest, shortestt"),
+        (lambda text: text.replace("scripts = ", "scriptss = "), "scripts, scriptss"),
         (lambda text: text.replace("[probes]", "[probes"), "line"),
     ],
 )

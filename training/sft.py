@@ -17,14 +17,18 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import settings
 import utils
 from preprocessing import contamination
 from training import losses
 from training.adapter import disk_errors
+from training.chat import Stop, encode_all
+from training.losses import held_out_loss
 from utils import CourseError
 
 # --- data -----------------------------------------------------------------------------------------
@@ -46,19 +50,22 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
         if made.exists():
             contamination.require_gate(made, "run preprocess.ipynb")
             rows += utils.read_jsonl(made, ROW_FIELDS)
+            print(f"{len(rows)} rows of this run: {utils.short(made)}")
         elif chosen.train_on == "run":
             raise CourseError(
-                f"runs/{chosen.run}/instruction.jsonl is missing: run preprocess.ipynb first, or "
-                "set TRAIN_ON."
+                f"{utils.short(made)} is missing: run preprocess.ipynb first, or set TRAIN_ON. If "
+                "it ran on another machine, set SAVE_TO or RUN_ZIP."
             )
         else:
             print(
                 "preprocess.ipynb has not run in this run folder, so only the shipped data set is "
-                "used"
+                "used (if it ran on another machine, set SAVE_TO or RUN_ZIP)"
             )
     if chosen.train_on in ("shipped", "both"):
         contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
-        rows += utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
+        shipped = utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
+        print(f"{len(shipped)} shipped rows: {utils.short(utils.DATA / 'instruction.jsonl')}")
+        rows += shipped
     rows = [row for row in rows if row["language"] in chosen.languages]
     names = [row["id"] for row in rows]
     if len(set(names)) < len(names):
@@ -74,40 +81,61 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
     return rows
 
 
-def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """`(train, held_out)`, the same share of every language and category in both, the same for the
-    same rows and seed.
+def kind(row: dict) -> str:
+    """What a row teaches beside a short answer (`turns`, `system`, `long` ...), else "plain"."""
+    return row.get("kind", "plain")
+
+
+def split(
+    rows: list[dict], held_out: int, seed: int, most: int = 0
+) -> tuple[list[dict], list[dict]]:
+    """`(train, held_out)`, the same share of every language, category and kind in both, the same
+    for the same rows and seed.
+
+    Args:
+        most: rows to train on at most, so that a CPU's sample has its share of every kind too; 0:
+            all that are not held out.
 
     Raises:
         CourseError: nothing would be left to train on.
     """
-    from sklearn.model_selection import train_test_split
-
     if len(rows) <= held_out:
         raise CourseError(
             f"{len(rows)} rows cannot be trained on with {held_out} of them held out: make more "
             "rows or lower HELD_OUT."
         )
-    groups = [f"{row['language']} {row['category']}" for row in rows]
-    few = min(groups.count(group) for group in groups) < 2 or held_out < len(set(groups))
-    return tuple(
-        train_test_split(
-            rows, test_size=held_out, random_state=seed, stratify=None if few else groups
-        )
-    )
+    train, held = _parted(rows, held_out, seed)
+    if most and most < len(train):
+        _, train = _parted(train, most, seed)
+    return train, held
+
+
+def _parted(rows: list[dict], size: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """All but `size` of the rows, and these, stratified where every group can be in both."""
+    from sklearn.model_selection import train_test_split
+
+    groups = []
+    for row in rows:
+        # A category's rows are few, so the kinds are groups of their own
+        group = row["category"] if kind(row) == "plain" else kind(row)
+        groups.append(f"{row['language']} {group}")
+    few = min(groups.count(group) for group in set(groups)) < 2
+    few = few or min(size, len(rows) - size) < len(set(groups))
+    strata = None if few else groups
+    return tuple(train_test_split(rows, test_size=size, random_state=seed, stratify=strata))
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
 def _checked_loss(model, args, row: dict):
-    """The function of losses.py to train with, None for TRL's own: on a GPU, and with several
+    """The function of losses.py to train with, None for TRL's own: on an NVIDIA GPU, and with several
     processes, where the model's wrapper must see the forward pass.
 
     One row's loss is held against that of the model's own logits; where they differ those are
     trained on, and a sentence says so.
     """
-    ours = args.use_cpu and args.world_size == 1
+    ours = args.device.type != "cuda" and args.world_size == 1
     wrong = losses.disagreement(model, row, losses.OURS if ours else losses.TRL)
     if wrong:
         print(wrong)
@@ -157,9 +185,9 @@ def trainer_class():
     """TRL's SFTTrainer as this course needs it.
 
     - Rows are lists from `encode_all`, or datasets of such rows.
-    - On a CPU the loss is `answer_loss`: TRL's fused head skips masked positions on a GPU, but on a
-      CPU it scores them all. Whichever it is, the first row's loss is held against the model's own
-      logits, and where they differ training takes those and says so.
+    - Without an NVIDIA GPU the loss is `answer_loss`: on one, TRL's fused head skips masked
+      positions, but on a CPU it scores them all. Whichever it is, the first row's loss is held
+      against the model's own logits, and where they differ training takes those and says so.
     - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate":
       ..., "samples": [...]}`. Numbers are logged as `eval_loss` and `eval_stop_rate` (and go to
       wandb), samples stay in `state.log_history`.
@@ -189,8 +217,7 @@ def trainer_class():
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if self.loss_of is None:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            here = self.args.device.type
-            with torch.autocast(here, torch.bfloat16, enabled=self.args.bf16):
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
                 loss, tokens = self.loss_of(model, **inputs)
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
             return (loss, {"loss": loss}) if return_outputs else loss
@@ -266,7 +293,7 @@ def plumbing(output: Path, steps: int, report_to: str) -> dict:
         "greater_is_better": False,
         "report_to": report_to,
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
     }
 
 
@@ -339,6 +366,7 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
 
     if chosen.tracking == "online" and (key := utils.secret("WANDB_API_KEY")):
         os.environ["WANDB_API_KEY"] = key
+    mode: Literal["online", "offline"] = "online" if chosen.tracking == "online" else "offline"
     begin = functools.partial(
         wandb.init,
         project=PROJECT,
@@ -348,7 +376,7 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
         settings=wandb.Settings(init_timeout=timeout, login_timeout=timeout, silent=True),
     )
     try:
-        begin(mode=chosen.tracking)
+        begin(mode=mode)
     except wandb.errors.UsageError as error:
         raise CourseError(
             f"TRACKING is online, but wandb refuses ({str(error).splitlines()[0][:100]}): set "
@@ -362,6 +390,42 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
         )
         begin(mode="offline")
     return "wandb"
+
+
+def loss_by_kind(
+    model, rows: list[dict], tokenizer, stop: Stop, longest: int
+) -> dict[str, tuple[float, int]]:
+    """`{kind: (mean loss of its answers in nats per token, rows)}`, the most rows first.
+
+    Args:
+        longest: rows of more tokens are left out, as in training.
+    """
+    encoded, too_long = encode_all(rows, tokenizer, stop, longest)
+    kinds = [kind(row) for row in rows if row["id"] not in too_long]
+    found = {}
+    for name, count in Counter(kinds).most_common():
+        own = [one for one, its in zip(encoded, kinds, strict=True) if its == name]
+        found[name] = held_out_loss(model, own, tokenizer.pad_token_id), count
+    return found
+
+
+def kind_figure(before: dict[str, tuple[float, int]], after: dict[str, tuple[float, int]]):
+    """Held-out loss by kind of row before and after training, from `loss_by_kind`."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 0.4 * len(before) + 0.9))
+    for place, (name, (loss, _)) in enumerate(before.items()):
+        axes.plot([after[name][0], loss], [place, place], color="#d5dae0", zorder=1)
+    for measured, colour, label in ((before, "#9aa5b1", "before"), (after, "#3b7dd8", "after")):
+        losses = [loss for loss, _ in measured.values()]
+        axes.scatter(losses, range(len(losses)), color=colour, label=label, zorder=2)
+    names = [f"{name} ({count} rows)" for name, (_, count) in before.items()]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="nats per answer token", title="Held-out loss by kind of row")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
 
 
 def matrix_figure(matrices: dict):
@@ -381,6 +445,19 @@ def matrix_figure(matrices: dict):
     return figure
 
 
+def _curve(
+    history: list[dict], key: str, before: float | None = None
+) -> tuple[list[int], list[float]]:
+    """The steps at which a number was logged, and the numbers; `before` stands at step 0."""
+    steps = [] if before is None else [0]
+    values = [] if before is None else [before]
+    for entry in history:
+        if key in entry:
+            steps.append(entry["step"])
+            values.append(float(entry[key]))
+    return steps, values
+
+
 def training_figure(history: list[dict], before: dict, title: str):
     """Training and held-out loss on the left, the stop rate of held-out prompts on the right,
     against steps.
@@ -392,21 +469,14 @@ def training_figure(history: list[dict], before: dict, title: str):
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.8), width_ratios=(3, 2))
-    points = lambda key: [(entry["step"], float(entry[key])) for entry in history if key in entry]  # noqa: E731
-    left.plot(*zip(*points("loss"), strict=True), color="#9aa5b1", label="training")
-    left.plot(
-        *zip((0, before["loss"]), *points("eval_loss"), strict=True),
-        "o--",
-        color="#3b7dd8",
-        label="held out",
-    )
+    steps, losses = _curve(history, "loss")
+    left.plot(steps, losses, color="#9aa5b1", label="training")
+    steps, losses = _curve(history, "eval_loss", before["loss"])
+    left.plot(steps, losses, "o--", color="#3b7dd8", label="held out")
     left.set(xlabel="step", ylabel="nats per answer token", title=title)
     left.legend(frameon=False)
-    right.plot(
-        *zip((0, before["stop_rate"]), *points("eval_stop_rate"), strict=True),
-        "o--",
-        color="#3b7dd8",
-    )
+    steps, rates = _curve(history, "eval_stop_rate", before["stop_rate"])
+    right.plot(steps, rates, "o--", color="#3b7dd8")
     right.set(xlabel="step", ylim=(-0.05, 1.05), title="answers that stop")
     right.yaxis.set_major_formatter("{x:.0%}")
     for axes in (left, right):

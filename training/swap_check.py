@@ -358,7 +358,7 @@ def end_token_by_rule(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
 def loss(model, encoded: list[dict]) -> tuple[str, str, None]:
     """One row's loss, as training computes it here, against the model's own logits."""
     row = min(encoded, key=lambda example: len(example["input_ids"]))
-    way = losses.OURS if model.device.type == "cpu" else losses.TRL
+    way = losses.TRL if model.device.type == "cuda" else losses.OURS
     wrong = losses.disagreement(model, row, way)
     return ("warn", wrong, None) if wrong else ("ok", "It is that of the model's logits.", None)
 

@@ -24,8 +24,8 @@ def records(**counts: int) -> list[dict]:
             {"turn": 1, "tuned_is": "A", "verdict": first},
             {"turn": 1, "tuned_is": "B", "verdict": second},
         ]
-        sides = [outcomes.side(order["verdict"], order["tuned_is"]) for order in orders]
-        value = None if None in sides else sum(sides) / 2
+        one, two = outcomes.side(first, "A"), outcomes.side(second, "B")
+        value = None if one is None or two is None else (one + two) / 2
         made += [
             {"id": f"{kind}{i}", "outcome": kind, "value": value, "orders": orders}
             for i in range(number)

@@ -95,7 +95,8 @@ class Naver:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def reset(self) -> None:
-        self.faults, self.seen = [], []
+        self.faults: list = []
+        self.seen: list = []
 
     async def answer(self, request):
         self.seen.append(request)

@@ -44,22 +44,20 @@ def merged(tmp_path_factory):
     return folder / "merged", assemble(folder / "base.gguf"), answers
 
 
+SERVERS: list = []  # each lives as long as it is referred to
+
+
 def start(path) -> str:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
-    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel, parameters.port = (
-        1024,
-        2,
-        1,
-        0,
-    )
-    start.servers.append(xllamacpp.Server(parameters))  # lives as long as it is referred to
-    return f"{start.servers[-1].listening_address}/v1"
-
-
-start.servers = []
+    parameters.n_ctx = 1024
+    parameters.cpuparams.n_threads = 2
+    parameters.n_parallel = 1
+    parameters.port = 0
+    SERVERS.append(xllamacpp.Server(parameters))
+    return f"{SERVERS[-1].listening_address}/v1"
 
 
 def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path):

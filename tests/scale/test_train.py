@@ -176,7 +176,7 @@ def worker() -> None:
         :85
     ]  # 64 to train on: with a full last batch nothing is filled up
     utils.ROOT = Path(sys.argv[1])
-    machine.choose_device = lambda: machine.Device("cpu", "float32", "sdpa", "")
+    machine.choose_device = lambda config=None: machine.Device("cpu", "float32", "sdpa", "")
     chosen = settings.resolve({"RUN": "tiny", "BASE_MODEL": sys.argv[2], "TRACKING": "disabled"})
     train.train(
         chosen,
