@@ -129,8 +129,8 @@ def _parted(rows: list[dict], size: int, seed: int) -> tuple[list[dict], list[di
 
 
 def _checked_loss(model, args, row: dict):
-    """The function of losses.py to train with, None for TRL's own: on an NVIDIA GPU, and with several
-    processes, where the model's wrapper must see the forward pass.
+    """The function of losses.py to train with, None for TRL's own: on an NVIDIA GPU, and with
+    several processes, where the model's wrapper must see the forward pass.
 
     One row's loss is held against that of the model's own logits; where they differ those are
     trained on, and a sentence says so.
