@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import types
 
 import pytest
 import tiny_models
@@ -205,7 +206,8 @@ def test_generation_asks_with_the_tokens_of_training(tmp_path, monkeypatch):
 
     def generate(input_ids, attention_mask, **options):
         seen.extend(zip(input_ids.tolist(), attention_mask.tolist(), strict=True))
-        return torch.cat([input_ids, torch.full((len(input_ids), 1), stop.id)], dim=1)
+        ended = torch.cat([input_ids, torch.full((len(input_ids), 1), stop.id)], dim=1)
+        return types.SimpleNamespace(sequences=ended, past_key_values=None)
 
     monkeypatch.setattr(model, "generate", generate)
     asked = ["<|im_end|>은 뭐예요?", "안녕?"]
