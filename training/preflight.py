@@ -130,10 +130,11 @@ class Prediction:
                 min(self.tokens, 4096) * 32768 * (size if self.device.name == "cuda" else size + 16)
             )  # Triton folds in place
         else:
+            # In float32 product, logits and softmax share one buffer; in 16 bits the product has
+            # its own, and the softmax is narrowed for its product with the head
+            each = 4 if size == 4 else 2 + 4 + 2
             head = (
-                min(round(self.tokens * self.trained) + 1, HEAD_CHUNK)
-                * self.of.vocabulary
-                * (size + 8)
+                min(round(self.tokens * self.trained) + 1, HEAD_CHUNK) * self.of.vocabulary * each
             )
         slow = self.device.name == "cpu" and size == 2
         head += self.head_layout if slow else 0
