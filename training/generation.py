@@ -125,7 +125,7 @@ def _written(model, inputs, stop: Stop, max_new_tokens: int, options: dict) -> l
         ids = output.sequences[kept]
         mask = torch.nn.functional.pad(mask, (0, new.shape[1]), value=1)[kept]
         cache = output.past_key_values
-        if cache is not None and len(going) < len(new):
+        if rows and left and cache is not None and len(going) < len(new):
             cache.batch_select_indices(kept)
     return written
 

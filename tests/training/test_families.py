@@ -395,6 +395,24 @@ def test_a_convolution_is_trained_on_padded_rows(tmp_path):
     assert seen[-1] < seen[0]
 
 
+@pytest.mark.parametrize("name", [*RUNS_ON, "cohere: scaled logits"])
+def test_a_batch_says_what_single_prompts_say(tmp_path, name):
+    """Padded on the left, and with rows that end before the others: also where layers keep a state
+    in place of keys and values, from which rows cannot be picked."""
+    model, tokenizer = load(tmp_path, name)
+    asked = ["전세가 뭐예요?", "Hi", "긴 질문입니다. " * 6]
+    prompt = tokenizer.pad(
+        {"input_ids": [chat.prompt_ids(asked[0], tokenizer)]}, return_tensors="pt"
+    )
+    written = model.generate(**prompt, max_new_tokens=8, do_sample=False, eos_token_id=[])
+    early = written[0, -3].item()
+    stop = chat.Stop("early", early, early, 1, len(tokenizer))
+    together = generation.generate(model, tokenizer, asked, stop, 40)
+    alone = [generation.generate(model, tokenizer, [text], stop, 40)[0] for text in asked]
+    assert together == alone
+    assert together[0].stopped and max(answer.tokens for answer in together) > 16
+
+
 # --- checkpoints that can also see
 
 
