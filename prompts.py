@@ -84,6 +84,9 @@ class Language:
     # Reading what an instruction asks for (preprocessing/diversity.py)
     asks: dict
 
+    # Labels of the report page and of the vote (evaluation/report.py, evaluation/vote.py)
+    page: dict[str, str]
+
     def share(self, text: str) -> float:
         """Share of a text's letters in this language's scripts, in [0, 1]; 0 without letters."""
         # Composed first: macOS writes file names and some editors texts with one code a jamo
@@ -94,7 +97,7 @@ class Language:
     def share_of_words(self, text: str) -> float:
         """Share of a text's words that are mostly in this language's scripts, in [0, 1]: of a
         Korean request with much code in it most letters are Latin, but few words."""
-        words = [word for word in text.split() if any(letter.isalpha() for letter in word)]
+        words = [word for word in text.split() if any(map(str.isalpha, word))]
         return sum(self.share(word) >= 0.5 for word in words) / max(1, len(words))
 
 

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import utils
-from evaluation import judge, outcomes, stats
+from evaluation import outcomes, stats, verdicts
 from utils import CourseError
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
-PLAIN = 1  # resamples: intervals are not what is checked here
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def llmbar(folder: Path) -> list[Row]:
                 list(stored["swap"]),
                 stored["published"],
             )
-            between = stats.agreement(first, second, resamples=PLAIN)
+            between = stats.agreement(first, second)
             count(
                 same,
                 total,
                 "agreement",
-                round(between.accuracy[0] * between.n),
+                round(between.accuracy.value * between.n),
                 int(published["equal"].split()[0]),
             )
             faults["two missing verdicts called equal"] += any(
@@ -126,7 +127,7 @@ def llmbar(folder: Path) -> list[Row]:
                 same,
                 total,
                 "accuracy",
-                round(100 * stats.win_rate(shares, resamples=PLAIN).value, 9),
+                round(100 * stats.win_rate(shares).value, 9),
                 round(published_accuracy, 9),
             )
             kappas(same, total, "labels", first, labels, published["kappa_False"])
@@ -191,6 +192,12 @@ def record(label: str, first: str, second: str) -> dict:
     return {"orders": orders, "sides": sides, "outcome": outcomes.outcome(*sides)}
 
 
+def _kappa(a: Sequence[str], b: Sequence[str]) -> float:
+    """NaN where both raters gave one label only, as scikit-learn says it."""
+    kappa = stats.agreement(a, b).kappa
+    return math.nan if kappa is None else kappa.value
+
+
 def kappas(
     same: Counter, total: Counter, what: str, a: list[str], b: list[str], published: float
 ) -> None:
@@ -202,7 +209,7 @@ def kappas(
     """
     from sklearn.metrics import cohen_kappa_score
 
-    ours = stats.agreement(a, b, resamples=PLAIN).kappa[0]
+    ours = _kappa(a, b)
     count(same, total, f"right {what}", round(ours, 9), round(float(cohen_kappa_score(a, b)), 9))
     count(same, total, what, round(ours, 6), round(published, 6))
     mapped = ["1" if said == "1" else "0" for said in a]
@@ -211,7 +218,7 @@ def kappas(
         same,
         total,
         f"fault {what}",
-        round(stats.agreement(mapped, against, resamples=PLAIN).kappa[0], 6),
+        round(_kappa(mapped, against), 6),
         round(published, 6),
     )
 
@@ -233,7 +240,7 @@ def pandalm(folder: Path) -> list[Row]:
             Row(
                 f"PandaLM: kappa of annotators {a + 1} and {b + 1}",
                 kappa,
-                f"{stats.agreement(votes[a], votes[b], resamples=PLAIN).kappa[0]:.3f}",
+                f"{_kappa(votes[a], votes[b]):.3f}",
             )
         )
     majority = [Counter(said).most_common(1)[0][0] for said in zip(*votes, strict=True)]
@@ -246,10 +253,10 @@ def pandalm(folder: Path) -> list[Row]:
     ways = {
         "wrong": ([verdict or "none" for verdict in said], majority, "0.698"),
         "ties": ([verdict or "0" for verdict in said], majority, "0.711"),
-        "dropped": ([verdict for verdict, _ in read], [label for _, label in read], "0.716"),
+        "dropped": (*map(list, zip(*read, strict=True)), "0.716"),
     }
-    for way, (verdicts, labels, accuracy) in ways.items():
-        measured = stats.agreement(verdicts, labels, resamples=PLAIN).accuracy[0]
+    for way, (read_as, labels, accuracy) in ways.items():
+        measured = stats.agreement(read_as, labels).accuracy.value
         rows.append(
             Row(
                 f"PandaLM: accuracy of GPT-3.5, unreadable verdicts {way}",
@@ -273,7 +280,7 @@ def fastchat(folder: Path) -> list[Row]:
     counts = outcomes.count(records)
     ties = counts["tie"] + counts["inconsistent"]
     parsed = [
-        judge.parse_verdict(pair[f"g{game}_judgment"])[0] for pair in pairs for game in (1, 2)
+        verdicts.parse_verdict(pair[f"g{game}_judgment"])[0] for pair in pairs for game in (1, 2)
     ]
     stored = [order["verdict"] for item in records for order in item["orders"]]
     paper = stats.win_rate([1.0] * counts["win"] + [0.5] * ties + [0.0] * counts["loss"])
@@ -292,14 +299,14 @@ def fastchat(folder: Path) -> list[Row]:
     ]
     granite = _scores(folder / "single_granite_parse_failures.jsonl")
     phi = _scores(folder / "single_phi3dpo.jsonl")
-    paired = stats.paired_difference(_readable(granite), _readable(phi), resamples=PLAIN)
+    paired = stats.paired_difference(_readable(granite), _readable(phi))
     # "[[0, 0]]" in a piece of code was taken for a score
     return [
         *rows,
         Row(
             "FastChat singles, granite against phi-3-dpo: pairs, without a score",
             (40, 120),
-            (paired.n, paired.missing),
+            (paired.mean.n, paired.missing),
         ),
         Row(
             "FastChat singles, granite: bogus zeros stored as scores",
@@ -335,7 +342,7 @@ def _scores(path: Path) -> list[tuple[int, int | None]]:
         utils.read_jsonl(path, ("judgment", "score")),
         key=lambda item: (item["question_id"], item["turn"]),
     )
-    return [(item["score"], judge.parse_score(item["judgment"])[0]) for item in items]
+    return [(item["score"], verdicts.parse_score(item["judgment"])[0]) for item in items]
 
 
 def _readable(scores: list[tuple]) -> list[float | None]:

@@ -55,6 +55,11 @@ def _letters(text: str) -> int:
     return sum(character.isalpha() for character in text)
 
 
+def cut_share(answers: Sequence[Sequence[Answer]]) -> float:
+    """Share of answers of which a turn was cut off at the limit of tokens."""
+    return _mean(not all(turn.stopped for turn in turns) for turns in answers)
+
+
 def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]:
     """Measures that need no judge: likeness to the references (of those prompts that have one),
     length, and a rate for each flaw.
@@ -76,9 +81,8 @@ def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]
     ]
     measured = {}
     if with_reference:
-        said, wanted = (
-            similarity.embed([pair[side] or " " for pair in with_reference]) for side in (0, 1)
-        )
+        said = similarity.embed([text or " " for text, _ in with_reference])
+        wanted = similarity.embed([reference or " " for _, reference in with_reference])
         measured["ROUGE-L to the references"] = _mean(
             similarity.rouge_l(text, reference) for text, reference in with_reference
         )

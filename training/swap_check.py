@@ -374,6 +374,10 @@ def packing(model, encoded: list[dict]) -> tuple[str, str, None]:
     return "warn", sentence, None
 
 
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalpha, text))
+
+
 def round_trip(texts: list[str], tokenizer) -> tuple[str, str, None]:
     """Texts come back from their tokens, and a token holds more than a byte or two of them."""
     if not texts:
@@ -384,9 +388,8 @@ def round_trip(texts: list[str], tokenizer) -> tuple[str, str, None]:
     ids = tokenizer(texts, add_special_tokens=False).input_ids
     back = tokenizer.batch_decode(ids, skip_special_tokens=False)
     density = sum(len(text.encode()) for text in texts) / sum(map(len, ids))
-    letters = lambda text: [character for character in text if character.isalpha()]  # noqa: E731
     lost = [
-        text for text, again in zip(texts, back, strict=True) if letters(text) != letters(again)
+        text for text, again in zip(texts, back, strict=True) if _letters(text) != _letters(again)
     ]
     if lost:
         sentence = (
