@@ -82,11 +82,11 @@ clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: i
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z-]+:.*## ' Makefile
 
-$(VENV)/.ready: requirements.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
+$(VENV)/.ready: requirements.txt requirements/student.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This course needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
+		-r requirements.txt -r requirements/student.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
 	@touch $@
 
 # Ray, in an environment that sees the packages of .venv behind its own
