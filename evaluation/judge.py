@@ -144,6 +144,12 @@ class _Asked:
     tuned_is: str = ""  # "A" or "B" in a pair
 
 
+def _mean(scores: Sequence[float | None]) -> float | None:
+    """The mean of the scores of all turns; None if one is missing."""
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if len(known) == len(scores) else None
+
+
 def _turns_of(item: dict) -> tuple[int, ...]:
     return (1, 2) if item.get("follow_up") else (1,)
 
@@ -176,10 +182,10 @@ class Judge:
         """Dollars that judging these pairs (or, without `base`, scoring these answers) costs at
         worst, beyond what the journal has."""
         if base is None:
-            asked, schema = self._singles(items, tuned), Score
+            asked, schema = self._singles(items, tuned), self._schema(Score)
         else:
-            asked, schema = self._pairs(items, tuned, base), Verdict
-        return self.client.estimate([one.request for one in asked], self._schema(schema))
+            asked, schema = self._pairs(items, tuned, base), self._schema(Verdict)
+        return self.client.estimate([one.request for one in asked], schema)
 
     async def compare(
         self, items: Sequence[dict], tuned: Sequence[Answer], base: Sequence[Answer]
@@ -220,10 +226,9 @@ class Judge:
         for asked, said in await self._ask(self._singles(items, answers), Score):
             given[asked.item].append({"turn": asked.turn} | said)
         records = []
-        for item, said in zip(items, given, strict=True):
-            scores = [turn["score"] for turn in said]
-            mean = None if None in scores else sum(scores) / len(scores)
-            records.append({"id": item["id"], "score": mean, "turns": said})
+        for item, turns_said in zip(items, given, strict=True):
+            mean = _mean([turn["score"] for turn in turns_said])
+            records.append({"id": item["id"], "score": mean, "turns": turns_said})
         return records
 
     def _pairs(self, items, tuned, base) -> list[_Asked]:
@@ -262,13 +267,15 @@ class Judge:
 
     def _read(self, reply: Reply, schema: type[BaseModel]) -> dict:
         """What a reply says; one that does not keep to the schema is read like plain text."""
-        name, parse = "verdict", verdicts.parse_verdict
-        if schema is Score:
-            name, parse = "score", verdicts.parse_score
-        if reply.parsed is not None:
+        name = "score" if schema is Score else "verdict"
+        if isinstance(reply.parsed, Verdict | Score):
             said = getattr(reply.parsed, name)
             return {name: said, "error": None, "explanation": reply.parsed.explanation}
-        value, error = parse(reply.text)
+        value: str | int | None
+        if schema is Score:
+            value, error = verdicts.parse_score(reply.text)
+        else:
+            value, error = verdicts.parse_verdict(reply.text)
         if value is not None and reply.finish_reason not in ("length", "content_filter"):
             text = verdicts.explanation(reply.text)
             return {name: value, "error": None, "explanation": text}
@@ -281,16 +288,14 @@ class Judge:
         return {name: None, "error": error, "explanation": reply.text}
 
     def _record(self, item: dict, orders: list[dict]) -> dict:
-        sides = {
-            position: [side(o["verdict"], position) for o in orders if o["tuned_is"] == position]
-            for position in "AB"
-        }
-        first, second = (None if None in said else sum(said) / len(said) for said in sides.values())
+        first, second = (
+            _mean([side(o["verdict"], place) for o in orders if o["tuned_is"] == place])
+            for place in "AB"
+        )
         kept = {key: item[key] for key in ("id", "language", "category", "kind") if key in item}
-        value = None if None in (first, second) else (first + second) / 2
         return kept | {
             "outcome": str(outcome(first, second)),
-            "value": value,
+            "value": _mean([first, second]),
             "judge": self.name,
             "orders": orders,
         }

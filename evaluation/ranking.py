@@ -8,7 +8,7 @@ or compare two models alone, for which `stats.win_rate` is enough.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ IMAGINED = 0.5
 STEPS = 100
 
 
-def rank(pairs: dict[tuple[str, str], Sequence[dict]]) -> dict[str, Estimate]:
+def rank(pairs: Mapping[tuple[str, str], Sequence[dict]]) -> dict[str, Estimate]:
     """Each model's chance to beat one of average strength, with a 95 % interval, the strongest
     first.
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import utils
-from evaluation import compare, judge
+from evaluation import compare
 from rehearsal import stand_ins
 
 ASKED = {
@@ -199,6 +199,32 @@ def test_three_models_are_ranked_with_their_names(judged_by, tmp_path):
     assert "plum wins" in page and "a note" in page and ">fig</h3>" in page
 
 
+def test_follow_ups_are_judged_with_a_list_of_answers(judged_by, tmp_path):
+    """One answer a turn; a prompt that goes on with one answer only is refused."""
+    import asyncio
+
+    paths = [answer_file(tmp_path, name, name) for name in ("one", "two")]
+    for path in paths:
+        rows = utils.read_jsonl(path)
+        rows[0]["answer"] = [rows[0]["answer"], "And a second."]
+        utils.write_jsonl(path, rows)
+    extra = [{"id": "p1", "reference": "A whale.", "follow_up": "And a small one?"}]
+    models, items = read(*paths)
+    items = compare.complete(items, extra)
+    judged = judged_by(lambda body: json.dumps({"explanation": "", "verdict": "tie"}))
+    _, verdicts = asyncio.run(compare.compare(judged, models, items))
+    (records,) = verdicts.values()
+    assert [order["turn"] for order in records[0]["orders"]] == [1, 1, 2, 2]
+    assert len(records[1]["orders"]) == 2
+
+
+def test_a_number_of_answers_that_is_not_the_number_of_turns_is_refused(files, tmp_path, capsys):
+    utils.write_jsonl(tmp_path / "p.jsonl", [{"id": "p1", "follow_up": "And a small one?"}])
+    arguments = ["--prompts", str(tmp_path / "p.jsonl"), "--judge", "rehearsal"]
+    assert compare.main([*map(str, files[:2]), *arguments]) == 1
+    assert "'p1' has 1 answers a model" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_with_the_stand_in(course, tmp_path, capsys):
     """From files to the page over HTTP: its gate is closed, and it says so instead of a number."""
@@ -213,4 +239,3 @@ def test_the_command_with_the_stand_in(course, tmp_path, capsys):
     assert compare.main([*map(str, files), *arguments, "--report", str(page), "--rows"]) == 0
     said = capsys.readouterr().out
     assert "No win rate in English: rehearsal (stand-in" in said and page.exists()
-    assert judge.TOKENS == 400
