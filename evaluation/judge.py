@@ -144,12 +144,6 @@ class _Asked:
     tuned_is: str = ""  # "A" or "B" in a pair
 
 
-def _mean(scores: Sequence[float | None]) -> float | None:
-    """The mean of the scores of all turns; None if one is missing."""
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if len(known) == len(scores) else None
-
-
 def _turns_of(item: dict) -> tuple[int, ...]:
     return (1, 2) if item.get("follow_up") else (1,)
 
@@ -182,10 +176,10 @@ class Judge:
         """Dollars that judging these pairs (or, without `base`, scoring these answers) costs at
         worst, beyond what the journal has."""
         if base is None:
-            asked, schema = self._singles(items, tuned), self._schema(Score)
-        else:
-            asked, schema = self._pairs(items, tuned, base), self._schema(Verdict)
-        return self.client.estimate([one.request for one in asked], schema)
+            requests = [one.request for one in self._singles(items, tuned)]
+            return self.client.estimate(requests, self._schema(Score))
+        requests = [one.request for one in self._pairs(items, tuned, base)]
+        return self.client.estimate(requests, self._schema(Verdict))
 
     async def compare(
         self, items: Sequence[dict], tuned: Sequence[Answer], base: Sequence[Answer]
@@ -213,10 +207,10 @@ class Judge:
     ) -> list[dict]:
         """The records of `compare` with the single scores of both models: `scores`, means over the
         turns, None if one failed."""
-        scored = {"base": await self.score(items, base), "tuned": await self.score(items, tuned)}
+        before, after = await self.score(items, base), await self.score(items, tuned)
         return [
-            record | {"scores": {name: scored[name][i]["score"] for name in scored}}
-            for i, record in enumerate(records)
+            record | {"scores": {"base": one["score"], "tuned": two["score"]}}
+            for record, one, two in zip(records, before, after, strict=True)
         ]
 
     async def score(self, items: Sequence[dict], answers: Sequence[Answer]) -> list[dict]:
@@ -226,9 +220,10 @@ class Judge:
         for asked, said in await self._ask(self._singles(items, answers), Score):
             given[asked.item].append({"turn": asked.turn} | said)
         records = []
-        for item, turns_said in zip(items, given, strict=True):
-            mean = _mean([turn["score"] for turn in turns_said])
-            records.append({"id": item["id"], "score": mean, "turns": turns_said})
+        for item, turns in zip(items, given, strict=True):
+            scores = [turn["score"] for turn in turns]
+            mean = None if None in scores else sum(scores) / len(scores)
+            records.append({"id": item["id"], "score": mean, "turns": turns})
         return records
 
     def _pairs(self, items, tuned, base) -> list[_Asked]:
@@ -268,7 +263,7 @@ class Judge:
     def _read(self, reply: Reply, schema: type[BaseModel]) -> dict:
         """What a reply says; one that does not keep to the schema is read like plain text."""
         name = "score" if schema is Score else "verdict"
-        if isinstance(reply.parsed, Verdict | Score):
+        if reply.parsed is not None:
             said = getattr(reply.parsed, name)
             return {name: said, "error": None, "explanation": reply.parsed.explanation}
         value: str | int | None
@@ -288,17 +283,29 @@ class Judge:
         return {name: None, "error": error, "explanation": reply.text}
 
     def _record(self, item: dict, orders: list[dict]) -> dict:
-        first, second = (
-            _mean([side(o["verdict"], place) for o in orders if o["tuned_is"] == place])
-            for place in "AB"
-        )
+        first, second = _mean_side(orders, "A"), _mean_side(orders, "B")
+        value = None if first is None or second is None else (first + second) / 2
         kept = {key: item[key] for key in ("id", "language", "category", "kind") if key in item}
         return kept | {
             "outcome": str(outcome(first, second)),
-            "value": _mean([first, second]),
+            "value": value,
             "judge": self.name,
             "orders": orders,
         }
+
+
+def _mean_side(orders: list[dict], tuned_is: str) -> float | None:
+    """Mean over the turns of `outcomes.side` where the tuned answer stands there; None where a
+    verdict failed."""
+    total, turns = 0.0, 0
+    for order in orders:
+        if order["tuned_is"] == tuned_is:
+            said = side(order["verdict"], tuned_is)
+            if said is None:
+                return None
+            total += said
+            turns += 1
+    return total / turns
 
 
 # --- the prompts ----------------------------------------------------------------------------------
@@ -311,7 +318,8 @@ def check_items(items: Sequence[dict], name: str) -> None:
     Args:
         name: the file that they came from, for the message.
     """
-    twice = [key for key, times in Counter(item["id"] for item in items).items() if times > 1]
+    occurs = Counter([item["id"] for item in items])
+    twice = [key for key, times in occurs.items() if times > 1]
     if twice:
         raise CourseError(
             f"{name} has the id {twice[0]!r} more than once: give every record an id of its own."

@@ -298,11 +298,11 @@ def write_answers(
     """`answers.jsonl`: `id, job, decoding, prompt`, `follow_up` for two turns, `base` and `tuned`:
     one answer a turn."""
     records = []
-    for item, *answers in zip(items, base, tuned, strict=True):
+    for item, before, after in zip(items, base, tuned, strict=True):
         asked = {key: item[key] for key in ("prompt", "follow_up") if item.get(key)}
         said = {
-            name: [vars(turn) for turn in turns]
-            for name, turns in zip(("base", "tuned"), answers, strict=True)
+            "base": [vars(turn) for turn in before],
+            "tuned": [vars(turn) for turn in after],
         }
         records.append({"id": item["id"], "job": job, "decoding": vars(decoding)} | asked | said)
     return utils.write_jsonl(path, records)
