@@ -1,9 +1,9 @@
 """The requests of a run, round by round: which seeds are shown, what is asked for, what comes back.
 
 What it does: ask a teacher in the way that the settings choose (METHOD, REPLY_FORMAT, DOMAIN,
-GROUNDING, ANSWER_LENGTH, BATCH), and book the replies in the ledger. What it does not do: word a request
-(self_instruct.py), read a reply (parsing.py), filter (curation.py) or decide when to stop (the
-notebook does).
+GROUNDING, ANSWER_LENGTH, BATCH), and book the replies in the ledger. What it does not do: word a
+request (self_instruct.py), read a reply (parsing.py), filter (curation.py) or decide when to stop
+(the notebook does).
 """
 
 from __future__ import annotations

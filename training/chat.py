@@ -564,6 +564,25 @@ def _width(piece: str) -> float:
     return 0.7 + sum(1.9 if ord(character) > 0x1100 else 1 for character in piece)
 
 
+def check_encoded(rows: list[dict], encoded: list[dict], tokenizer, stop: Stop) -> None:
+    """That every row teaches its whole last answer and then to stop, and begins with one `<bos>`.
+
+    Args:
+        rows: those that `encoded` was made from, in the same order.
+
+    Raises:
+        CourseError: names the first row that does not.
+    """
+    for row, example in zip(rows, encoded, strict=True):
+        learnt = [label for label in example["labels"] if label != IGNORED]
+        answer = text_ids(conversation(row)[-1]["content"], tokenizer)
+        if learnt[-len(answer) - 1 :] != [*answer, stop.id]:
+            raise CourseError(
+                f"The row {row['id']!r} does not teach its whole answer and the stop token after "
+                "it: the chat template changes the answer; look at chat.mask_figure of this row."
+            )
+
+
 def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
     """One encoded row as coloured tokens, from its ids and labels: grey is context, blue is what
     the model learns to say.
