@@ -77,7 +77,7 @@ def _nvidia_smi(*arguments: str) -> str:
 
 # --- secrets --------------------------------------------------------------------------------------
 
-SETTINGS_PANEL = {"colab": "Colab's key panel", "kaggle": "Kaggle's Add-ons > Secrets"}
+PANELS = {"colab": "Colab's key panel", "kaggle": "Kaggle's Add-ons > Secrets"}
 _panel: dict[str, str | None] = {}  # what the panel answered: it is asked once for each name
 _found: dict[str, str] = {}  # for each name that was looked for, where it was found or why not
 _panel_is_silent = False
@@ -93,8 +93,8 @@ def secret(name: str) -> str | None:
     value: str | None = os.environ.get(name, "").strip()
     if value:
         return _checked(name, value, "the environment")
-    if where() in SETTINGS_PANEL and (value := _from_panel(name)):
-        return _checked(name, value, SETTINGS_PANEL[where()])
+    if where() in PANELS and (value := _from_panel(name)):
+        return _checked(name, value, PANELS[where()])
     if value := _from_dotenv(name):
         return _checked(name, value, ".env")
     _found.setdefault(name, "not there")
