@@ -206,7 +206,7 @@ def test_the_context_of_a_real_server_is_not_the_limit_of_the_answer(tmp_path):
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(assemble(tmp_path / "student.gguf"))
-    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel = 256, 2, 1
+    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel = 256, 1, 1
     parameters.port = 0
     server = xllamacpp.Server(parameters)
     real = Client(
