@@ -234,6 +234,7 @@ def test_judge_that_never_answers_has_no_probes(judged_by):
 # --- real judges
 
 
+@pytest.mark.packaged
 def test_stand_in_sees_form_and_is_closed_for_content(endpoint):
     """A few real pairs of each kind, in both languages: the rule finds form better than facts."""
     from evaluation import judge

@@ -144,9 +144,7 @@ def test_a_parameter_that_is_refused_is_left_out_and_remembered(status, error):
 def test_an_old_server_is_told_the_limit_by_its_old_name():
     def answers(path: str, body: dict, number: int) -> Said:
         if "max_completion_tokens" in body:
-            detail = [
-                {"loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are"}
-            ]
+            detail = [{"loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are"}]
             return Said({"detail": detail}, 422)
         return Said(completion())
 
@@ -208,7 +206,7 @@ def test_the_context_of_a_real_server_is_not_the_limit_of_the_answer(tmp_path):
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(assemble(tmp_path / "student.gguf"))
-    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel = 256, 2, 1
+    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel = 256, 1, 1
     parameters.port = 0
     server = xllamacpp.Server(parameters)
     real = Client(
@@ -234,7 +232,8 @@ class Batch:
     """A Batch API whose output is whatever `lines` makes of the keys that were submitted."""
 
     def __init__(self, lines) -> None:
-        self.lines, self.keys = lines, []
+        self.lines = lines
+        self.keys: list[str] = []
         self.uploaded = b""
 
     def __call__(self, path: str, body: dict, number: int) -> Said:
@@ -263,7 +262,7 @@ class Batch:
         return [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
 
 
-def line(key: str | None, body: object, status: object = 200, **more) -> dict:
+def line(key: object, body: object, status: object = 200, **more) -> dict:
     return {"custom_id": key, "response": {"status_code": status, "body": body}} | more
 
 
