@@ -31,6 +31,7 @@ bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging besid
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.loss
 	$(BIN)/python -m benchmarks.judge
+	$(BIN)/python -m benchmarks.judge_statistics
 	[ ! -d ../shared/reference ] || $(BIN)/python -m benchmarks.judge_reference ../shared/reference
 
 bench-gpu: $(VENV)/.ready ## what a GPU does with the course: loss, precision, training, answers; random weights (ARGS="--tiny --device cpu")
