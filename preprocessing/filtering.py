@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import prompts
 import similarity
 from preprocessing import contamination
 from preprocessing.ledger import Ledger
@@ -42,24 +43,37 @@ class Accepted:
         return Near(self.tasks[match.index]["id"], match.score) if match else None
 
 
-def drop_alike(ledger: Ledger, seeds: list[dict], threshold: float) -> list[dict]:
-    """Drop the rows that ask for the same as an earlier row or a seed, by the cosine of their
-    embeddings; return them, the most alike first.
+@dataclass(frozen=True)
+class Alike:
+    """A row, the earlier row or seed that asks for much the same, and the cosine of the two."""
 
-    Within a language: a translation is not a repetition. Further instances of one instruction go or
-    stay with it.
-    """
-    rows, removed = ledger.open("embedding"), []
+    row: dict
+    other: dict
+    score: float
+
+
+def alike(ledger: Ledger, seeds: list[dict], threshold: float) -> list[Alike]:
+    """The rows that are close in meaning to an earlier row or a seed of their language, the most
+    alike first. Instruction and input are compared; a translation is not a repetition, and further
+    instances of one instruction go or stay with it."""
+    rows, found = ledger.open("embedding"), []
     for language in sorted({row["language"] for row in rows}):
         pool = [task for task in seeds + rows if task["language"] == language]
         pool = [task for task in pool if "sibling" not in task]
-        vectors = similarity.embed([task["instruction"] for task in pool])
+        vectors = similarity.embed([prompts.user_message(task) for task in pool])
         for i, match in similarity.embedding_duplicates(vectors, threshold).removed.items():
             if "fate" in pool[i]:  # seeds stay
-                neighbour = pool[match.index]["id"]
-                ledger.drop(pool[i], "embedding", "near-duplicate", neighbour, match.score)
-                removed.append(pool[i])
-    return sorted(removed, key=lambda row: -row["score"])
+                found.append(Alike(pool[i], pool[match.index], match.score))
+    return sorted(found, key=lambda pair: -pair.score)
+
+
+def remove_or_mark(ledger: Ledger, found: list[Alike], remove: bool) -> None:
+    """Drop what was found, or only note in each row what it resembles, for a person to read."""
+    for pair in found:
+        if remove:
+            ledger.drop(pair.row, "embedding", "near-duplicate", pair.other["id"], pair.score)
+        else:
+            pair.row["resembles"] = pair.other["id"]
 
 
 def drop_contaminated(ledger: Ledger, lexical: float, semantic: float) -> list[dict]:
