@@ -59,6 +59,20 @@ def test_alpaca_evals_outputs_and_plain_rows_are_read(tmp_path):
     assert [item["prompt"] for item in items] == ["Name a tree.", "나무 하나를 말해 줘."]
 
 
+def test_a_file_with_ids_meets_one_without(files, tmp_path):
+    """AlpacaEval's files have no ids: the prompts themselves tell which answers belong together."""
+    other = tmp_path / "other.json"
+    rows = [{"instruction": text, "output": "x", "generator": "g"} for text in ASKED.values()]
+    other.write_text(json.dumps(rows), encoding="utf-8")
+    for order in ([files[0], other], [other, files[0]]):
+        models, items = read(*order)
+        assert [item["id"] for item in items] == list(ASKED.values())
+        assert all(set(model.answers) == set(ASKED.values()) for model in models)
+    twice = answer_file(tmp_path, "twice", "twice", lambda row: row | {"prompt": "The same."})
+    with pytest.raises(utils.CourseError, match="asks a prompt twice"):
+        read(twice, other)
+
+
 def test_prompts_get_what_a_judge_needs(files):
     _, items = read(*files[:2])
     extra = [{"id": "p1", "reference": "A whale.", "category": "open_qa"}]
@@ -113,6 +127,18 @@ def test_german_prompts_are_refused_and_not_judged_as_english(files, tmp_path, c
     named = [answer_file(tmp_path, n, n, None, language="fr") for n in ("un", "deux")]
     assert compare.main([*map(str, named), "--judge", "rehearsal"]) == 1
     assert "3 of 3 prompts are in a language" in capsys.readouterr().err
+
+
+def test_a_stray_guess_stops_nothing_and_is_said(capsys):
+    """One of AlpacaEval's 805 prompts is taken for Nigerian Pidgin."""
+    stray = "convert December 21 · 1:00 – 1:50pm pacific to asia/taipei time"
+    asked = ["Which of the planets is the closest one to the Sun?"] * 60 + [stray]
+    items = [{"id": str(i), "prompt": text} for i, text in enumerate(asked)]
+    assert compare.language_of(stray) not in ("en", "ko")
+    assert {item["language"] for item in compare.complete(items, [])} == {"en"}
+    assert "'60' (" in capsys.readouterr().out
+    with pytest.raises(utils.CourseError, match="1 of 61 prompts"):
+        compare.complete([*items[:-1], items[-1] | {"language": "de"}], [])
 
 
 def test_the_stand_in_refuses_prompts_without_references(files, capsys):
