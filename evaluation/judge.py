@@ -355,6 +355,16 @@ def connect(chosen: settings.Settings, role: str = "judge") -> Judge:
     return Judge(client, chosen.label(role), chosen.reply_format, chosen.judge_tokens)
 
 
+def calibration_pairs(chosen: settings.Settings) -> list[dict]:
+    """The labelled pairs in the chosen languages, CALIBRATION_PAIRS of them (0: all), of every kind
+    of fault as evenly as they come."""
+    fields = ("id", "kind", "answer_good", "answer_bad")
+    pairs = utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", fields)
+    check_items(pairs, "judge_calibration.jsonl")
+    pairs = [pair for pair in pairs if pair["language"] in chosen.languages]
+    return sample(pairs, chosen.calibration_pairs or len(pairs), chosen.seed, by="kind")
+
+
 def same_model(chosen: settings.Settings) -> str | None:
     """One sentence where the judge also wrote the training data: it may prefer its own style
     (self-enhancement, arXiv 2306.05685).
