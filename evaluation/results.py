@@ -140,6 +140,7 @@ def facts(chosen: settings.Settings, by: Judge, gate: Calibration, headline: str
         "run": chosen.run,
         "base_model": chosen.base_model,
         "notes": [note] if note else [],
+        "spent_usd": by.client.spent_usd,
         "calibration": " ".join([calibration, *gate.closed.values()]),
     }
 
@@ -156,7 +157,6 @@ def write(
     close: Estimate | None,
     measures: dict,
     training: dict,
-    spent_usd: float,
 ) -> Path:
     """Write `results.json`: the `facts`, and every number of the evaluation.
 
@@ -189,6 +189,5 @@ def write(
             "probes": {probe.name: asdict(probe.fooled) for probe in probes},
             "measures": measures,
             "held_out": {"before": training["before"], "after": training["after"]},
-            "spent_usd": spent_usd,
         },
     )
