@@ -125,6 +125,24 @@ def read(path: Path) -> Language:
 LANGUAGES = {path.stem: read(path) for path in sorted(FILES.glob("*.toml"))}
 
 
+def known(languages: Iterable[str], purpose: str) -> None:
+    """CourseError where the course has no texts in one of `languages`, which `purpose` needs."""
+    if missing := [code for code in languages if code not in LANGUAGES]:
+        raise utils.CourseError(
+            f"{purpose} needs the course's texts in {missing[0]!r}, and there is no "
+            f"data/languages/{missing[0]}.toml: set LANGUAGE to one of {', '.join(LANGUAGES)}, or "
+            "write that file (docs/swap_guide.md)."
+        )
+
+
+def samples(languages: Iterable[str]) -> list[str]:
+    """What a student is watched with; English where the course has no texts in a language."""
+    texts: list[str] = []
+    for code in dict.fromkeys(code if code in LANGUAGES else "en" for code in languages):
+        texts += LANGUAGES[code].sample_prompts
+    return texts
+
+
 def words(name: str) -> list[str]:
     """What is written for `name` (see `[words]` in en.toml) in any of the languages."""
     return [word for language in LANGUAGES.values() for word in language.words[name]]

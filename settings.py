@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ COURSE_STUDENT = "google/gemma-2b-it"
 REHEARSAL = "rehearsal"
 COURSE_TEACHER = "gpt-4o"
 OFFERED = (REHEARSAL, COURSE_TEACHER, "gpt-6-luna")  # any other can be typed
+
+COURSE_DATA = ("run", "shipped")  # rows that DATA knows by name
+RENAMED = {"TRAIN_ON": "DATA"}
 
 NOTEBOOKS = ("preprocess", "train", "evaluation")
 
@@ -75,6 +79,18 @@ def as_names(name: str, value: object) -> tuple[str, ...]:
     return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
+def as_sources(name: str, value: object) -> tuple[str, ...]:
+    """Names of data, separated by commas, each once; `both` is this run's and the shipped rows."""
+    sources: list[str] = []
+    for source in as_names(name, value):
+        sources += COURSE_DATA if source == "both" else [source]
+    if not sources:
+        raise CourseError(
+            f"{name} is {value!r}; name at least one: run, shipped, a file or hub id."
+        )
+    return tuple(dict.fromkeys(sources))
+
+
 def as_run(name: str, value: object) -> str:
     """The name of one folder under runs/."""
     run = str(value)
@@ -87,14 +103,18 @@ def as_run(name: str, value: object) -> str:
 
 
 def as_languages(name: str, value: object) -> tuple[str, ...]:
-    """A code, or `"both"` for all of them, as a tuple of codes."""
-    codes = tuple(LANGUAGES) if value == "both" else (str(value),)
+    """Codes separated by commas, or `"both"` for all that the course has texts for.
+
+    Another code is enough to train on rows of one's own; what needs the course's texts in that
+    language says so (`prompts.known`).
+    """
+    codes = tuple(LANGUAGES) if value == "both" else as_names(name, value)
     for code in codes:
-        if code not in LANGUAGES:
+        if not re.fullmatch("[a-z]{2,3}", code):
             known = ", ".join(f"'{known}'" for known in LANGUAGES)
             raise CourseError(
-                f"{name} is {code!r}, but this course has data and prompts for {known} and "
-                "'both' only."
+                f"{name} is {code!r}: give {known}, 'both', or the two letters of another language "
+                "for rows of your own."
             )
     return codes
 
@@ -229,7 +249,7 @@ class Settings:
         as_languages,
         name="LANGUAGE",
         choices=("both", *LANGUAGES),
-        others=True,  # as_languages refuses with a better sentence
+        others=True,
         forms=NOTEBOOKS,
     )
     budget_usd: float = _setting(
@@ -238,11 +258,23 @@ class Settings:
     prices: tuple[float, float, float] | None = _setting(
         None, "dollars per million tokens for a model that llm/models.py does not know", as_prices
     )
-    train_on: str = _setting(
+    data: tuple[str, ...] = _setting(
         "both",
-        "the rows to train on: this run's, the shipped ones, or both",
-        choices=("both", "run", "shipped"),
+        "rows to train on: run (made here), shipped, both, a file, folder or hub id; commas add up",
+        as_sources,
+        choices=("both", *COURSE_DATA),
+        others=True,
         forms=("train",),
+    )
+    eval_prompts: str = _setting(
+        "",
+        "prompts of your own: a file or a hub id with prompt, reference (optional)",
+        forms=("train", "evaluation"),
+    )
+    seeds: str = _setting(
+        "",
+        "seed tasks of your own instead of the course's: a file or a hub id",
+        forms=("preprocess",),
     )
     tracking: str = _setting(
         _tracking,
@@ -287,6 +319,9 @@ class Settings:
     requests_at_once: int = _size(4, 3, "requests of each language before the yield is looked at")
     fewest_rows: int = _size(
         80, 20, "rows of each language that must be left; with DOMAIN a quarter"
+    )
+    data_rows: int = _size(
+        2000, 200, "rows taken at most of a source of your own, at random; 0: all", gpu=50_000
     )
     train_rows: int = _size(300, 32, "rows to train on; 0: all", gpu=0)
     held_out_rows: int = _size(48, 8, "rows that are never trained on")
@@ -365,7 +400,7 @@ class Settings:
         rows = {
             "run": f"{self.folder.relative_to(utils.ROOT)}/ ({self.profile} profile, "
             f"{utils.where()})",
-            "languages": ", ".join(LANGUAGES[code] for code in self.languages),
+            "languages": ", ".join(LANGUAGES.get(code, code) for code in self.languages),
             "teacher": self.label("teacher"),
             "judge": judges,
             "endpoint": " and ".join(sorted(hosts)),
@@ -414,7 +449,7 @@ def form(notebook: str) -> str:
             continue
         choices = ", ".join(f'"{choice}"' for choice in ("auto", *entry.choices))
         kind = f"[{choices}]" if entry.choices else '{type:"string"}'
-        if entry.choices and entry.others and entry.read is as_text:
+        if entry.choices and entry.others:
             kind += " {allow-input: true}"
         lines.append(f'{entry.name} = "auto"  # @param {kind}')
         lines.append(f"# @markdown {entry.help}")
@@ -435,6 +470,11 @@ def resolve(form: dict) -> Settings:
         CourseError: a value that is none of the choices or cannot be read, or a paid model without
             its key.
     """
+    for old, new in RENAMED.items():
+        if old in form or os.environ.get(f"COURSE_{old}"):
+            raise CourseError(
+                f"{old} is called {new} now, and takes your own files too: rename it."
+            )
     found: dict[str, Any] = {}
     for field, entry in entries().items():
         value = form.get(entry.name, "auto")

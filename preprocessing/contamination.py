@@ -9,49 +9,100 @@ thresholds (`preprocess.ipynb` does).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import prompts
 import similarity
 import utils
+from preprocessing import rows as reader
 
 HELD = ("eval_prompts.jsonl", "judge_calibration.jsonl", "seed_tasks.jsonl")
 PROMPT_FIELDS = ("id", "language", "category", "prompt", "reference")
 LEXICAL = 0.7  # ROUGE-L, as everywhere
+CACHE = utils.CACHE / "gate"
+TEXTS_PER_MINUTE = 1200  # that E5 reads on two cores
 
 
 def contaminated(
-    rows: list[dict], lexical: float, semantic: float
+    rows: list[dict], lexical: float, semantic: float, own: Sequence[dict] = ()
 ) -> list[tuple[dict, str, similarity.Match, str]]:
     """Rows too close to an evaluation prompt, a judge pair or a seed: `[(row, its id, match,
-    "ROUGE-L" or "embedding")]`.
+    "ROUGE-L" or "embedding")]`. Of a conversation every question counts.
 
     Args:
         lexical: ROUGE-L above which a row counts as copied; its instruction is compared alone and
             with its input.
         semantic: cosine of E5 embeddings above which it counts as a paraphrase.
+        own: evaluation prompts of the user's own, with `id` and `prompt`.
     """
     held = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", PROMPT_FIELDS)
     held += utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt"))
+    held += own
     seeds = utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", ("id", "instruction"))
     names = [entry["id"] for entry in held + seeds]
     asked = [entry["prompt"] for entry in held] + [prompts.user_message(seed) for seed in seeds]
     # A seed's instruction counts alone too: with another input it is still the same task
     worded = [entry["prompt"] for entry in held] + [seed["instruction"] for seed in seeds]
-    texts, found = [prompts.user_message(row) for row in rows], []
-    copied = zip(
+    owners, texts, alone = [], [], []
+    for row in rows:
+        for question in reader.questions(row):
+            owners.append(row)
+            texts.append(question)
+            alone.append(row.get("instruction", question))
+    found: dict[int, tuple] = {}  # by the row's place in memory: ids may not be unique yet
+    near = zip(
         similarity.rouge_l_nearest(texts, asked),
-        similarity.rouge_l_nearest([row["instruction"] for row in rows], worded),
+        similarity.rouge_l_nearest(alone, worded),
         similarity.nearest(similarity.embed(texts), similarity.embed(asked)),
         strict=True,
     )
-    for row, (whole, alone, meant) in zip(rows, copied, strict=True):
-        nearest = max(whole, alone, key=lambda match: match.score)
-        if nearest.score > lexical:
-            found.append((row, names[nearest.index], nearest, "ROUGE-L"))
+    for row, (whole, instruction, meant) in zip(owners, near, strict=True):
+        copied = max(whole, instruction, key=lambda match: match.score)
+        if copied.score > lexical:
+            found.setdefault(id(row), (row, names[copied.index], copied, "ROUGE-L"))
         elif meant.score > semantic:
-            found.append((row, names[meant.index], meant, "embedding"))
-    return found
+            found.setdefault(id(row), (row, names[meant.index], meant, "embedding"))
+    return list(found.values())
+
+
+def clean(rows: list[dict], own: Sequence[dict] = ()) -> list[dict]:
+    """The rows of a user that are not too close to what the model is examined with; the others are
+    left out, and printed.
+
+    The comparison is remembered in the cache under a hash of all that it depends on, so that the
+    same rows are compared once.
+    """
+    semantic = threshold()
+    held = [utils.file_hash(utils.DATA / name) for name in HELD]
+    key = utils.fingerprint(rows, list(own), held, LEXICAL, semantic)
+    path = CACHE / f"{key}.json"
+    record = utils.read_json(path)
+    if not record:
+        if len(rows) > 1000:
+            minutes = len(rows) / TEXTS_PER_MINUTE
+            print(
+                f"comparing {len(rows):,} rows with the evaluation, once: about {minutes:.0f} "
+                "minutes on two cores"
+            )
+        found = contaminated(rows, LEXICAL, semantic, own)
+        listed = [[row["id"], name, round(match.score, 3), by] for row, name, match, by in found]
+        record = {"rows": len(rows), "left_out": listed}
+        utils.write_json(path, record)
+    for row, name, score, by in record["left_out"][:3]:
+        print(f"left out, too close to the evaluation: {row} is like {name} ({by} {score})")
+    if (count := len(record["left_out"])) > 3:
+        print(f"... and {count - 3:,} more of {len(rows):,}")
+    left_out = {row for row, *_ in record["left_out"]}
+    return [row for row in rows if row["id"] not in left_out]
+
+
+def threshold() -> float:
+    """The cosine above which two texts ask for the same, from the labelled pairs."""
+    from preprocessing import curation
+
+    _, same, scores = curation.labelled_pairs(LEXICAL)
+    return curation.calibrate(scores["E5"], same, curation.PRECISION)
 
 
 def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
@@ -64,7 +115,7 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
     Raises:
         CourseError: rows are left; the record says so too.
     """
-    rows = utils.read_jsonl(data, ("id", "instruction", "input"))
+    rows = utils.read_jsonl(data, ("id",))
     left = contaminated(rows, lexical, semantic)
     report = state(data) | {
         "rows": len(rows),
@@ -108,12 +159,7 @@ def main() -> None:
     its record (`make gate` for the shipped one)."""
     import sys
 
-    from preprocessing import curation
-
-    _, same, scores = curation.labelled_pairs(LEXICAL)
-    report = pass_gate(
-        Path(sys.argv[1]), LEXICAL, curation.calibrate(scores["E5"], same, curation.PRECISION)
-    )
+    report = pass_gate(Path(sys.argv[1]), LEXICAL, threshold())
     print(", ".join(f"{name} {value}" for name, value in report.items()))
 
 

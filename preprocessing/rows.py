@@ -23,7 +23,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import settings
@@ -104,6 +104,9 @@ class Found:
         return "\n".join(lines)
 
 
+Content = Callable[[dict, Found], dict]  # a row's fields -> what it says; raises LeftOut
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -136,8 +139,23 @@ def read(
     Raises:
         CourseError: nothing there, not readable, an unknown form, or no usable row.
     """
+    return _read(source, _content, most, seed, languages, quiet)
+
+
+def prompts(source: str | Path, languages: tuple[str, ...] = (), quiet: bool = False) -> list[dict]:
+    """Evaluation prompts from the same sources: `id`, `language`, `category`, `prompt`, `reference`
+    ("" without one), and `follow_up` and `follow_up_reference` where the user goes on.
+
+    A file of rows will do: its answers are the references. MT-Bench's `turns` are known too.
+    """
+    return _read(source, _prompt, 0, 0, languages, quiet)
+
+
+def _read(
+    source: str | Path, content: Content, most: int, seed: int, languages: tuple, quiet: bool
+) -> list[dict]:
     found = Found(str(source))
-    kept = _completed(_sample(_usable(source, found), most, seed), languages)
+    kept = _completed(_sample(_usable(source, found, content), most, seed), languages)
     if not kept:
         raise CourseError(_nothing(found))
     if not quiet:
@@ -145,7 +163,7 @@ def read(
     return kept
 
 
-def _usable(source: str | Path, found: Found) -> Iterator[tuple[str, dict]]:
+def _usable(source: str | Path, found: Found, content: Content) -> Iterator[tuple[str, dict]]:
     """The usable rows of a source, one at a time: `(an id from file and line, the record)`."""
     for name, where, raw in records(source):
         found.rows += 1
@@ -155,7 +173,7 @@ def _usable(source: str | Path, found: Found) -> Iterator[tuple[str, dict]]:
         fields = {str(key).strip().lower(): value for key, value in raw.items()}
         found.seen.update(fields.keys())
         try:
-            content = _content(fields, found)
+            said = content(fields, found)
         except LeftOut as reason:
             found.leave_out(str(reason), where)
             continue
@@ -164,7 +182,7 @@ def _usable(source: str | Path, found: Found) -> Iterator[tuple[str, dict]]:
         row = {"id": str(own).strip() if isinstance(own, str | int) else ""}
         row["language"] = _code(fields)
         row["category"] = _label(fields, CATEGORY) or "other"
-        row |= content
+        row |= said
         row["source"] = _label(fields, ("source",)) or name
         for key in ("teacher", "is_classification"):  # what the course itself writes of a row
             if isinstance(fields.get(key), str | bool):
@@ -274,6 +292,45 @@ def _single(fields: dict, asked: str, answered: str, found: Found) -> dict:
     messages.append({"role": "user", "content": question + (f"\n\n{extra}" if extra else "")})
     messages.append({"role": "assistant", "content": answer})
     return _as_record(_checked(messages, found))
+
+
+def _prompt(fields: dict, found: Found) -> dict:
+    """`prompt`, `reference`, `follow_up` and `follow_up_reference`; raises LeftOut."""
+    name, asked, answered = (_first(fields, names) for names in (CONVERSATION, ASKED, ANSWERED))
+    if name:
+        messages = _messages(fields[name], name)
+        if messages and messages[0]["role"] == "system":
+            raise LeftOut("a system message, which the judge's prompts have no place for")
+        said = [turn["content"] for turn in messages if turn["role"] == "user"]
+        expected = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        found.fields["conversation", name] += 1
+    elif isinstance(fields.get("turns"), list):  # MT-Bench
+        said = [_text(turn, "turns") for turn in fields["turns"]]
+        answers = fields.get("reference") or []
+        answers = answers if isinstance(answers, list) else [answers]
+        expected = [_text(answer, "reference") for answer in answers]
+        found.fields["question", "turns"] += 1
+    elif asked:
+        given = _first(fields, tuple(name for name in GIVEN if name != asked))
+        extra = _text(fields[given], given) if given else ""
+        said = [_text(fields[asked], asked) + (f"\n\n{extra}" if extra else "")]
+        said.append(_text(fields.get("follow_up"), "follow_up"))
+        expected = [_text(fields[answered], answered) if answered else ""]
+        expected.append(_text(fields.get("follow_up_reference"), "follow_up_reference"))
+        found.fields["question", asked] += 1
+    else:
+        raise LeftOut("no question")
+    if answered:
+        found.fields["answer", answered] += 1
+    if not said or not said[0]:
+        raise LeftOut("no question")
+    if len(said) > 2:
+        found.notes["only the first two questions are asked"] += 1
+    expected += ["", ""]
+    item = {"prompt": said[0], "reference": expected[0]}
+    if len(said) > 1 and said[1]:
+        item |= {"follow_up": said[1], "follow_up_reference": expected[1]}
+    return item
 
 
 def _messages(value: object, name: str) -> list[dict]:
@@ -417,7 +474,9 @@ def _code(fields: dict) -> str:
 
 
 def questions(row: dict) -> list[str]:
-    """What the user says in a row, turn by turn."""
+    """What the user says in a row or an evaluation prompt, turn by turn."""
+    if "prompt" in row:
+        return [row["prompt"], row["follow_up"]] if row.get("follow_up") else [row["prompt"]]
     if "messages" in row:
         return [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
     return [row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import settings
 import utils
-from training import adapter, chat, machine, sft, student
+from training import adapter, chat, data, machine, sft, student
 from utils import CourseError
 
 # What train.ipynb shows and explains; a test holds the two together
@@ -71,7 +71,7 @@ def train(
 
     Args:
         changes: of `SFTConfig`, such as max_steps.
-        rows: instead of `sft.training_rows`.
+        rows: instead of `data.training_rows`.
     """
     import torch
     from accelerate import PartialState
@@ -87,7 +87,7 @@ def train(
         model, tokenizer = student.load_base(chosen.base_model, device, chosen.quantize)
     stop = chat.choose_stop(model, tokenizer)
     utils.seed_everything(chosen.seed)
-    rows = sft.training_rows(chosen) if rows is None else rows
+    rows = data.training_rows(chosen) if rows is None else rows
     kept, held = sft.split(rows, min(HELD_OUT, len(rows) // 4), chosen.seed)
     train_set, too_long = chat.encode_all(kept, tokenizer, stop, MAX_LENGTH)
     held_out, _ = chat.encode_all(held, tokenizer, stop, MAX_LENGTH)

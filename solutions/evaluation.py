@@ -178,7 +178,7 @@ async def exercise_3(
     device=None,
     new_tokens: int = 96,
 ) -> dict:
-    """Tune on `TRAIN_ON = "run"` and, under another `RUN`, on "shipped". Compare the two adapters
+    """Tune on `DATA = "run"` and, under another `RUN`, on "shipped". Compare the two adapters
     prompt by prompt: which rows teach more?
 
     Let the two adapters meet each other, on the same prompts; do not compare two win rates against

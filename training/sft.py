@@ -1,10 +1,11 @@
 """Supervised fine-tuning with LoRA: what `train.ipynb` calls, and what `evaluation.ipynb` reuses.
 
-In here: the rows to train on, the trainer, and what it watches while it trains. Each idea below has
-a module of its own: the machine (preflight.py), the base model (student.py), chat template, stop
-token and label mask (chat.py), the loss (losses.py), answers (generation.py), the adapter and its
-card (adapter.py). Not in here: the LoRA and training settings, which stay visible in the notebook's
-cells. torch, transformers, trl and peft are imported inside the functions that need them.
+In here: the held-out rows, the trainer, and what it watches while it trains. Each idea below has
+a module of its own: the rows (data.py), the machine (preflight.py), the base model (student.py),
+chat template, stop token and label mask (chat.py), the loss (losses.py), answers (generation.py),
+the adapter and its card (adapter.py). Not in here: the LoRA and training settings, which stay
+visible in the notebook's cells. torch, transformers, trl and peft are imported inside the functions
+that need them.
 
 Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (huggingface/trl).
 """
@@ -22,7 +23,6 @@ from typing import Literal
 
 import settings
 import utils
-from preprocessing import contamination
 from training.adapter import disk_errors
 from training.losses import answer_loss
 from utils import CourseError
@@ -30,48 +30,6 @@ from utils import CourseError
 # --- data -----------------------------------------------------------------------------------------
 
 PROJECT = "instruction-tuning-from-scratch"  # in wandb
-# And `instruction`, `input`, `output`, or `messages` (see chat.conversation)
-ROW_FIELDS = ("id", "language", "category")
-
-
-def training_rows(chosen: settings.Settings) -> list[dict]:
-    """The rows to train on: this run's, the shipped ones or both, in the chosen languages.
-
-    Raises:
-        CourseError: the run's data set is wanted alone and missing, its contamination gate is not
-            passed, or no row is left.
-    """
-    rows, made = [], chosen.folder / "instruction.jsonl"
-    if chosen.train_on in ("run", "both"):
-        if made.exists():
-            contamination.require_gate(made, "run preprocess.ipynb")
-            rows += utils.read_jsonl(made, ROW_FIELDS)
-        elif chosen.train_on == "run":
-            raise CourseError(
-                f"runs/{chosen.run}/instruction.jsonl is missing: run preprocess.ipynb first, or "
-                "set TRAIN_ON."
-            )
-        else:
-            print(
-                "preprocess.ipynb has not run in this run folder, so only the shipped data set is "
-                "used"
-            )
-    if chosen.train_on in ("shipped", "both"):
-        contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
-        rows += utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
-    rows = [row for row in rows if row["language"] in chosen.languages]
-    names = [row["id"] for row in rows]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise CourseError(
-            f"The row id {twice!r} occurs twice, so one copy could be held out and the other "
-            "trained: rename or delete one."
-        )
-    if not rows:
-        raise CourseError(
-            f"No training row in {' or '.join(chosen.languages)}: check LANGUAGE and TRAIN_ON."
-        )
-    return rows
 
 
 def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
@@ -86,7 +44,7 @@ def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[
     if len(rows) <= held_out:
         raise CourseError(
             f"{len(rows)} rows cannot be trained on with {held_out} of them held out: make more "
-            "rows or lower HELD_OUT."
+            "rows or lower HELD_OUT_ROWS."
         )
     groups = [f"{row['language']} {row['category']}" for row in rows]
     few = min(groups.count(group) for group in groups) < 2 or held_out < len(set(groups))

@@ -133,7 +133,7 @@ def test_rendering_is_the_same_everywhere(family, tmp_path, monkeypatch):
         "stop": stop.token,
     }
     record["stop_ids"] = stop.ids
-    chosen = settings.resolve({"PUSH_ADAPTER_TO": str(tmp_path / "adapter"), "TRAIN_ON": "shipped"})
+    chosen = settings.resolve({"PUSH_ADAPTER_TO": str(tmp_path / "adapter"), "DATA": "shipped"})
     card = adapter.model_card(str(folder), record, chosen)
     adapter.save_adapter(made.trained_model(), tokenizer, tmp_path / "adapter", record, card)
     scope = {}
