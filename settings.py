@@ -260,7 +260,7 @@ class Settings:
     )
     data: tuple[str, ...] = _setting(
         "both",
-        "rows to train on: run (made here), shipped, both, a file, folder or hub id; commas add up",
+        "rows to train on: run, shipped, both, a file, a folder or a hub id; several with commas",
         as_sources,
         choices=("both", *COURSE_DATA),
         others=True,

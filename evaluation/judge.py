@@ -28,6 +28,7 @@ import utils
 from evaluation.outcomes import outcome, side
 from llm.client import Client
 from llm.replies import Reply
+from preprocessing import contamination, rows
 from utils import CourseError
 
 Answer = str | Sequence[str]  # one text, or one a turn
@@ -363,6 +364,33 @@ def _mean_side(orders: list[dict], tuned_is: str) -> float | None:
 
 
 # --- the prompts ----------------------------------------------------------------------------------
+
+
+def evaluation_prompts(chosen: settings.Settings) -> list[dict]:
+    """The prompts of EVAL_PROMPTS, or the course's, in the chosen languages.
+
+    Raises:
+        CourseError: the file cannot be read, has no prompt in these languages, or what
+            `check_items` refuses.
+    """
+    prompts.known(chosen.languages, "The judge")
+    if chosen.eval_prompts:
+        items = rows.prompts(chosen.eval_prompts, chosen.languages)
+    else:
+        items = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS)
+    name = chosen.eval_prompts or "eval_prompts.jsonl"
+    check_items(items, name)
+    asked = [item for item in items if item["language"] in chosen.languages]
+    if chosen.eval_prompts and len(asked) < len(items):
+        print(
+            f"{len(items) - len(asked)} prompts are not asked, because LANGUAGE is "
+            f"{', '.join(chosen.languages)}"
+        )
+    if not asked:
+        raise CourseError(
+            f"No prompt of {name} is in {' or '.join(chosen.languages)}: check LANGUAGE."
+        )
+    return asked
 
 
 def check_items(items: Sequence[dict], name: str) -> None:

@@ -2,7 +2,7 @@
 its likeness to the reference.
 
 What it does: flaws of one answer, and the measures of a set of answers. What it does not do:
-generate (training/generation.py), judge (judge.py), or compute a loss (training/losses.py).
+generate (training/generation.py) or judge (judge.py).
 Importing it imports neither torch nor numpy.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import prompts
 
 if TYPE_CHECKING:
+    from training.chat import Stop
     from training.generation import Answer
 
 FLAWS = {
@@ -53,6 +54,29 @@ def loops(text: str, n: int = 4, share: float = 0.5) -> bool:
 
 def _letters(text: str) -> int:
     return sum(character.isalpha() for character in text)
+
+
+def reference_losses(
+    model, tokenizer, stop: Stop, items: Sequence[dict]
+) -> dict[str, float | None]:
+    """The loss in nats per token of `"base"` (the adapter switched off) and `"tuned"` on the
+    references; None for both where no prompt has one."""
+    from training import chat, losses
+
+    references = [
+        {"id": item["id"], "instruction": item["prompt"], "output": item["reference"]}
+        for item in items
+        if item["reference"]
+    ]
+    if not references:
+        return {"base": None, "tuned": None}
+    encoded, _ = chat.encode_all(references, tokenizer, stop, max_length=1024)
+    with model.disable_adapter():
+        base = losses.held_out_loss(model, encoded, tokenizer.pad_token_id)
+    return {
+        "base": base,
+        "tuned": losses.held_out_loss(model, encoded, tokenizer.pad_token_id),
+    }
 
 
 def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]:

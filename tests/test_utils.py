@@ -135,8 +135,8 @@ def test_form_beats_environment_beats_default(course, monkeypatch):
     ("form", "sentence"),
     [
         (
-            {"LANGUAGE": "jp"},
-            "LANGUAGE is 'jp', but this course has data and prompts for 'en', 'ko' and 'both' only",
+            {"LANGUAGE": "German"},
+            "LANGUAGE is 'German': give 'en', 'ko', 'both', or the two letters of another",
         ),
         ({"TEACHER": "gpt-4o"}, "TEACHER is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
         ({"JUDGE": "gpt-4o"}, "JUDGE is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
