@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check vote gate card figures results estimates outputs owner clean help
+.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check chat export vote gate card figures results estimates outputs owner clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -42,6 +42,9 @@ data-effect: $(VENV)/.ready ## more rows, one language, seeds or generated rows,
 swap-check: $(VENV)/.ready ## can MODEL be the base model? template, mask, end token, LoRA, memory, Hangul (MODEL=id-or-folder [LANGUAGE=ko])
 	@test -n "$(MODEL)" || { echo "Say which: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko]"; exit 2; }
 	@$(BIN)/python -m training.swap_check "$(MODEL)" $(if $(filter command,$(origin LANGUAGE)),--language "$(LANGUAGE)")
+
+chat: $(VENV)/.ready ## talk with what a run has trained, beside its base model (ARGS="--run default")
+	@$(BIN)/python -m training.talk $(ARGS)
 
 vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
 	$(BIN)/python -m evaluation.vote $(ARGS)
