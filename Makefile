@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check chat export vote gate card figures results estimates outputs owner clean help
+.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check chat export vote gate card figures results estimates outputs owner colab-test clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -16,11 +16,15 @@ test: $(VENV)/.ready ## run the tests, two files at a time
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
 	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/scale $(ARGS)
 
-lint: $(VENV)/.ready ## check style, arrows between modules and types
+colab-test: ## run the notebooks with Colab's packages at Colab's versions, on Python 3.13 (6 GB; simulated: no Colab, no GPU)
+	$(PYTHON) -m tests.colab.simulate $(ARGS)
+
+lint: $(VENV)/.ready ## check style, arrows between modules, types and the workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.arrows
 	$(BIN)/mypy
+	$(BIN)/actionlint
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python -m benchmarks.duplicates
@@ -88,14 +92,7 @@ $(VENV)/.ready: requirements.txt requirements/rehearsal.txt requirements/dev.txt
 		-r requirements.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
 	@touch $@
 
-# Gradio, in an environment that sees the packages of .venv behind its own (requirements/vote.txt says why)
-$(VENV)/vote/.ready: $(VENV)/.ready requirements/vote.txt
-	$(BIN)/python -m venv $(VENV)/vote
-	$(VENV)/vote/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vote.txt
-	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)/vote/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
-	@touch $@
-
-# Ray, in an environment that sees the packages of .venv behind its own, as for the vote
+# Ray, in an environment that sees the packages of .venv behind its own
 $(VENV)/scale/.ready: $(VENV)/.ready requirements/scale.txt
 	$(BIN)/python -m venv $(VENV)/scale
 	$(VENV)/scale/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/scale.txt

@@ -60,6 +60,7 @@ class Language:
     critic_system: str
     critique: str
     grounding: str
+    answer_lengths: dict[str, str]  # by the setting ANSWER_LENGTH
 
     # Watching a student (train.ipynb)
     sample_prompts: list[str]
@@ -82,6 +83,9 @@ class Language:
 
     # Reading what an instruction asks for (preprocessing/diversity.py)
     asks: dict
+
+    # Labels of the report page and of the vote (evaluation/report.py, evaluation/vote.py)
+    page: dict[str, str]
 
     def share(self, text: str) -> float:
         """Share of a text's letters in this language's scripts, in [0, 1]; 0 without letters."""

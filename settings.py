@@ -29,6 +29,9 @@ LANGUAGES = {
     for path in sorted((utils.DATA / "languages").glob("*.toml"))
 }
 
+DRIVE = Path("/content/drive")  # where Colab mounts it
+RUNS_ON_DRIVE = DRIVE / "MyDrive" / "instruction-tuning-from-scratch" / "runs"
+
 PACKAGED_STUDENT = "gemma-3-270m"  # the pretrained student from PyPI ...
 PACKAGED_HUB_ID = "google/gemma-3-270m"  # ... and what it is
 COURSE_STUDENT = "google/gemma-2b-it"
@@ -208,6 +211,16 @@ class Settings:
     run: str = _setting(
         "default", "name of the folder under runs/ for all that is made", as_run, forms=NOTEBOOKS
     )
+    save_to: str = _setting(
+        "",
+        "where runs/ is kept: 'drive' for Google Drive (Colab asks you first), or a folder",
+        forms=NOTEBOOKS,
+    )
+    run_zip: str = _setting(
+        "",
+        "a zip of this run from another machine: its path, or on Colab 'upload' to choose it",
+        forms=("train", "evaluation"),
+    )
     profile: str = _setting(
         "full",
         "full, or smoke: the same cells with smaller numbers",
@@ -294,6 +307,12 @@ class Settings:
         choices=("schema", "text"),
         forms=("preprocess", "evaluation"),
     )
+    answer_length: str = _setting(
+        "varied",
+        "how long the answers are that the teacher is asked for",
+        choices=("varied", "short", "medium", "long"),
+        forms=("preprocess",),
+    )
     domain: str = _setting("", "free text: all tasks are to belong to it", forms=("preprocess",))
     seed_categories: tuple[str, ...] = _setting(
         "", "of which seeds are shown, with commas; none: all", as_names, forms=("preprocess",)
@@ -325,7 +344,7 @@ class Settings:
     )
     train_rows: int = _size(300, 32, "rows to train on; 0: all", gpu=0)
     held_out_rows: int = _size(48, 8, "rows that are never trained on")
-    row_tokens: int = _size(512, 128, "tokens of a row; longer ones are left out")
+    row_tokens: int = _size(1152, 128, "tokens of a row; longer ones are left out")
     max_steps: int = _size(0, 4, "training steps; 0: as epochs and rows give")
     sample_tokens: int = _size(96, 24, "tokens of an answer while training is watched")
     measured_prompts: int = _size(24, 6, "held-out prompts answered before and after training")
@@ -333,16 +352,26 @@ class Settings:
     loss_rows: int = _size(4, 2, "rows on which three ways to the loss are measured")
     loss_repeats: int = _size(2, 1, "measurements of each way")
     prompts: int = _size(60, 12, "evaluation prompts; 0: all", gpu=0)
-    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged")
+    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged", gpu=512)
+    judge_tokens: int = _setting(
+        "400", "tokens of a judge's reply; a judge that thinks aloud needs more", as_count
+    )
     calibration_pairs: int = _size(0, 24, "labelled pairs for the judge; 0: all")
     probe_pairs: int = _size(12, 3, "labelled pairs for each attack on the judge")
 
     rehearsal_url: str | None = None  # set by the bootstrap cell once the endpoint runs
 
     @property
+    def runs(self) -> Path:
+        """The folder that holds the folder of every run."""
+        if self.save_to == "drive":
+            return RUNS_ON_DRIVE
+        return Path(self.save_to).expanduser() if self.save_to else utils.ROOT / "runs"
+
+    @property
     def folder(self) -> Path:
         """`runs/<run>/`, made on first use."""
-        path = utils.ROOT / "runs" / self.run
+        path = self.runs / self.run
         with utils.disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
@@ -368,12 +397,18 @@ class Settings:
 
     @property
     def requirements(self) -> list[str]:
-        """pip's arguments for what these settings need; stand-ins only where they are chosen."""
+        """pip's arguments for what these settings need; stand-ins only where they are chosen.
+
+        Where the GPU can use it, the package that brings FlashAttention-2 ready-made, in the
+        version that transformers asks for (another one it refuses).
+        """
         arguments = ["-r", str(utils.ROOT / "requirements.txt")]
         if self.rehearsal or self.packaged:
             arguments += ["-r", str(utils.ROOT / "requirements" / "rehearsal.txt")]
         if self.quantize == "4bit":
             arguments.append("bitsandbytes>=0.46")
+        if utils.gpu_capability() >= 8:
+            arguments.append("transformers[kernels]")
         return arguments
 
     def connection(self, model: str) -> dict:
@@ -398,8 +433,7 @@ class Settings:
         hosts = {self._host(model) for model in self.speakers}
         paid = self.speakers != [REHEARSAL]
         rows = {
-            "run": f"{self.folder.relative_to(utils.ROOT)}/ ({self.profile} profile, "
-            f"{utils.where()})",
+            "run": f"{utils.short(self.folder)}/ ({self.profile} profile, {utils.where()})",
             "languages": ", ".join(LANGUAGES.get(code, code) for code in self.languages),
             "teacher": self.label("teacher"),
             "judge": judges,
@@ -409,6 +443,7 @@ class Settings:
             if paid
             else "$0, nothing is paid for",
             "tracking": f"wandb {self.tracking}",
+            "secrets": utils.secrets_found(),
         }
         return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
 
@@ -475,6 +510,7 @@ def resolve(form: dict) -> Settings:
             raise CourseError(
                 f"{old} is called {new} now, and takes your own files too: rename it."
             )
+    utils.forget_secrets()
     found: dict[str, Any] = {}
     for field, entry in entries().items():
         value = form.get(entry.name, "auto")
@@ -493,7 +529,13 @@ def resolve(form: dict) -> Settings:
 
 
 def _check(resolved: Settings) -> None:
-    """Refuse settings that are each possible, but not together."""
+    """Refuse settings that are each possible, but not together or not here."""
+    if resolved.save_to == "drive" and utils.where() != "colab":
+        raise CourseError(
+            "SAVE_TO is 'drive', which Colab alone can mount: leave it empty, or give a folder."
+        )
+    if resolved.run_zip == "upload" and utils.where() != "colab":
+        raise CourseError("RUN_ZIP is 'upload', which Colab alone can do: give the zip's path.")
     if resolved.grounding and not resolved.domain:
         raise CourseError("GROUNDING is on, but there is nothing to search for: set DOMAIN too.")
     if resolved.second_judge == resolved.judge:

@@ -1,11 +1,10 @@
-"""Where am I, with which settings, and how are files written: the plumbing that all three notebooks
-share.
+"""Where am I, which secrets are there, and how are files written: the plumbing that all three
+notebooks share.
 
-What it does: find out the machine (Colab, CI, local; GPU or CPU), read secrets without showing
-them, install on Colab what the
-chosen path needs, and read and write JSON Lines so that a crash never leaves a torn file. What it
-does not do: anything about settings, models, prompts or statistics. Importing it needs the standard
-library only.
+What it does: find out the machine (Colab, Kaggle, CI, local; GPU or CPU), read secrets without
+showing them, and read and write JSON Lines so that a crash never leaves a torn file. What it does
+not do: install anything (bootstrap.py does), or anything about settings, models, prompts or
+statistics. Importing it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ import importlib.util
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -42,7 +41,9 @@ class CourseError(Exception):
 
 
 def where() -> str:
-    """`"colab"`, `"ci"` or `"local"`."""
+    """`"kaggle"`, `"colab"`, `"ci"` or `"local"`."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # first, for Kaggle's image is made from Colab's
+        return "kaggle"
     if "google.colab" in sys.modules:
         return "colab"
     return "ci" if os.environ.get("CI") else "local"
@@ -53,73 +54,136 @@ def has_gpu() -> bool:
     a laptop."""
     if "torch" in sys.modules:
         return sys.modules["torch"].cuda.is_available()
+    return _nvidia_smi("-L").startswith("GPU")
+
+
+def gpu_capability() -> float:
+    """The compute capability of the first NVIDIA GPU, such as 7.5 for a T4 and 8.9 for an L4, or 0
+    where there is none. Asked without importing torch."""
+    said = _nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader").splitlines()
     try:
-        return subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, timeout=20
-        ).stdout.startswith(b"GPU")
+        return float(said[0])
+    except (IndexError, ValueError):
+        return 0.0
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    command = ["nvidia-smi", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20, encoding="utf-8").stdout
     except (OSError, subprocess.TimeoutExpired):
-        return False
+        return ""
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+SETTINGS_PANEL = {"colab": "Colab's key panel", "kaggle": "Kaggle's Add-ons > Secrets"}
+_panel: dict[str, str | None] = {}  # what the panel answered: it is asked once for each name
+_found: dict[str, str] = {}  # for each name that was looked for, where it was found or why not
+_panel_is_silent = False
 
 
 def secret(name: str) -> str | None:
-    """A secret from the environment, then Colab's key panel, then `.env`; None if it is in none of
-    them. Never print it."""
-    if value := os.environ.get(name, "").strip():
-        return value
-    if where() == "colab":
-        from google.colab import userdata
+    """A secret from the environment, then from Colab's or Kaggle's key panel, then from `.env`;
+    None if it is in none of them. Never print it.
 
-        denied = (
-            userdata.SecretNotFoundError,
-            userdata.NotebookAccessError,
-            userdata.TimeoutException,
-        )
-        with contextlib.suppress(*denied):
-            return userdata.get(name)
-    env_file = ROOT / ".env"
-    if env_file.exists():
-        for line in env_file.read_text(encoding="utf-8").splitlines():
-            key, _, value = line.strip().removeprefix("export ").partition("=")
-            if key.strip() == name:
-                return value.strip().strip("\"'") or None
+    Raises:
+        CourseError: it has a character that no key has; sending it would fail far from here.
+    """
+    value: str | None = os.environ.get(name, "").strip()
+    if value:
+        return _checked(name, value, "the environment")
+    if where() in SETTINGS_PANEL and (value := _from_panel(name)):
+        return _checked(name, value, SETTINGS_PANEL[where()])
+    if value := _from_dotenv(name):
+        return _checked(name, value, ".env")
+    _found.setdefault(name, "not there")
     return None
 
 
-# --- installing on Colab --------------------------------------------------------------------------
+def secrets_found() -> str:
+    """Which secrets were looked for and what came of it, to be printed: names and places, never a
+    value."""
+    said = [f"{name} {what}" for name, what in _found.items() if what != "not there"]
+    absent = [name for name, what in _found.items() if what == "not there"]
+    if absent:
+        said.append(f"not there: {', '.join(absent)}")
+    return "; ".join(said)
 
 
-def install_command(requirements: list[str]) -> list[str]:
-    """The pip command for a fresh Colab: ranges that its packages satisfy, and torch pinned to the
-    one that is there.
-
-    Pinning what is already installed is how pip is kept from replacing torch and with it CUDA (the
-    torch that Colab ships is built for its driver). `requirements` are pip's arguments, as
-    `Settings.requirements` gives them.
-    """
-    from importlib.metadata import version
-
-    return [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        *requirements,
-        f"torch=={version('torch')}",
-    ]
+def forget_secrets() -> None:
+    """Ask again from here on: a reader may have added a key, or given access to it."""
+    global _panel_is_silent
+    _panel.clear()
+    _found.clear()
+    _panel_is_silent = False
 
 
-def install(requirements: list[str]) -> None:
-    """On Colab, install what the chosen path needs; elsewhere `make` has done it."""
-    if where() != "colab":
-        return
-    done = subprocess.run(install_command(requirements), capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+def _checked(name: str, value: str, place: str) -> str:
+    value = value.strip()
+    odd = [character for character in value if not "!" <= character <= "~"]
+    if odd:
         raise CourseError(
-            f"Installing the requirements failed ({reason}); restart the runtime and run this "
-            "cell again."
+            f"{name} from {place} has a character that no key has ({odd[0]!a}, a line break or "
+            "a space, say, that was copied with it): copy the key again."
         )
+    _found[name] = f"from {place}"
+    return value
+
+
+def _from_panel(name: str) -> str | None:
+    """The panel's answer; a name that it does not have or does not give is None, with the reason
+    for `secrets_found`."""
+    if name not in _panel and not _panel_is_silent:
+        _panel[name] = _ask_colab(name) if where() == "colab" else _ask_kaggle(name)
+    return _panel.get(name)
+
+
+def _ask_colab(name: str) -> str | None:
+    global _panel_is_silent
+    from google.colab import userdata
+
+    try:
+        return userdata.get(name)
+    except userdata.SecretNotFoundError:
+        return None
+    except userdata.NotebookAccessError:
+        _found[name] = "refused: switch on 'Notebook access' beside it in Colab's key panel"
+    except userdata.TimeoutException:  # after ten seconds, and so it would be for every other name
+        _panel_is_silent = True
+        _found[name] = (
+            "and all others: Colab's key panel does not answer (it does in Colab's own page only, "
+            "so elsewhere, as in VS Code, set environment variables or write a file .env)"
+        )
+    return None
+
+
+def _ask_kaggle(name: str) -> str | None:
+    """Kaggle raises errors of several kinds, and a missing secret is one of them: not an error
+    here."""
+    from kaggle_secrets import UserSecretsClient
+
+    try:
+        return UserSecretsClient().get_secret(name)
+    except Exception as error:
+        if "no user secrets exist" not in str(error).lower():
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            _found[name] = f"cannot be read from Kaggle's secrets ({reason}): is Internet on?"
+    return None
+
+
+def _from_dotenv(name: str) -> str | None:
+    env_file = ROOT / ".env"
+    if not env_file.exists():
+        return None
+    for line in env_file.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.strip().removeprefix("export ").partition("=")
+        if key.strip() == name:
+            return value.strip().strip("\"'") or None
+    return None
+
+
+# --- packages -------------------------------------------------------------------------------------
 
 
 def installed(module: str) -> bool:
@@ -241,9 +305,11 @@ def atomic(path: str | Path, mode: str = "w") -> Iterator:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Not by `tempfile`, whose files nobody else may read
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            new = mode.replace("w", "x")
+            with open(temporary, new, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -260,7 +326,12 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.ENOTCONN:
+            raise CourseError(
+                f"Google Drive went away while {short(path)} was written: run the first two cells "
+                "again, which mount it, and then this one (what was saved there is kept)."
+            ) from None
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise CourseError(
                 f"No space left on the disk while writing {short(path)}: free some and run the "
                 "cell again (what was there is kept)."

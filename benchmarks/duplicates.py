@@ -22,6 +22,7 @@ import numpy as np
 
 import similarity
 import utils
+from preprocessing import rows as reader
 
 SIZES = (13_000, 26_000, 52_000, 104_000, 208_000)
 CORPUS = utils.CACHE / "docstrings.txt"
@@ -61,7 +62,8 @@ def measure(size: int) -> None:
 
 def peak_gib() -> float:
     """Peak memory of this process alone (`ru_maxrss` would begin with the parent's). Linux."""
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", status)
     return int(kilobytes) / 2**20
 
 
@@ -106,7 +108,7 @@ def decisions() -> None:
         f"({slow:.0f} s)",
     )
     korean = [
-        row["instruction"]
+        row.get("instruction", reader.questions(row)[0])
         for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")
         if row["language"] == "ko"
     ]
@@ -139,7 +141,7 @@ def throughput() -> None:
         child = subprocess.run(
             [sys.executable, __file__, "--size", str(size)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
         rows.append(row := json.loads(child.stdout))

@@ -69,7 +69,7 @@ def main() -> None:
         child = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--case", json.dumps(case)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
         length, packed, attention, way = case
         result = {"length": length, "packed": packed, "attention": attention, "way": way}

@@ -62,7 +62,7 @@ def main() -> None:
             child = subprocess.run(
                 [sys.executable, __file__, "--job", name],
                 stdout=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 check=True,
             )
             measured[name].append(json.loads(child.stdout.splitlines()[-1]))

@@ -72,7 +72,11 @@ class Watch(threading.Thread):
             total = 0
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 try:
-                    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+                    lines = (
+                        Path(f"/proc/{process.pid}/smaps_rollup")
+                        .read_text(encoding="ascii")
+                        .splitlines()
+                    )
                     total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
                 except (OSError, psutil.Error):
                     continue
@@ -107,7 +111,7 @@ def measure(count: int, store_gib: float) -> dict:
         kept = [
             json.loads(line)["id"]
             for path in sorted((Path(work) / "out" / "kept").glob("*"))
-            for line in path.open()
+            for line in path.open(encoding="utf-8")
         ]
     report |= {
         "seconds": seconds,
@@ -123,7 +127,7 @@ def measure(count: int, store_gib: float) -> dict:
 def child(count: int, store_gib: float) -> dict:
     """`measure` in a process of its own, so that its peak memory is its own."""
     command = [sys.executable, __file__, "--size", str(count), "--store-gib", str(store_gib)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1])

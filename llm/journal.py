@@ -74,7 +74,8 @@ class Journal:
         written = self._written
 
         def sync() -> None:
-            with utils.disk_errors(self.path), open(self.path, "rb") as file:
+            # Windows syncs only what is open for writing
+            with utils.disk_errors(self.path), open(self.path, "r+b") as file:
                 os.fsync(file.fileno())
 
         await asyncio.to_thread(sync)

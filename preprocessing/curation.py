@@ -93,14 +93,16 @@ def answer_problem(task: dict) -> str | None:
 def _breaks_off(text: str, language: prompts.Language) -> bool:
     """True where a text ends in the middle of a sentence.
 
-    Either its last word is one after which a sentence goes on, or it is a paragraph of sentences of
-    which the last has four words or more and no mark. An emoji, a number or an address may stand
-    at the end; a signature is shorter; lists and verses have several lines.
+    Either its last word is one after which a sentence goes on, or its last paragraph is one of
+    sentences of which the last has four words or more and no mark. An emoji, a number or an address
+    may stand at the end; a signature is shorter; lists and verses have several lines.
     """
-    lines = unicodedata.normalize("NFC", text).splitlines()
+    last = unicodedata.normalize("NFC", text).split("\n\n")[-1]  # the last paragraph
+    lines = last.splitlines()
     if re.search(language.rules["unfinished"], lines[-1], re.I):
         return True
-    *sentences, rest = SENTENCE.split(text)
+    *sentences, rest = SENTENCE.split(last)
+    sentences = [sentence for sentence in sentences if not sentence.endswith(":")]  # "Order: a, b"
     words = rest.split()
     if len(lines) > 1 or not sentences or len(words) < 4 or not words[-1].isalpha():
         return False

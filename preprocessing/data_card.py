@@ -14,6 +14,7 @@ from pathlib import Path
 
 import settings
 import utils
+from preprocessing import rows as reader
 from preprocessing.ledger import Ledger
 
 TERMS = {
@@ -133,7 +134,7 @@ def push(folder: Path, repository: str) -> str:
 FILES = {
     "seed_tasks.jsonl": "seed tasks, shown to the teacher as demonstrations",
     "instruction.jsonl": "rows to train on",
-    "eval_prompts.jsonl": "prompts with a reference answer; ten go on with a second turn",
+    "eval_prompts.jsonl": "prompts with a reference answer; some go on for two or three turns",
     "judge_calibration.jsonl": "pairs of answers of which one is better, by kind of fault",
     "duplicate_pairs.jsonl": "pairs of instructions, labelled: would one answer serve both?",
     "rehearsal/teacher_en.jsonl": "recorded replies of the stand-in teacher, flawed ones included",
@@ -141,10 +142,27 @@ FILES = {
 }
 
 
-def shipped() -> str:
-    """The page about the data in this repository, with its statistics."""
+KINDS = {
+    "turns": "two to four turns: a follow-up, a correction, another form, what was said before",
+    "system": "a system message sets role, style or limits",
+    "boundary": "no, partly, the text does not say, a false premise, a question back",
+    "long": "essays, explanations, guides in steps, stories, reviews",
+    "reasoning": "order, causes, plans, word problems of several steps",
+    "informal": "typing errors, missing spaces, slang, mixed languages in the request",
+}
+
+
+def _spread(rows: list[dict], language: str) -> str:
+    """Least, median and most of the rows' answers: words, and in Korean characters."""
     import statistics
 
+    texts = [answer for row in rows for answer in reader.answers(row)]
+    sizes = [len(text if language == "ko" else text.split()) for text in texts]
+    return f"{min(sizes)} / {statistics.median(sizes):.0f} / {max(sizes):,}"
+
+
+def shipped() -> str:
+    """The page about the data in this repository, with its statistics."""
     import similarity
 
     listed = "\n".join(
@@ -155,24 +173,32 @@ def shipped() -> str:
     table = []
     for language, name in settings.LANGUAGES.items():
         own = [row for row in rows if row["language"] == language]
-        words = [len(row["output"].split()) for row in own]
-        openings = {" ".join(row["instruction"].split()[:3]) for row in own}
+        openings = {" ".join(reader.questions(row)[0].split()[:3]) for row in own}
         table.append(
             f"| {name} | {len(own)} | {sum(row['category'] == 'housing' for row in own)} | "
-            f"{sum(bool(row['input']) for row in own) / len(own):.0%} | "
-            f"{min(words)} / {statistics.median(words):.0f} / {max(words)} | "
-            f"{len(openings) / len(own):.0%} |"
+            f"{sum(bool(row.get('input')) for row in own) / len(own):.0%} | "
+            f"{_spread(own, language)} | {len(openings) / len(own):.0%} |"
         )
+    kinds = []
+    for kind, what in KINDS.items():
+        cells = []
+        for language in settings.LANGUAGES:
+            own = [r for r in rows if r.get("kind") == kind and r["language"] == language]
+            cells.append(f"{len(own)} | {_spread(own, language)}")
+        kinds.append(f"| {kind} | {what} | {' | '.join(cells)} |")
+    plain = sum("kind" not in row for row in rows)
     categories = Counter(row["category"] for row in rows)
-    repeated = len(similarity.rouge_l_duplicates([row["instruction"] for row in rows]).removed)
+    first = [row.get("instruction", reader.questions(row)[0]) for row in rows]
+    repeated = len(similarity.rouge_l_duplicates(first).removed)
     gate = utils.read_json(utils.DATA / "contamination.json")
     return f"""# The data of this course
 
 Written for this course by its authors, an AI system: language models wrote it record by record, without templates; nothing was copied
-from a data set, although classic puzzles are classic. Every record was read again, and scripts checked what can be checked (arithmetic,
-code, JSON, rules, stated limits, duplicates, contamination). No native speaker has reviewed the Korean yet, and facts, housing law among
-them, are general rules from memory. Korean answers are polite; asked in 반말, many answer in 반말. Licence: MIT (see
-../LICENSE). JSON Lines, UTF-8, one record a line; half English, half Korean.
+from a data set, although classic puzzles are classic. Every record was read again by a second reader of the same kind, and scripts
+checked what can be checked (arithmetic, code, JSON, rules, stated limits, duplicates, contamination). No native speaker has reviewed the
+Korean yet. Facts are from memory; housing rows state general rules, and where they give figures they name the law and the year they hold
+for, but they are no legal advice. Korean answers are polite; asked in 반말, many answer in 반말. Licence: MIT (see ../LICENSE). JSON
+Lines, UTF-8, one record a line; about half English, half Korean.
 
 | file | records | what it is |
 |---|---|---|
@@ -180,11 +206,18 @@ them, are general rules from memory. Korean answers are polite; asked in 반말,
 
 ## Rows to train on
 
-| language | rows | housing in Korea | with an input | words of an output: least / median / most | distinct first three words |
+| language | rows | housing in Korea | with an input | an answer's words (Korean: characters): least / median / most | distinct first three words |
 |---|---|---|---|---|---|
 {chr(10).join(table)}
 
 Categories: {", ".join(f"{name} {count}" for name, count in sorted(categories.items()))}.
+
+{plain} rows are one request and a short answer. {len(rows) - plain} teach more than that and have a `kind`; where turns or a system
+message need it, they have `messages` in place of `instruction`, `input` and `output`:
+
+| kind | what | English | words | Korean | characters |
+|---|---|---|---|---|---|
+{chr(10).join(kinds)}
 
 Near-duplicates by our own filter (ROUGE-L above 0.7): {repeated}. Rows too close to an evaluation prompt, a judge pair or a seed
 (ROUGE-L above {gate["lexical"]}, E5 cosine above {gate["semantic"]:.3f}): {gate["left"]} of {gate["rows"]}. `make gate` checks again,

@@ -184,7 +184,11 @@ def _usable(source: str | Path, found: Found, content: Content) -> Iterator[tupl
         row["category"] = _label(fields, CATEGORY) or "other"
         row |= said
         row["source"] = _label(fields, ("source",)) or name
-        for key in ("teacher", "is_classification"):  # what the course itself writes of a row
+        for key in (
+            "kind",
+            "teacher",
+            "is_classification",
+        ):  # what the course itself writes of a row
             if isinstance(fields.get(key), str | bool):
                 row[key] = fields[key]
         yield f"{name}-{where.split()[-1]}", row
@@ -562,8 +566,8 @@ def _file(path: Path) -> Iterator[tuple[str, str, dict | LeftOut]]:
             "it as one of these; from a spreadsheet, as 'CSV UTF-8'."
         )
     if kind == ".parquet":
-        for number, row in enumerate(_parquet(path), 1):
-            yield name, f"row {number}", row
+        for number, record in enumerate(_parquet(path), 1):
+            yield name, f"row {number}", record
         return
     try:
         with open(path, "rb") as raw:
@@ -651,7 +655,8 @@ def _array(file: io.TextIOBase) -> Iterator[tuple[int, dict | LeftOut]]:
     text = file.read(CHUNK)
     place, line = text.index("[") + 1, 1
     while True:
-        after = between.match(text, place).end()
+        found = between.match(text, place)
+        after = found.end() if found else place
         line += text.count("\n", place, after)
         if text.startswith("]", after):
             return

@@ -24,6 +24,9 @@ from preprocessing import rows as reader
 SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
 INSTANCES = 5  # at most, of one instruction
 FEWEST_SEEDS = 6  # of each language: Self-Instruct shows six that people wrote
+# Of a task in a reply, at most, by the length that is asked for: twenty long ones are as much as
+# gpt-4o writes (16,384)
+TOKENS = {"short": 400, "medium": 500, "varied": 600, "long": 800}
 
 
 class Strict(BaseModel):
@@ -229,10 +232,11 @@ def batch_request(
     domain: str = "",
     text: bool = False,
     material: str = "",
+    length: str = "varied",
     categories: tuple[str, ...] = prompts.CATEGORIES,
 ) -> dict:
     """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
-    reply is a `TaskBatch`."""
+    reply is a `TaskBatch`. `length` is one of `TOKENS`: how long the answers are asked to be."""
     shown = [
         prompts.DEMONSTRATION.format(
             number=i,
@@ -240,11 +244,16 @@ def batch_request(
         )
         for i, task in enumerate(demonstrations, 1)
     ]
-    content = prompts.LANGUAGES[language].teacher_batch.format(
-        count=count, categories=", ".join(categories), demonstrations="\n\n".join(shown)
+    known = prompts.LANGUAGES[language]
+    content = known.teacher_batch.format(
+        count=count,
+        categories=", ".join(categories),
+        demonstrations="\n\n".join(shown),
+        length=known.answer_lengths[length],
     )
+    tokens = TOKENS[length] * count
     return request(
-        _within(content, language, domain), language, seed, 400 * count, TaskBatch, text, material
+        _within(content, language, domain), language, seed, tokens, TaskBatch, text, material
     )
 
 
@@ -271,11 +280,15 @@ def instructions_request(
     domain: str = "",
     text: bool = False,
     material: str = "",
+    length: str = "varied",
 ) -> dict:
     """Step 1: new instructions; of the demonstrations only the instructions are shown. The reply is
     `Instructions`."""
     shown = "\n".join(f"{i}. {task['instruction']}" for i, task in enumerate(demonstrations, 1))
-    content = prompts.LANGUAGES[language].instructions.format(count=count, demonstrations=shown)
+    known = prompts.LANGUAGES[language]
+    content = known.instructions.format(
+        count=count, demonstrations=shown, length=known.answer_lengths[length]
+    )
     return request(
         _within(content, language, domain),
         language,
@@ -311,18 +324,22 @@ def recognise_request(
 
 
 def instances_request(
-    instruction: str, language: str, is_classification: bool, text: bool = False
+    instruction: str,
+    language: str,
+    is_classification: bool,
+    text: bool = False,
+    length: str = "varied",
 ) -> dict:
     """Step 3: inputs and outputs; for a classification the output comes first, else the inputs all
-    lean to one label."""
-    texts = prompts.LANGUAGES[language]
-    template, schema = (
-        (texts.output_first, OutputFirstInstances)
-        if is_classification
-        else (texts.input_first, InputFirstInstances)
+    lean to one label, and its length is the label's."""
+    known = prompts.LANGUAGES[language]
+    if is_classification:
+        content = known.output_first.format(count=INSTANCES, instruction=instruction)
+        return request(content, language, 0, 400 * INSTANCES, OutputFirstInstances, text)
+    content = known.input_first.format(
+        count=INSTANCES, instruction=instruction, length=known.answer_lengths[length]
     )
-    content = template.format(count=INSTANCES, instruction=instruction)
-    return request(content, language, 0, 400 * INSTANCES, schema, text)
+    return request(content, language, 0, TOKENS[length] * INSTANCES, InputFirstInstances, text)
 
 
 async def complete_instructions(
@@ -330,6 +347,7 @@ async def complete_instructions(
     rows: list[dict],
     seeds: list[dict],
     text: bool = False,
+    length: str = "varied",
     categories: tuple[str, ...] = prompts.CATEGORIES,
 ) -> list[tuple[str, list[tuple[str, str]], str | None, float]]:
     """Steps 2 and 3 for every row (with `instruction` and `language`).
@@ -353,7 +371,7 @@ async def complete_instructions(
     for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
         places = [i for i in known if kinds[i].parsed.is_classification == wanted]
         asked = [
-            instances_request(rows[i]["instruction"], rows[i]["language"], wanted, text)
+            instances_request(rows[i]["instruction"], rows[i]["language"], wanted, text, length)
             for i in places
         ]
         for i, reply in zip(places, await ask(asked, schema), strict=True):

@@ -464,7 +464,7 @@ def separate(**knobs) -> Iterator[str]:
         cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     ) as process:
         try:
             assert process.stdout is not None  # it is a pipe

@@ -95,7 +95,7 @@ def alone(path: Path) -> Iterator[None]:
     """Wait until no other process writes this shard's journal: the worker of a program that crashed
     may live on for a moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
+    with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -30,6 +30,7 @@ def clean_environment(monkeypatch):
             monkeypatch.delenv(name)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+    utils.forget_secrets()
 
 
 @pytest.fixture
@@ -38,6 +39,32 @@ def course(tmp_path, monkeypatch):
     behind."""
     monkeypatch.setattr(utils, "ROOT", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """`tell(**answers)`: this process looks like Colab, whose page answers so (see
+    tests/colab/stand_in)."""
+    import importlib
+    import json
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.startswith("google.colab")]:
+            del sys.modules[name]
+
+    answers = tmp_path / "colab.json"
+    monkeypatch.setenv("COLAB_STAND_IN", str(answers))
+    monkeypatch.syspath_prepend(Path(__file__).parent / "colab" / "stand_in")
+    forget()
+    importlib.import_module("google.colab")
+
+    def tell(**told) -> None:
+        answers.write_text(json.dumps(told), encoding="utf-8")
+        utils.forget_secrets()
+
+    tell()
+    yield tell
+    forget()
 
 
 @pytest.fixture(scope="session")
@@ -118,11 +145,11 @@ def judged_by():
 
     servers = []
 
-    def start(answer, reply_format: str = "schema", **options) -> judge.Judge:
+    def start(answer, reply_format: str = "schema", finish: str = "stop", **options) -> judge.Judge:
         def respond(body: dict, number: int) -> tuple[int, dict]:
             said = answer(body)
             completion = stand_ins.completion(
-                body, said if isinstance(said, str) else "", "stop", number
+                body, said if isinstance(said, str) else "", finish, number
             )
             if not isinstance(said, str):
                 completion["choices"][0]["message"] |= said

@@ -174,7 +174,7 @@ def test_failing_cell_is_named_and_the_work_so_far_is_kept(tmp_path):
             "TEACHER is gpt-4o, a paid model, but there is no OPENAI_API_KEY",
         ),
         (("--run", "a/b"), "RUN is 'a/b'"),
-        (("--budget-usd", "-3"), "BUDGET_USD is '-3.0'"),
+        (("--budget-usd", "-3"), "BUDGET_USD is '-3'"),
     ],
 )
 def test_wrong_settings_stop_before_anything_runs(arguments, sentence):

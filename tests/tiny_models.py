@@ -85,7 +85,8 @@ def _vocabulary() -> str:
         [lines, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [row["output"] for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")]
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
+    texts = [row["output"] for row in rows if "kind" not in row]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)

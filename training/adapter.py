@@ -121,12 +121,15 @@ def adapter_folder(chosen: settings.Settings) -> Path:
     own.
     """
     own = chosen.folder / "adapter"
-    if (own / WEIGHTS).exists() or not chosen.packaged or not (EXAMPLE / WEIGHTS).exists():
+    if (own / WEIGHTS).exists():
+        print(f"the adapter of this run: {utils.short(own)}/")
+        return own
+    if not chosen.packaged or not (EXAMPLE / WEIGHTS).exists():
         return own
     print(
-        f"runs/{chosen.run}/ has no adapter of its own yet, so the course's example is used: "
-        f"{utils.short(EXAMPLE)}/, made by train.ipynb "
-        "with its default settings."
+        f"{utils.short(chosen.folder)}/ has no adapter of its own yet, so the course's example is "
+        f"used: {utils.short(EXAMPLE)}/, made by train.ipynb with its default settings. (Trained "
+        "on another machine? Set SAVE_TO or RUN_ZIP.)"
     )
     return EXAMPLE
 
@@ -144,7 +147,8 @@ def load_adapter(model, folder: Path):
     where = utils.short(folder)
     if not (folder / "adapter_config.json").exists() or not (folder / WEIGHTS).exists():
         raise CourseError(
-            f"There is no adapter in {where}: run train.ipynb first with the same RUN."
+            f"There is no adapter in {where}: run train.ipynb first with the same RUN. If that was "
+            "on another machine, set SAVE_TO to where it kept the run, or RUN_ZIP to the run's zip."
         )
     trained_on = utils.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     name = model.config.name_or_path

@@ -34,6 +34,7 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
         elif source == "shipped":
             contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
             shipped = utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
+            print(f"{len(shipped)} shipped rows: data/instruction.jsonl")
             found += [row for row in shipped if row["language"] in chosen.languages]
         else:
             found += _own(source, chosen)
@@ -59,14 +60,18 @@ def _made(chosen: settings.Settings) -> list[dict]:
     if path.exists():
         contamination.require_gate(path, "run preprocess.ipynb")
         made = utils.read_jsonl(path, ROW_FIELDS)
+        print(f"{len(made)} rows of this run: {utils.short(path)}")
         return [row for row in made if row["language"] in chosen.languages]
     if chosen.data == ("run",):
         raise CourseError(
-            f"runs/{chosen.run}/instruction.jsonl is missing: run preprocess.ipynb first, or set "
-            "DATA to 'shipped' or to a file of your own."
+            f"{utils.short(path)} is missing: run preprocess.ipynb first, or set DATA. If it ran "
+            "on another machine, set SAVE_TO or RUN_ZIP."
         )
     others = ", ".join(source for source in chosen.data if source != "run")
-    print(f"preprocess.ipynb has not run in this run folder, so only {others} is used")
+    print(
+        f"preprocess.ipynb has not run in this run folder, so only {others} is used (if it ran on "
+        "another machine, set SAVE_TO or RUN_ZIP)"
+    )
     return []
 
 

@@ -21,17 +21,17 @@ import utils
 # Gemma 3 270M's residual stream reaches 103,821 (measured): in fp16 every logit is NaN.
 TOO_LARGE_FOR_FP16 = ("gemma3",)
 
-BASELINE_GB = {
-    "cuda": 0.8,
-    "cpu": 0.9,
-}  # the CUDA context; Python with torch, transformers, trl and a tokenizer
+PREBUILT = "kernels-community/flash-attn2"  # on the hub, for the package `kernels`
+
+# The CUDA context; Python with torch, transformers, trl and a tokenizer
+BASELINE_GB = {"cuda": 0.8, "mps": 0.9, "cpu": 0.9}
 
 
 @dataclasses.dataclass
 class Device:
     """Where and how the model computes, with the reason, to be printed."""
 
-    name: str  # "cuda" or "cpu"
+    name: str  # "cuda", "mps" or "cpu"
     dtype: str  # "bfloat16", "float16" or "float32"
     attention: str  # transformers' attn_implementation
     reason: str
@@ -46,7 +46,7 @@ def choose_device(config=None) -> Device:
 
     On CUDA bf16 needs compute capability 8 (`torch.cuda.is_bf16_supported()` also counts a T4's
     slow emulation), and so does FlashAttention-2. On a CPU bf16 pays only where AMX or AVX512-BF16
-    multiplies it; elsewhere it is emulated in fp32.
+    multiplies it; elsewhere it is emulated in fp32. On Apple's GPU it is tried.
     """
     device = _hardware()
     return device if config is None else suited(device, config)
@@ -78,41 +78,63 @@ def _hardware() -> Device:
     import torch
 
     if torch.cuda.is_available():
-        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        if major < 8:
-            return Device(
-                "cuda",
-                "float16",
-                "sdpa",
-                f"{name} (capability {major}.{minor}) has neither bf16 nor FlashAttention-2",
-            )
-        if utils.installed("flash_attn"):
-            return Device(
-                "cuda",
-                "bfloat16",
-                "flash_attention_2",
-                f"{name} (capability {major}.{minor}) and flash-attn is installed",
-            )
-        if utils.installed(
-            "kernels"
-        ):  # a prebuilt FlashAttention-2 from the hub, so that nothing is compiled
-            return Device(
-                "cuda",
-                "bfloat16",
-                "kernels-community/flash-attn2",
-                f"{name} (capability {major}.{minor}), prebuilt by `kernels`",
-            )
-        return Device(
-            "cuda",
-            "bfloat16",
-            "sdpa",
-            f"{name} has bf16; neither flash-attn nor kernels is installed",
-        )
+        return _nvidia()
+    if torch.backends.mps.is_available():
+        return _apple()
     if torch.cpu._is_amx_tile_supported():
         return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU multiplies bf16 in AMX tiles")
     if torch.cpu._is_avx512_bf16_supported():
         return Device("cpu", "bfloat16", "sdpa", "no GPU; this CPU has AVX512-BF16 instructions")
     return Device("cpu", "float32", "sdpa", "no GPU, and this CPU would only emulate bf16")
+
+
+def _nvidia() -> Device:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    name = f"{torch.cuda.get_device_name()} (capability {major}.{minor})"
+    if major < 8:
+        return Device("cuda", "float16", "sdpa", f"{name} has neither bf16 nor FlashAttention-2")
+    attention, why = _flash_attention()
+    return Device("cuda", "bfloat16", attention, f"{name} has bf16; {why}")
+
+
+def _apple() -> Device:
+    """Apple's GPU: bf16 where it gives the right product (from macOS 14 on), else fp32."""
+    import torch
+
+    try:
+        row = torch.ones(1, 64, dtype=torch.bfloat16, device="mps")
+        works = (row @ row.T).item() == 64
+    except (RuntimeError, TypeError):  # older versions of macOS and torch refuse the dtype
+        works = False
+    if works:
+        return Device("mps", "bfloat16", "sdpa", "Apple's GPU (MPS), which computes bf16 here")
+    return Device("mps", "float32", "sdpa", "Apple's GPU (MPS), which does not compute bf16 here")
+
+
+def _flash_attention() -> tuple[str, str]:
+    """transformers' name for FlashAttention-2 where it says that it can be used, else "sdpa"; and
+    why. It is never compiled: building flash-attn takes hours on Colab."""
+    from transformers.utils import is_flash_attn_2_available, is_kernels_available
+
+    if is_flash_attn_2_available():
+        return "flash_attention_2", "flash-attn is installed"
+    if not utils.installed("kernels"):
+        return "sdpa", "neither flash-attn nor kernels is installed"
+    if not is_kernels_available():  # transformers takes a narrow range of its versions
+        return "sdpa", (
+            "this version of kernels is none that transformers takes (the right one: pip install "
+            "'transformers[kernels]')"
+        )
+    try:  # kernels fetches it from the hub, built for this torch and this GPU
+        from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
+
+        lazy_import_flash_attention(PREBUILT)
+    except Exception as error:  # no network, no build for this torch: of any kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        return "sdpa", f"FlashAttention-2 could not be had through kernels ({reason})"
+    return PREBUILT, "FlashAttention-2 comes ready-made through kernels"
 
 
 def matmul_flops(device: Device, seconds: float = 1.0) -> float:
@@ -122,18 +144,18 @@ def matmul_flops(device: Device, seconds: float = 1.0) -> float:
 
     import torch
 
-    size = 8192 if device.name == "cuda" else 1024
+    size = {"cuda": 8192, "mps": 4096, "cpu": 1024}[device.name]
     a, b = (
         torch.randn(size, size, dtype=getattr(torch, device.dtype), device=device.name)
         for _ in range(2)
     )
-    wait = torch.cuda.synchronize if device.name == "cuda" else lambda: None
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize, "cpu": lambda: None}
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 4 or time.perf_counter() < end:
         started = time.perf_counter()
         a @ b
-        wait()
+        wait[device.name]()
         times.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(times[1:])  # the first one warms up
 
@@ -182,13 +204,15 @@ def peak_memory() -> Iterator[Peak]:
         ) / 1e9
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         with _sampled(peak):
             yield peak
         return
     yield peak
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    (kilobytes,) = re.findall(
+        r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii")
+    )
     peak.gb = int(kilobytes) * 1024 / 1e9
 
 

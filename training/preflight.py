@@ -36,7 +36,8 @@ GPU_TFLOPS = {
 # two cores of AMD EPYCs, with bf16 and without, so the time is a rough guide. GPU: the middle of
 # what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet
 # (benchmarks/gpu_train.py does).
-EFFICIENCY = {"cuda": 0.37, "cpu": 0.50}
+# Apple's GPU: not measured either, taken as the other GPUs.
+EFFICIENCY = {"cuda": 0.37, "mps": 0.37, "cpu": 0.50}
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
 # kept for each head and pair of tokens where scores are capped: the tanh, the softmax in float32,

@@ -17,6 +17,7 @@ import functools
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,8 @@ from typing import Literal
 import settings
 import utils
 from training.adapter import disk_errors
-from training.losses import answer_loss
+from training.chat import Stop, encode_all
+from training.losses import answer_loss, held_out_loss
 from utils import CourseError
 
 # --- data -----------------------------------------------------------------------------------------
@@ -32,27 +34,48 @@ from utils import CourseError
 PROJECT = "instruction-tuning-from-scratch"  # in wandb
 
 
-def split(rows: list[dict], held_out: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """`(train, held_out)`, the same share of every language and category in both, the same for the
-    same rows and seed.
+def kind(row: dict) -> str:
+    """What a row teaches beside a short answer (`turns`, `system`, `long` ...), else "plain"."""
+    return row.get("kind", "plain")
+
+
+def split(
+    rows: list[dict], held_out: int, seed: int, most: int = 0
+) -> tuple[list[dict], list[dict]]:
+    """`(train, held_out)`, the same share of every language, category and kind in both, the same
+    for the same rows and seed.
+
+    Args:
+        most: rows to train on at most, so that a CPU's sample has its share of every kind too; 0:
+            all that are not held out.
 
     Raises:
         CourseError: nothing would be left to train on.
     """
-    from sklearn.model_selection import train_test_split
-
     if len(rows) <= held_out:
         raise CourseError(
             f"{len(rows)} rows cannot be trained on with {held_out} of them held out: make more "
             "rows or lower HELD_OUT_ROWS."
         )
-    groups = [f"{row['language']} {row['category']}" for row in rows]
-    few = min(groups.count(group) for group in groups) < 2 or held_out < len(set(groups))
-    return tuple(
-        train_test_split(
-            rows, test_size=held_out, random_state=seed, stratify=None if few else groups
-        )
-    )
+    train, held = _parted(rows, held_out, seed)
+    if most and most < len(train):
+        _, train = _parted(train, most, seed)
+    return train, held
+
+
+def _parted(rows: list[dict], size: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """All but `size` of the rows, and these, stratified where every group can be in both."""
+    from sklearn.model_selection import train_test_split
+
+    groups = []
+    for row in rows:
+        # A category's rows are few, so the kinds are groups of their own
+        group = row["category"] if kind(row) == "plain" else kind(row)
+        groups.append(f"{row['language']} {group}")
+    few = min(groups.count(group) for group in set(groups)) < 2
+    few = few or min(size, len(rows) - size) < len(set(groups))
+    strata = None if few else groups
+    return tuple(train_test_split(rows, test_size=size, random_state=seed, stratify=strata))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -100,8 +123,8 @@ def trainer_class():
     """TRL's SFTTrainer as this course needs it.
 
     - Rows are lists from `encode_all`, or datasets of such rows.
-    - On a CPU the loss is `answer_loss`: TRL's fused head skips masked positions on a GPU, but on a
-      CPU it scores them all.
+    - Without an NVIDIA GPU the loss is `answer_loss`: on one, TRL's fused head skips masked
+      positions, but on a CPU it scores them all.
     - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate":
       ..., "samples": [...]}`. Numbers are logged as `eval_loss` and `eval_stop_rate` (and go to
       wandb), samples stay in `state.log_history`.
@@ -128,9 +151,9 @@ def trainer_class():
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             # With several processes the model's wrapper must see the forward pass
-            if self.args.device.type != "cpu" or self.accelerator.num_processes > 1:
+            if self.args.device.type == "cuda" or self.accelerator.num_processes > 1:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
                 loss, tokens = answer_loss(model, **inputs)
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
             return (loss, {"loss": loss}) if return_outputs else loss
@@ -192,7 +215,7 @@ def plumbing(output: Path, steps: int, report_to: str) -> dict:
         "greater_is_better": False,
         "report_to": report_to,
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
     }
 
 
@@ -289,6 +312,42 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
         )
         begin(mode="offline")
     return "wandb"
+
+
+def loss_by_kind(
+    model, rows: list[dict], tokenizer, stop: Stop, longest: int
+) -> dict[str, tuple[float, int]]:
+    """`{kind: (mean loss of its answers in nats per token, rows)}`, the most rows first.
+
+    Args:
+        longest: rows of more tokens are left out, as in training.
+    """
+    encoded, too_long = encode_all(rows, tokenizer, stop, longest)
+    kinds = [kind(row) for row in rows if row["id"] not in too_long]
+    found = {}
+    for name, count in Counter(kinds).most_common():
+        own = [one for one, its in zip(encoded, kinds, strict=True) if its == name]
+        found[name] = held_out_loss(model, own, tokenizer.pad_token_id), count
+    return found
+
+
+def kind_figure(before: dict[str, tuple[float, int]], after: dict[str, tuple[float, int]]):
+    """Held-out loss by kind of row before and after training, from `loss_by_kind`."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 0.4 * len(before) + 0.9))
+    for place, (name, (loss, _)) in enumerate(before.items()):
+        axes.plot([after[name][0], loss], [place, place], color="#d5dae0", zorder=1)
+    for measured, colour, label in ((before, "#9aa5b1", "before"), (after, "#3b7dd8", "after")):
+        losses = [loss for loss, _ in measured.values()]
+        axes.scatter(losses, range(len(losses)), color=colour, label=label, zorder=2)
+    names = [f"{name} ({count} rows)" for name, (_, count) in before.items()]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="nats per answer token", title="Held-out loss by kind of row")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
 
 
 def matrix_figure(matrices: dict):

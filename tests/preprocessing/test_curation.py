@@ -159,6 +159,8 @@ def test_rules(language, changes, reason):
         ("en", "Lift it out. Loosen the roots with your fingers, and then set it"),
         ("en", "The flask keeps drinks hot, because its walls are thin and they reflect, which"),
         ("ko", "먼저 상자를 쌉니다. 그리고 나서 무거운 짐을 차례대로 아래층으로 옮기고 마지막에"),
+        ("en", "It has two parts.\n\nThe first is old. The second was built when the town"),
+        ("ko", "까닭은 둘입니다.\n\n하나는 바람입니다. 다른 하나는 바닷물이 아니라 생물의"),
         ("ko", "두 물질이 만나면 거품이 납니다. 이산화탄소가 한꺼번에 많이 생기면서 거품이"),
     ],
 )
@@ -178,6 +180,7 @@ def test_an_answer_that_breaks_off_is_found(language, output):
         ("ko", "층간 소음 때문에 밤에 잠을 이루지 못하고 있습니다. 부탁드립니다. 501호 드림"),
         ("ko", "내일 저녁 여섯 시에 정문 앞에서 만나요. 늦으면 먼저 가 있을게요~"),
         ("ko", "토요일 아침 열 시에 시작합니다. 준비물은 편한 옷과 물, 그리고 수건입니다"),
+        ("ko", "가은이가 3등입니다.\n\n순위: 도윤, 나은, 가은, 마루, 라희"),
         ("ko", "- 네가 잠그면 강이 숨을 쉰다\n- 양치 3분, 컵 하나\n- 샤워 노래는 한 곡까지만"),
     ],
 )
@@ -192,7 +195,7 @@ def test_an_address_an_emoji_a_signature_or_a_number_may_end_an_answer(language,
 def test_every_shipped_row_passes_every_rule(name):
     """A rule that the course's own rows had to be bent around is a bad rule."""
     rows = utils.read_jsonl(utils.DATA / f"{name}.jsonl")
-    found = {row["id"]: curation.problem(row) for row in rows}
+    found = {row["id"]: curation.problem(row) for row in rows if "instruction" in row}
     assert {key: problem for key, problem in found.items() if problem} == {}
 
 

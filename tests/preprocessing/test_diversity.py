@@ -53,14 +53,14 @@ def test_hardly_any_request_is_left_without_a_name(language):
     names = [
         diversity.verb(row["instruction"], language)[0]
         for row in rows
-        if row["language"] == language
+        if row["language"] == language and "instruction" in row
     ]
     assert names.count(other) / len(names) < 0.1
 
 
 def test_every_korean_ending_has_a_dictionary_form():
     for row in utils.read_jsonl(utils.DATA / "instruction.jsonl"):
-        if row["language"] == "ko":
+        if row["language"] == "ko" and "instruction" in row:
             name, _ = diversity.verb(row["instruction"], "ko")
             assert name in ("질문", "기타") or name.endswith("다"), row["instruction"]
 

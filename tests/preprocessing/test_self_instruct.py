@@ -11,6 +11,7 @@ import utils
 from llm.client import Client
 from llm.replies import Reply
 from preprocessing import contamination, curation, data_card, self_instruct
+from preprocessing import rows as reader
 from preprocessing.grounding import Passage
 from preprocessing.ledger import Ledger, funnel_figure, yield_figure
 from preprocessing.self_instruct import Task, TaskBatch
@@ -48,6 +49,38 @@ def test_request_shows_demonstrations_and_is_reproducible(language):
         all(one["instruction"] in text and one["output"] in text for one in chosen) and "20" in text
     )
     assert all(category in text for category in prompts.CATEGORIES) and request["seed"] == 7
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+@pytest.mark.parametrize("length", self_instruct.TOKENS)
+def test_the_teacher_is_asked_for_the_chosen_length_and_given_room_for_it(language, length):
+    """Every request of both methods once asked for 80 words, so no long row could come of it."""
+    seeds = self_instruct.load_seeds((language,))[:3]
+    wanted = prompts.LANGUAGES[language].answer_lengths[length]
+    asked = [
+        self_instruct.batch_request(seeds, language, 20, seed=1, length=length),
+        self_instruct.instructions_request(seeds, language, 20, seed=1, length=length),
+        self_instruct.instances_request("Any task.", language, False, length=length),
+    ]
+    for request in asked:
+        assert wanted in request["messages"][1]["content"] and "{length}" not in str(request)
+    # A word is about 1.4 tokens of gpt-4o in English, an 어절 2.3 in Korean, and there are 20 tasks
+    assert 400 * 20 <= asked[0]["max_completion_tokens"] <= 16_384
+    if length == "long":
+        assert asked[0]["max_completion_tokens"] == 16_000
+
+
+def test_recorded_replies_have_the_new_kinds_of_tasks():
+    from rehearsal import stand_ins
+
+    for language in ("en", "ko"):
+        answers = [
+            len(task["output"].split())
+            for batch in stand_ins.recorded(language)
+            for task in batch.get("tasks", [])
+            if task["flaw"] is None
+        ]
+        assert sum(length >= (120 if language == "en" else 80) for length in answers) >= 4
 
 
 def reply(*instructions: str, error: str | None = None) -> Reply:
@@ -437,6 +470,16 @@ def test_gate_is_recorded_and_a_contaminated_file_is_refused(tmp_path):
     assert utils.read_json(tmp_path / "contamination.json")["left"] == 1
 
 
+def test_a_request_in_a_later_turn_is_compared_with_the_evaluation_too():
+    """A row of turns once had no `instruction`, so the gate stopped at it; compared by its first
+    turn alone, an evaluation prompt asked in the second would pass."""
+    held = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")[-1]["prompt"]
+    said = [("user", "안녕하세요?"), ("assistant", "네!"), ("user", held), ("assistant", "네.")]
+    row = {"id": "a", "messages": [{"role": who, "content": text} for who, text in said]}
+    found = contamination.contaminated([row, row | {"messages": row["messages"][:2]}], 0.7, 0.95)
+    assert [one["id"] for one, *_ in found] == ["a"] and found[0][3] == "ROUGE-L"
+
+
 def test_shipped_data_is_clean():
     """Its record is of these very files (`make gate` was run after the last change), and no
     instruction repeats another or a seed."""
@@ -444,7 +487,9 @@ def test_shipped_data_is_clean():
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl") + utils.read_jsonl(
         utils.DATA / "seed_tasks.jsonl"
     )
-    assert not similarity.rouge_l_duplicates([row["instruction"] for row in rows]).removed
+    assert not similarity.rouge_l_duplicates(
+        [row.get("instruction", reader.questions(row)[0]) for row in rows]
+    ).removed
 
 
 def test_a_gate_passed_against_another_evaluation_does_not_count(tmp_path, monkeypatch):

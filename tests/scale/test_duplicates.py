@@ -25,9 +25,8 @@ def corpus(count: int) -> list[str]:
     """Real instructions in two languages, shuffled, with copies, small changes and chains of
     changes among them."""
     rng = random.Random(0)
-    texts = [row["instruction"] for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")][
-        :count
-    ]
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
+    texts = [row["instruction"] for row in rows if "instruction" in row][:count]
     for text in rng.sample(texts, count // 3):
         words = text.split()
         for _ in range(rng.randint(1, 4)):  # each from the one before: a chain

@@ -218,30 +218,97 @@ def test_variants_are_one_setting_each(course):
         settings.resolve({"ADAPTER": "qlora"})
 
 
-def test_device_is_chosen_with_a_reason(monkeypatch):
+def a_gpu(monkeypatch, name: str = "Tesla T4", capability: tuple = (7, 5)) -> None:
     import torch
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+
+def test_device_is_chosen_with_a_reason(monkeypatch):
     device = machine.choose_device()
     assert device.reason and device.attention == "sdpa"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert (machine.choose_device().dtype, machine.choose_device().attention) == ("float16", "sdpa")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    monkeypatch.setattr(utils, "installed", lambda module: module == "flash_attn")
-    assert (machine.choose_device().dtype, machine.choose_device().attention) == (
-        "bfloat16",
-        "flash_attention_2",
-    )
+    a_gpu(monkeypatch)
+    device = machine.choose_device()
+    assert (device.dtype, device.attention) == ("float16", "sdpa")
+    assert "Tesla T4 (capability 7.5) has neither bf16 nor FlashAttention-2" in str(device)
 
 
-def a_t4(monkeypatch) -> None:
+def an_l4(monkeypatch, flash_attn: bool, kernels: bool, usable: bool) -> None:
+    """An L4, and what transformers says of FlashAttention-2 there."""
+    import transformers.utils
+
+    a_gpu(monkeypatch, "NVIDIA L4", (8, 9))
+    monkeypatch.setattr(utils, "installed", lambda module: module == "kernels" and kernels)
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: flash_attn)
+    monkeypatch.setattr(transformers.utils, "is_kernels_available", lambda: usable)
+
+
+def test_flash_attention_is_what_transformers_can_use(monkeypatch):
+    """`pip install kernels` brought a version that transformers refuses, and load_base failed raw;
+    so did a hub that has no build for this torch."""
+    import transformers.modeling_flash_attention_utils as flash
+
+    an_l4(monkeypatch, flash_attn=True, kernels=False, usable=False)
+    assert machine.choose_device().attention == "flash_attention_2"
+    an_l4(monkeypatch, flash_attn=False, kernels=False, usable=False)
+    assert machine.choose_device().attention == "sdpa"
+    an_l4(monkeypatch, flash_attn=False, kernels=True, usable=False)
+    device = machine.choose_device()
+    assert device.attention == "sdpa" and "pip install 'transformers[kernels]'" in device.reason
+
+    def no_build(name):
+        raise FileNotFoundError("no build variant for torch 2.13 and cu128\nlong text")
+
+    an_l4(monkeypatch, flash_attn=False, kernels=True, usable=True)
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", no_build)
+    device = machine.choose_device()
+    assert (device.dtype, device.attention) == ("bfloat16", "sdpa")
+    assert "(no build variant for torch 2.13 and cu128)" in device.reason
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda name: None)
+    assert machine.choose_device().attention == "kernels-community/flash-attn2"
+
+
+def test_the_real_transformers_refuses_a_kernel_that_cannot_be_had(monkeypatch):
+    """Not simulated: without a hub, and without the package `kernels`, its error becomes a
+    reason."""
+    an_l4(monkeypatch, flash_attn=False, kernels=True, usable=True)
+    device = machine.choose_device()
+    assert device.attention == "sdpa" and "could not be had through kernels (" in device.reason
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_an_apple_gpu_is_used_in_the_precision_that_works(monkeypatch, bf16):
+    """Simulated on a CPU: MPS was never chosen, and before macOS 14 it refuses bf16."""
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    real = torch.ones
+
+    def ones(*shape, device=None, dtype=None):
+        if not bf16 and dtype is torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on MPS")
+        return real(*shape, dtype=dtype)
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    device = machine.choose_device()
+    assert (device.name, device.dtype) == ("mps", "bfloat16" if bf16 else "float32")
+    assert "Apple's GPU (MPS)" in str(device)
+    assert sft.plumbing(Path("x"), 3, "none")["use_cpu"] is False
+    assert preflight_of(device) > 0
+
+
+def preflight_of(device) -> float:
+    """GB that a training is predicted to take; every table must know the device."""
+    from transformers import AutoConfig
+
+    from training import preflight
+
+    config = AutoConfig.for_model("gemma", num_hidden_layers=2)
+    forecast = preflight.predict(config, device, 1, 64, gpu="T4")
+    assert "RAM" in str(forecast) and forecast.seconds(100) > 0
+    return forecast.gb
 
 
 def test_a_t4_computes_gemma_3_in_float32(monkeypatch):
@@ -249,7 +316,7 @@ def test_a_t4_computes_gemma_3_in_float32(monkeypatch):
     free GPU, and nothing said so."""
     from transformers import AutoConfig
 
-    a_t4(monkeypatch)
+    a_gpu(monkeypatch)
     for kind, dtype in (
         ("gemma", "float16"),
         ("qwen3", "float16"),
@@ -352,11 +419,44 @@ def test_split_is_stratified_and_stable():
         and len(train) + 48 == len(rows)
         and not {row["id"] for row in train} & {row["id"] for row in held}
     )
-    assert {(row["language"], row["category"]) for row in held} == {
-        (row["language"], row["category"]) for row in rows
-    }
+    plain = [[row for row in part if sft.kind(row) == "plain"] for part in (held, rows)]
+    assert len({(row["language"], row["category"]) for row in plain[0]}) == 24
+    for part in (held, sft.split(rows, 48, seed=1, most=300)[0]):
+        every = {(row["language"], sft.kind(row)) for row in part}
+        assert every == {(row["language"], sft.kind(row)) for row in rows}, "a kind is missing"
     assert sft.split(rows, 48, seed=1) == (train, held) != sft.split(rows, 48, seed=2)
     assert len(sft.split(ROWS, 1, seed=0)[1]) == 1
+
+
+def test_the_sample_of_a_cpu_has_its_share_of_every_kind():
+    """The first 300 of shuffled rows held whatever came: of 71 long rows it may have been eight."""
+    rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
+    sample, held = sft.split(rows, 48, seed=42, most=300)
+    assert len(sample) == 300 and not {row["id"] for row in sample} & {row["id"] for row in held}
+    for kind in {sft.kind(row) for row in rows}:
+        share = sum(sft.kind(row) == kind for row in rows) / len(rows)
+        assert abs(sum(sft.kind(row) == kind for row in sample) - 300 * share) <= 2, kind
+    assert len(sft.split(ROWS, 1, seed=0, most=1)[0]) == 1  # too few to stratify
+
+
+def test_loss_by_kind_is_the_loss_of_the_rows_of_that_kind(folder):
+    model, tokenizer = student.load_base(str(folder), CPU)
+    stop = chat.choose_stop(model, tokenizer)
+    rows = [row | {"kind": "long"} if i else row for i, row in enumerate(ROWS)]
+    found = sft.loss_by_kind(model, rows, tokenizer, stop, 512)
+    assert {name: count for name, (_, count) in found.items()} == {
+        "long": len(rows) - 1,
+        "plain": 1,
+    }
+    for name, (loss, _) in found.items():
+        own = [row for row in rows if sft.kind(row) == name]
+        encoded, _ = chat.encode_all(own, tokenizer, stop, 512)
+        assert loss == losses.held_out_loss(model, encoded, tokenizer.pad_token_id)
+    figure = sft.kind_figure(found, {name: (loss / 2, n) for name, (loss, n) in found.items()})
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "long (2 rows)",
+        "plain (1 rows)",
+    ]
 
 
 def test_rows_of_several_turns_are_read_and_copies_refused(course, monkeypatch):
@@ -801,10 +901,8 @@ def test_the_runs_own_adapter_comes_before_the_example(course, capsys):
     )
     (chosen.folder / "adapter").mkdir()
     (chosen.folder / "adapter" / adapter.WEIGHTS).write_bytes(b"")
-    assert (
-        adapter.adapter_folder(chosen) == chosen.folder / "adapter"
-        and capsys.readouterr().out == ""
-    )
+    assert adapter.adapter_folder(chosen) == chosen.folder / "adapter"
+    assert capsys.readouterr().out == "the adapter of this run: runs/default/adapter/\n"
 
 
 def test_the_example_adapter_is_small_and_loads_onto_the_packaged_student(student):
