@@ -2,9 +2,8 @@
 is examined with.
 
 What it does: find rows too close to an evaluation prompt, a judge pair or a seed, by words and by
-meaning, and keep a record of the
-check beside the data, without which `train.ipynb` refuses it. What it does not do: choose the
-thresholds (`preprocess.ipynb` does).
+meaning, and leave them out or keep a record of the check beside the data. What it does not do:
+choose the thresholds (curation.py does, from labelled pairs).
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def contaminated(
 
 
 def clean(rows: list[dict], own: Sequence[dict] = ()) -> list[dict]:
-    """The rows of a user that are not too close to what the model is examined with; the others are
+    """The rows that are not too close to what the model is examined with; the others are
     left out, and printed.
 
     The comparison is remembered in the cache under a hash of all that it depends on, so that the
@@ -132,17 +131,11 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
     return report
 
 
-def require_gate(data: Path, remedy: str) -> None:
-    """CourseError unless exactly this data set has passed the gate, against the evaluation as it is
-    now."""
+def passed(data: Path) -> bool:
+    """True if exactly this data set has passed the gate, against the evaluation as it is now."""
     report = utils.read_json(data.parent / "contamination.json")
-    if (
-        any(report.get(key) != value for key, value in state(data).items())
-        or report.get("left") != 0
-    ):
-        raise utils.CourseError(
-            f"{utils.short(data)} has not passed the contamination gate as it is now: {remedy}."
-        )
+    same = all(report.get(key) == value for key, value in state(data).items())
+    return same and report.get("left") == 0
 
 
 def state(data: Path) -> dict:

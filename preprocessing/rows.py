@@ -184,11 +184,7 @@ def _usable(source: str | Path, found: Found, content: Content) -> Iterator[tupl
         row["category"] = _label(fields, CATEGORY) or "other"
         row |= said
         row["source"] = _label(fields, ("source",)) or name
-        for key in (
-            "kind",
-            "teacher",
-            "is_classification",
-        ):  # what the course itself writes of a row
+        for key in ("kind", "teacher", "is_classification"):  # what the course writes of a row
             if isinstance(fields.get(key), str | bool):
                 row[key] = fields[key]
         yield f"{name}-{where.split()[-1]}", row

@@ -9,6 +9,7 @@ divide rows into trained and held-out ones (training/sft.py).
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import settings
 import utils
@@ -24,18 +25,15 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
     form.
 
     Raises:
-        CourseError: a source cannot be read, the run's data set is wanted alone and missing, the
-            gate of a file of the course is not passed, an id occurs twice, or no row is left.
+        CourseError: a source cannot be read, the run's data set is wanted alone and missing, an id
+            occurs twice, or no row is left.
     """
     found: list[dict] = []
     for source in chosen.data:
         if source == "run":
             found += _made(chosen)
         elif source == "shipped":
-            contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
-            shipped = utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
-            print(f"{len(shipped)} shipped rows: data/instruction.jsonl")
-            found += [row for row in shipped if row["language"] in chosen.languages]
+            found += _written(utils.DATA / "instruction.jsonl", "shipped rows", chosen)
         else:
             found += _own(source, chosen)
     if chosen.eval_prompts:  # the gates of the course's own files were passed without them
@@ -58,10 +56,7 @@ def _made(chosen: settings.Settings) -> list[dict]:
     """This run's rows; none, with a printed sentence, where it has none and other sources do."""
     path = chosen.folder / "instruction.jsonl"
     if path.exists():
-        contamination.require_gate(path, "run preprocess.ipynb")
-        made = utils.read_jsonl(path, ROW_FIELDS)
-        print(f"{len(made)} rows of this run: {utils.short(path)}")
-        return [row for row in made if row["language"] in chosen.languages]
+        return _written(path, "rows of this run", chosen)
     if chosen.data == ("run",):
         raise CourseError(
             f"{utils.short(path)} is missing: run preprocess.ipynb first, or set DATA. If it ran "
@@ -73,6 +68,15 @@ def _made(chosen: settings.Settings) -> list[dict]:
         "another machine, set SAVE_TO or RUN_ZIP)"
     )
     return []
+
+
+def _written(path: Path, what: str, chosen: settings.Settings) -> list[dict]:
+    """Rows that the course wrote, in the chosen languages; a file that has changed since it passed
+    the gate, or whose evaluation has, is compared again."""
+    read = utils.read_jsonl(path, ROW_FIELDS)
+    print(f"{len(read)} {what}: {utils.short(path)}")
+    kept = [row for row in read if row["language"] in chosen.languages]
+    return kept if contamination.passed(path) else contamination.clean(kept)
 
 
 def _own(source: str, chosen: settings.Settings) -> list[dict]:
