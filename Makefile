@@ -50,6 +50,9 @@ swap-check: $(VENV)/.ready ## can MODEL be the base model? template, mask, end t
 chat: $(VENV)/.ready ## talk with what a run has trained, beside its base model (ARGS="--run default")
 	@$(BIN)/python -m training.talk $(ARGS)
 
+export: $(VENV)/.ready ## what a run has trained as GGUF, with an Ollama Modelfile, in runs/default/gguf/ (ARGS="--run default")
+	@$(BIN)/python -m training.export $(ARGS)
+
 vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
 	$(BIN)/python -m evaluation.vote $(ARGS)
 

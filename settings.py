@@ -330,6 +330,12 @@ class Settings:
         "none", "4bit is QLoRA, on an NVIDIA GPU", choices=("none", "4bit"), forms=("train",)
     )
     merge: bool = _switch("off", "also save the weights with the adapter added", forms=("train",))
+    export: str = _setting(
+        "none",
+        "gguf: one file for llama.cpp, Ollama and LM Studio, with a Modelfile",
+        choices=("none", "gguf"),
+        forms=("train",),
+    )
     push_adapter_to: str = _setting("", "account/name of a model on the hub", forms=("train",))
     seed: int = _setting("42", "of every random choice", as_count)
 

@@ -13,6 +13,7 @@ Parquet, saved data sets and the hub are read by `datasets`.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import gzip
@@ -20,10 +21,11 @@ import io
 import json
 import random
 import re
+import sys
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import settings
@@ -747,3 +749,25 @@ def _part(parts: dict, source: str):
         f"{source} has no part called train, but {', '.join(parts)}: save the one that you want "
         "as a file and give that."
     )
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m preprocessing.rows FILE`: what would be taken for what, before anything is run."""
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.rows")
+    parser.add_argument("source", help="a file, a folder or owner/name of the hub")
+    parser.add_argument("--prompts", action="store_true", help="read evaluation prompts")
+    chosen = parser.parse_args(arguments)
+    try:
+        found = prompts(chosen.source) if chosen.prompts else read(chosen.source)
+    except CourseError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(found[0], ensure_ascii=False, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from browser import chromium, contrasts, requested, view, violations
 
+import pages
 import utils
 from evaluation import report
 
@@ -232,10 +233,10 @@ def test_invisible_characters_are_shown_by_number():
     """A soft hyphen, a space without width, a line separator, tags and a Hangul filler hide text or
     break it; what joins emoji and Persian letters stays."""
     for hidden in "\u00ad\u200b\u2028\u2060\U000e0041\u3164\u115f\u180e\ufeff\u202e":
-        assert report.shown(f"a{hidden}b") == f'a<span class="unseen">U+{ord(hidden):04X}</span>b'
+        assert pages.shown(f"a{hidden}b") == f'a<span class="unseen">U+{ord(hidden):04X}</span>b'
     for kept in ("👩\u200d👩\u200d👧", "❤\ufe0f", "می\u200cخواهم", "한국어\n\ttab", "e\u0301"):
-        assert report.shown(kept) == kept
-    assert "U+200D" in report.shown("pass\u200dword"), "a joiner between Latin letters hides"
+        assert pages.shown(kept) == kept
+    assert "U+200D" in pages.shown("pass\u200dword"), "a joiner between Latin letters hides"
 
 
 def test_labels_are_korean_where_the_prompt_is_korean():
@@ -451,7 +452,7 @@ def test_accessible(browser, tmp_path, scheme):
 
 def test_all_is_shown_without_a_script(browser, tmp_path):
     view(browser, 1280)
-    page = report.page(RECORDS, RESULTS).replace(report.JS, "")
+    page = report.page(RECORDS, RESULTS).replace(pages.JS, "")
     (tmp_path / "r.html").write_text(page, encoding="utf-8")
     browser.get((tmp_path / "r.html").as_uri())
     assert len(shown(browser)) == len(RECORDS)
