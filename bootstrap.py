@@ -32,6 +32,7 @@ RESTART = "choose 'Restart session' in the menu, then run this cell again"
 # Packages whose next major version would break others that these machines come with: gradio and
 # diffusers want huggingface_hub below 2, and the course works with both
 SAME_MAJOR = ("huggingface_hub",)
+NEEDED = ("requirements.txt", "requirements/student.txt", "requirements/rehearsal.txt")
 LEFT_OUT = ("checkpoints", "wandb", "merged")  # of a run's zip: large, and no notebook reads them
 UNPACKED = ".unpacked.json"  # in a run's folder: which zip was unpacked there
 
@@ -229,7 +230,7 @@ def mend() -> None:
 def named_in(problem: str) -> str | None:
     """The installed package that an error is about, if it is none that the course needs."""
     needed = set()
-    for file in ("requirements.txt", "requirements/rehearsal.txt"):
+    for file in NEEDED:
         text = (utils.ROOT / file).read_text(encoding="utf-8")
         needed |= {_normal(name) for name in re.findall(r"^[\w.-]+", text, re.MULTILINE)}
     for word in re.findall(r"[A-Za-z][\w.-]*\w", problem):
@@ -466,7 +467,7 @@ def setup() -> Path:
     python = folder / inside
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    files = ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt")
+    files = (*NEEDED, "requirements/dev.txt")
     arguments = [argument for file in files for argument in ("-r", str(utils.ROOT / file))]
     arguments += ["-c", str(utils.ROOT / "constraints.txt")]
     print(

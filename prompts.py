@@ -97,7 +97,7 @@ class Language:
     def share_of_words(self, text: str) -> float:
         """Share of a text's words that are mostly in this language's scripts, in [0, 1]: of a
         Korean request with much code in it most letters are Latin, but few words."""
-        words = [word for word in text.split() if any(letter.isalpha() for letter in word)]
+        words = [word for word in text.split() if any(map(str.isalpha, word))]
         return sum(self.share(word) >= 0.5 for word in words) / max(1, len(words))
 
 

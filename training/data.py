@@ -13,7 +13,7 @@ from pathlib import Path
 
 import settings
 import utils
-from preprocessing import contamination, rows
+from preprocessing import contamination, deduplicate, rows
 from utils import CourseError
 
 # And `instruction`, `input`, `output`, or `messages` (see chat.conversation)
@@ -29,13 +29,18 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
             occurs twice, or no row is left.
     """
     found: list[dict] = []
+    made = _made(chosen) if "run" in chosen.data else []
     for source in chosen.data:
         if source == "run":
-            found += _made(chosen)
-        elif source == "shipped":
+            continue
+        if source == "shipped":
             found += _written(utils.DATA / "instruction.jsonl", "shipped rows", chosen)
         else:
             found += _own(source, chosen)
+    fresh = deduplicate.unlike(made, found)
+    if len(fresh) < len(made):
+        print(f"{len(made) - len(fresh)} rows of this run repeat another one and are left out")
+    found = fresh + found
     if chosen.eval_prompts:  # the gates of the course's own files were passed without them
         prompts = rows.prompts(chosen.eval_prompts, chosen.languages, quiet=True)
         found = contamination.clean(found, prompts)

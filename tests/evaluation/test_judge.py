@@ -12,7 +12,7 @@ import settings
 import utils
 from evaluation import calibration, judge, stats, verdicts
 from evaluation.outcomes import Outcome
-from rehearsal import stand_ins
+from rehearsal import server, stand_ins
 
 ONE = {
     "id": "one",
@@ -252,6 +252,12 @@ def test_schema_mode_reads_what_text_mode_reads(judged_by, said):
 def test_a_server_without_schemas_is_told_what_to_set(judged_by):
     (record,) = asyncio.run(judged_by(lambda body: "A, I think").compare([ONE], ["a"], ["b"]))
     assert 'needs REPLY_FORMAT = "text"' in record["orders"][0]["error"]
+
+
+def test_a_server_that_refuses_schemas_is_told_what_to_set(judged_by):
+    refused = server.error(400, "response_format is not supported by this model")
+    with pytest.raises(utils.CourseError, match="REPLY_FORMAT to 'text'"):
+        asyncio.run(judged_by(lambda body: refused).compare([ONE], ["a"], ["b"]))
 
 
 def test_thinking_past_the_limit_is_told_from_failing(judged_by):

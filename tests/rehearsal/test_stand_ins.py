@@ -132,12 +132,11 @@ def test_seeds_deal_every_recorded_batch_once(endpoint, language):
         for i in range(len(batches))
     ]
     replies = asyncio.run(client.complete(asked, self_instruct.TaskBatch))
-    dealt = [
-        reply.parsed.tasks[0].instruction if reply.parsed else "malformed" for reply in replies
-    ]
-    assert dealt == [
-        batch["tasks"][0]["instruction"] if "tasks" in batch else "malformed" for batch in batches
-    ]
+    for reply, batch in zip(replies, batches, strict=True):
+        if "tasks" in batch:
+            assert reply.parsed.tasks[0].instruction == batch["tasks"][0]["instruction"]
+        else:  # malformed, which may mean cut off after some whole tasks
+            assert reply.error or reply.unread
 
 
 def test_version_changes_with_the_recording(tmp_path, monkeypatch):
@@ -171,6 +170,7 @@ GOOD = {
 BAD = {"en": "Bread rises because yeast makes gas.", "ko": "빵은 효모가 가스를 만들어서 부풀어요."}
 
 
+@pytest.mark.packaged
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_rule_prefers_the_answer_like_the_reference_in_both_orders(endpoint, language):
     client = Client(stand_ins.MODEL, endpoint, stand_ins.KEY)
@@ -181,6 +181,7 @@ def test_rule_prefers_the_answer_like_the_reference_in_both_orders(endpoint, lan
     assert all("not a language model" in order["explanation"] for order in record["orders"])
 
 
+@pytest.mark.packaged
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_same_answers_tie_and_single_scores_are_in_range(endpoint, language):
     client = Client(stand_ins.MODEL, endpoint, stand_ins.KEY)
@@ -196,6 +197,7 @@ def test_same_answers_tie_and_single_scores_are_in_range(endpoint, language):
     assert scores[0] > scores[1] >= scores[2] == 1
 
 
+@pytest.mark.packaged
 def test_penalties():
     reference = "Salt lowers the freezing point of water."
     assert stand_ins.score("Salt makes water freeze at a lower", reference) < stand_ins.score(
@@ -234,6 +236,7 @@ def test_judge_prompts_can_be_taken_apart(language):
     ) and "follow_up_reference" not in parts
 
 
+@pytest.mark.packaged
 @pytest.mark.parametrize("language", ["en", "ko"])
 @pytest.mark.parametrize("reply_format", ["schema", "text"])
 def test_stand_in_serves_every_protocol(endpoint, language, reply_format):
