@@ -373,6 +373,18 @@ def test_second_judge_is_a_setting(course):
         settings.resolve({"SECOND_JUDGE": "gpt-4o"})
 
 
+def test_the_limits_of_answers_and_replies_are_settings(course, monkeypatch):
+    """96 tokens on a CPU cut off 72 % of gemma-2b-it's published answers; a GPU has the time."""
+    monkeypatch.setattr(utils, "has_gpu", lambda: False)
+    assert settings.resolve({}).answer_tokens == 96 and settings.resolve({}).judge_tokens == 400
+    monkeypatch.setattr(utils, "has_gpu", lambda: True)
+    assert settings.resolve({}).answer_tokens == 512
+    assert settings.resolve({"PROFILE": "smoke"}).answer_tokens == 32
+    monkeypatch.setenv("COURSE_ANSWER_TOKENS", "700")
+    chosen = settings.resolve({"JUDGE_TOKENS": "4000"})
+    assert chosen.answer_tokens == 700 and chosen.judge_tokens == 4000
+
+
 def test_a_judge_that_was_the_teacher_is_said(course):
     chosen = dataclasses.replace(
         settings.resolve({"BASE_URL": "http://127.0.0.1:1/v1"}), teacher="m", judge="m"
