@@ -2,8 +2,9 @@
 is examined with.
 
 What it does: find rows too close to an evaluation prompt, a judge pair or a seed, by words and by
-meaning, and leave them out or keep a record of the check beside the data. What it does not do: choose the thresholds (`preprocess.ipynb` does), or find every paraphrase: how
-many of the labelled ones it finds is measured (`recall`) and stands in the record.
+meaning, and leave them out or keep a record of the check beside the data. What it does not do:
+choose the thresholds (`preprocess.ipynb` does), or find every paraphrase: how many of the labelled
+ones it finds is measured (`recall`) and stands in the record.
 """
 
 from __future__ import annotations
