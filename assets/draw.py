@@ -165,7 +165,7 @@ def pipeline(korean: bool) -> str:
 
 
 ROOMS = ("preprocessing", "training", "evaluation", "llm", "rehearsal", "root")
-ROOT_MODULES = ("bootstrap", "similarity", "rouge", "prompts", "settings", "utils")
+ROOT_MODULES = ("bootstrap", "similarity", "rouge", "prompts", "pages", "settings", "utils")
 
 
 def modules() -> dict[str, list[str]]:

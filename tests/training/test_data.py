@@ -106,11 +106,20 @@ def test_another_language_cannot_be_trained(own, capsys):
         data.training_rows(korean)
 
 
+def food_answer(food):
+    return {"role": "assistant", "content": f"{food} 날마다 맛을 보면 알 수 있어요."}
+
+
 def test_rows_of_turns_and_of_one_turn_do_not_go_the_whole_way(own, tiny):
     """Reader, gate, split and encoding: the same rows everywhere."""
     model, tokenizer = tiny
-    records = [{"messages": [TURNS[0] | {"content": f"{QUESTION} {n}"}, *TURNS[1:]]} for n in "abc"]
-    records += [{"prompt": f"{QUESTION} {n}", "completion": ANSWER} for n in "defg"]
+    foods = ("장아찌는 며칠이나 두나요?", "된장은 왜 검어지나요?", "식혜를 달게 하려면요?")
+    records = [
+        {"messages": [TURNS[0] | {"content": food}, *TURNS[1:3], food_answer(food)]}
+        for food in foods
+    ]
+    others = ("Name a gas.", "배추는 언제 심어요?", "How old is kimchi?", "무를 써는 법은?")
+    records += [{"prompt": other, "completion": f"{other} {ANSWER}"} for other in others]
     chosen = settings.resolve({"DATA": write(own / "mix.jsonl", records)})
     train, held = sft.split(data.training_rows(chosen), 2, 42)
     stop = chat.choose_stop(model, tokenizer)
