@@ -131,7 +131,7 @@ def _grams(words: list[str]) -> set[tuple[str, ...]]:
 def recall(lexical: float, semantic: float) -> float:
     """Share of the labelled paraphrases (data/duplicate_pairs.jsonl) that the gate would find: what
     it does not find may still be in a data set that passed."""
-    _, same, scores = curation.labelled_pairs(lexical)
+    _, same, scores = curation.labelled_pairs(lexical, turned=False)
     return float((scores["E5"][same] > semantic).mean())
 
 
@@ -180,7 +180,7 @@ def clean(rows: list[dict], own: Sequence[dict] = ()) -> list[dict]:
     Args:
         own: evaluation prompts of the user's own, as `rows.prompts` reads them.
     """
-    semantic = threshold()
+    semantic = curation.gate_threshold(LEXICAL)
     held = held_out()
     for item in own:
         held += [Held(item["id"], question, question) for question in reader.questions(item)]
@@ -206,12 +206,6 @@ def clean(rows: list[dict], own: Sequence[dict] = ()) -> list[dict]:
     return [row for row in rows if row["id"] not in left_out]
 
 
-def threshold() -> float:
-    """The cosine above which two texts ask for the same, from the labelled pairs."""
-    _, same, scores = curation.labelled_pairs(LEXICAL)
-    return curation.calibrate(scores["E5"], same, curation.PRECISION)
-
-
 def state(data: Path) -> dict:
     """Hashes of a data set and of all that it is compared with: a gate passed with other ones does
     not count."""
@@ -232,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
-        semantic = threshold()
+        semantic = curation.gate_threshold(LEXICAL)
         if chosen.held_out:
             return _compare(chosen.rows, chosen.held_out, semantic)
         report = pass_gate(Path(chosen.rows), LEXICAL, semantic)
