@@ -317,7 +317,10 @@ class Settings:
     loss_rows: int = _size(4, 2, "rows on which three ways to the loss are measured")
     loss_repeats: int = _size(2, 1, "measurements of each way")
     prompts: int = _size(60, 12, "evaluation prompts; 0: all", gpu=0)
-    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged")
+    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged", gpu=512)
+    judge_tokens: int = _setting(
+        "400", "tokens of a judge's reply; a judge that thinks aloud needs more", as_count
+    )
     calibration_pairs: int = _size(0, 24, "labelled pairs for the judge; 0: all")
     probe_pairs: int = _size(12, 3, "labelled pairs for each attack on the judge")
 

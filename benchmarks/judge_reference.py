@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import utils
-from evaluation import judge, outcomes, stats
+from evaluation import outcomes, stats, verdicts
 from utils import CourseError
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
-PLAIN = 1  # resamples: intervals are not what is checked here
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,12 @@ def llmbar(folder: Path) -> list[Row]:
                 list(stored["swap"]),
                 stored["published"],
             )
-            between = stats.agreement(first, second, resamples=PLAIN)
+            between = stats.agreement(first, second)
             count(
                 same,
                 total,
                 "agreement",
-                round(between.accuracy[0] * between.n),
+                round(between.accuracy.value * between.n),
                 int(published["equal"].split()[0]),
             )
             faults["two missing verdicts called equal"] += any(
@@ -126,7 +125,7 @@ def llmbar(folder: Path) -> list[Row]:
                 same,
                 total,
                 "accuracy",
-                round(100 * stats.win_rate(shares, resamples=PLAIN).value, 9),
+                round(100 * stats.win_rate(shares).value, 9),
                 round(published_accuracy, 9),
             )
             kappas(same, total, "labels", first, labels, published["kappa_False"])
@@ -181,13 +180,15 @@ def record(label: str, first: str, second: str) -> dict:
     """A verdict record: the labelled output takes the place of the tuned model, first in one order
     and second in the other."""
     orders = []
-    sides = []
-    for tuned_is, other, said in (("A", "B", first), ("B", "A", second)):
-        verdict = None
-        if said != "N":
-            verdict = tuned_is if said == label else other
-        orders.append({"tuned_is": tuned_is, "verdict": verdict})
-        sides.append(outcomes.side(verdict, tuned_is))
+    for tuned_is, said in (("A", first), ("B", second)):
+        other = {"A": "B", "B": "A"}[tuned_is]
+        orders.append(
+            {
+                "tuned_is": tuned_is,
+                "verdict": None if said == "N" else tuned_is if said == label else other,
+            }
+        )
+    sides = [outcomes.side(order["verdict"], order["tuned_is"]) for order in orders]
     return {"orders": orders, "sides": sides, "outcome": outcomes.outcome(*sides)}
 
 
@@ -202,7 +203,7 @@ def kappas(
     """
     from sklearn.metrics import cohen_kappa_score
 
-    ours = stats.agreement(a, b, resamples=PLAIN).kappa[0]
+    ours = stats.agreement(a, b).kappa.value
     count(same, total, f"right {what}", round(ours, 9), round(float(cohen_kappa_score(a, b)), 9))
     count(same, total, what, round(ours, 6), round(published, 6))
     mapped = ["1" if said == "1" else "0" for said in a]
@@ -211,7 +212,7 @@ def kappas(
         same,
         total,
         f"fault {what}",
-        round(stats.agreement(mapped, against, resamples=PLAIN).kappa[0], 6),
+        round(stats.agreement(mapped, against).kappa.value, 6),
         round(published, 6),
     )
 
@@ -233,7 +234,7 @@ def pandalm(folder: Path) -> list[Row]:
             Row(
                 f"PandaLM: kappa of annotators {a + 1} and {b + 1}",
                 kappa,
-                f"{stats.agreement(votes[a], votes[b], resamples=PLAIN).kappa[0]:.3f}",
+                f"{stats.agreement(votes[a], votes[b]).kappa.value:.3f}",
             )
         )
     majority = [Counter(said).most_common(1)[0][0] for said in zip(*votes, strict=True)]
@@ -246,10 +247,10 @@ def pandalm(folder: Path) -> list[Row]:
     ways = {
         "wrong": ([verdict or "none" for verdict in said], majority, "0.698"),
         "ties": ([verdict or "0" for verdict in said], majority, "0.711"),
-        "dropped": ([verdict for verdict, _ in read], [label for _, label in read], "0.716"),
+        "dropped": (*map(list, zip(*read, strict=True)), "0.716"),
     }
-    for way, (verdicts, labels, accuracy) in ways.items():
-        measured = stats.agreement(verdicts, labels, resamples=PLAIN).accuracy[0]
+    for way, (read_as, labels, accuracy) in ways.items():
+        measured = stats.agreement(read_as, labels).accuracy.value
         rows.append(
             Row(
                 f"PandaLM: accuracy of GPT-3.5, unreadable verdicts {way}",
@@ -273,7 +274,7 @@ def fastchat(folder: Path) -> list[Row]:
     counts = outcomes.count(records)
     ties = counts["tie"] + counts["inconsistent"]
     parsed = [
-        judge.parse_verdict(pair[f"g{game}_judgment"])[0] for pair in pairs for game in (1, 2)
+        verdicts.parse_verdict(pair[f"g{game}_judgment"])[0] for pair in pairs for game in (1, 2)
     ]
     stored = [order["verdict"] for item in records for order in item["orders"]]
     paper = stats.win_rate([1.0] * counts["win"] + [0.5] * ties + [0.0] * counts["loss"])
@@ -292,14 +293,15 @@ def fastchat(folder: Path) -> list[Row]:
     ]
     granite = _scores(folder / "single_granite_parse_failures.jsonl")
     phi = _scores(folder / "single_phi3dpo.jsonl")
-    paired = stats.paired_difference(_readable(granite), _readable(phi), resamples=PLAIN)
+    kept = [[None if stored == -1 else stored for stored, _ in scores] for scores in (granite, phi)]
+    paired = stats.paired_difference(*kept)
     # "[[0, 0]]" in a piece of code was taken for a score
     return [
         *rows,
         Row(
             "FastChat singles, granite against phi-3-dpo: pairs, without a score",
             (40, 120),
-            (paired.n, paired.missing),
+            (paired.mean.n, paired.missing),
         ),
         Row(
             "FastChat singles, granite: bogus zeros stored as scores",
@@ -335,23 +337,21 @@ def _scores(path: Path) -> list[tuple[int, int | None]]:
         utils.read_jsonl(path, ("judgment", "score")),
         key=lambda item: (item["question_id"], item["turn"]),
     )
-    return [(item["score"], judge.parse_score(item["judgment"])[0]) for item in items]
-
-
-def _readable(scores: list[tuple]) -> list[float | None]:
-    """The stored scores; -1 stands for one that could not be read."""
-    return [None if stored == -1 else stored for stored, _ in scores]
+    return [(item["score"], verdicts.parse_score(item["judgment"])[0]) for item in items]
 
 
 def pair_record(pair: dict) -> dict:
     """FastChat's two games as a verdict record with model_1 in the place of the tuned model;
     model_1 is A in the first game."""
-    # "error" is no verdict
-    one = {"model_1": "A", "model_2": "B", "tie": "tie"}.get(pair["g1_winner"])
-    two = {"model_1": "B", "model_2": "A", "tie": "tie"}.get(pair["g2_winner"])
-    orders = [{"tuned_is": "A", "verdict": one}, {"tuned_is": "B", "verdict": two}]
-    first, second = outcomes.side(one, "A"), outcomes.side(two, "B")
-    value = None if first is None or second is None else (first + second) / 2
+    orders = []
+    for tuned_is, winner in (("A", pair["g1_winner"]), ("B", pair["g2_winner"])):
+        other = {"A": "B", "B": "A"}[tuned_is]
+        verdict = {"model_1": tuned_is, "model_2": other, "tie": "tie"}.get(
+            winner
+        )  # "error" is none
+        orders.append({"tuned_is": tuned_is, "verdict": verdict})
+    first, second = (outcomes.side(order["verdict"], order["tuned_is"]) for order in orders)
+    value = None if None in (first, second) else (first + second) / 2
     return {"orders": orders, "outcome": outcomes.outcome(first, second), "value": value}
 
 

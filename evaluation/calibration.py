@@ -1,8 +1,8 @@
 """May this judge be believed? Labelled pairs first, then attacks on it.
 
 What it does: accuracy, kappa and position consistency on pairs whose better answer is known, the
-gate that follows from them, and
-probes of known biases. What it does not do: judge the models (judge.py) or mend a judge.
+gate that follows from them for each language, a baseline that reads nothing, and probes of known
+biases. What it does not do: judge the models (judge.py) or mend a judge.
 
 Sources: LLM-as-a-judge (arXiv 2306.05685) for position, verbosity and self-enhancement bias and the
 repetitive list; null models (arXiv 2410.07137) for the constant reply. Consistency is not accuracy:
@@ -16,106 +16,151 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import prompts
+import settings
+import similarity
 from evaluation import stats
-from evaluation.judge import Judge
+from evaluation.judge import CUT, Judge
 from evaluation.outcomes import Outcome, Positions, by_group, positions
 from evaluation.stats import Agreement, Estimate
 
 COIN = 0.5
+# Faults that a rule finds which reads nothing: repeated words, a missing final mark, the script.
+# The gate asks about all other kinds.
+FORM = ("loop", "cut_off", "wrong_language")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A judge on labelled pairs, from `Judge.compare(pairs, good answers, bad answers)`."""
+    """A judge on labelled pairs, from `Judge.compare(pairs, good answers, bad answers)`.
+
+    `accuracy` is on the scale of a win rate, because `stats.corrected` inverts it: a tie is half
+    right, a failed pair wrong, and a judge that always names the first answer is right in 50 % of
+    its verdicts and in both orders never.
+    """
 
     judge: str
-    # of its verdicts, a tie half right and a failed pair wrong, averaged over both orders; Wilson
-    # over pairs
-    accuracy: Estimate
+    accuracy: Estimate  # on all pairs
+    content: dict[str, Estimate | None]  # by language, on the kinds that need reading: the gate
     both_orders: Estimate  # share of pairs where it prefers the good answer both times
-    kappa: (
-        Agreement | None
-    )  # of its verdicts with the labels, both orders of a pair drawn together; None if all failed
+    kappa: Agreement | None  # of its verdicts with the labels, over pairs; None if all failed
     positions: Positions
     by_kind: dict[str, Estimate]  # accuracy for each kind of fault
-    failed: int  # pairs without two readable verdicts
+    failed: dict[str, int]  # pairs without two readable verdicts, by language
+    cut: int  # of these, the pairs on which it was still writing at its limit
     error: str | None  # the first reason for a failure
-    values: list[float]  # of the answered pairs: what `stats.corrected` needs
+    values: list[float]  # of the answered pairs in open languages: for `stats.corrected`
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages in which it may be believed."""
+        return [code for code, share in self.content.items() if share and share.low > COIN]
 
     @property
     def usable(self) -> bool:
-        """True if the whole interval of its accuracy is above 50 %, that is, if it is shown to be
-        better than a coin."""
-        return self.accuracy.low > COIN
+        """May it be believed in any language?"""
+        return bool(self.languages)
+
+    @property
+    def unseen(self) -> list[str]:
+        """The kinds of fault in which it is not shown to be better than a coin."""
+        return [name.replace("_", " ") for name, share in self.by_kind.items() if share.low <= COIN]
+
+    @property
+    def closed(self) -> dict[str, str]:
+        """For each language in which it may not be believed, the reason in one sentence."""
+        return {
+            code: f"{settings.LANGUAGES.get(code, code)}: {self._why(share, self.failed[code])}"
+            for code, share in self.content.items()
+            if code not in self.languages
+        }
+
+    def believed(self, records: Sequence[dict]) -> list[dict]:
+        """The records in the languages in which it may be believed."""
+        return [record for record in records if record["language"] in self.languages]
+
+    def _why(self, share: Estimate | None, failed: int) -> str:
+        if share is None:
+            return f"no labelled pair asks {self.judge} to read; calibrate it on more pairs."
+        n = share.n
+        if 2 * failed > n:
+            if 2 * self.cut > sum(self.failed.values()):
+                return f"{self.judge} was mostly still writing at its limit; raise JUDGE_TOKENS."
+            return (
+                f"{self.judge} gave no readable verdict on {failed} labelled pairs "
+                f"({self.error}); use another JUDGE."
+            )
+        side = "worse than" if share.high < COIN else "not shown to be better than"
+        return (
+            f"{self.judge} is {side} a coin: its verdicts on {n} labelled pairs that need reading "
+            f"are right in {share.short}, so its win rate would mean nothing; use another JUDGE."
+        )
 
     def __str__(self) -> str:
-        kappa = (
-            "no verdict"
-            if self.kappa is None
-            else "{:.2f} [{:.2f}, {:.2f}]".format(*self.kappa.kappa)
-        )
+        failed = sum(self.failed.values())
+        error = f" ({self.error})" if self.error else ""
         rows = {
             "judge": self.judge,
             "verdicts that are right": self.accuracy,
             "right in both orders": self.both_orders,
             "same verdict in both orders": self.positions.consistency or "no verdict",
-            "kappa with the labels": kappa,
-            "pairs without a verdict": f"{self.failed}"
-            + (f" ({self.error})" if self.error else ""),
-            "the gate is": "OPEN" if self.usable else f"CLOSED: {self.why_closed}",
+            "kappa with the labels": self.kappa.kappa_text if self.kappa else "no verdict",
+            "pairs without a verdict": f"{failed}{error}",
+            "not better than a coin on": ", ".join(self.unseen) or "nothing",
         }
+        for code, share in self.content.items():
+            state = "OPEN" if code in self.languages else "CLOSED"
+            name = f"gate, {settings.LANGUAGES.get(code, code)}"
+            rows[name] = f"{state}: right in {share} of the kinds that need reading"
         return "\n".join(f"{name:<28} {value}" for name, value in rows.items())
-
-    @property
-    def why_closed(self) -> str | None:
-        """One sentence for a judge that may not be used, None for one that may."""
-        if self.usable:
-            return None
-        n = self.accuracy.n
-        if 2 * self.failed > n:
-            return (
-                f"{self.judge} gave no readable verdict on {self.failed} of {n} labelled pairs "
-                f"({self.error}); use another JUDGE."
-            )
-        side = "worse than" if self.accuracy.high < COIN else "not shown to be better than"
-        return (
-            f"{self.judge} is {side} a coin: its verdicts on {n} labelled pairs are right in "
-            f"{self.accuracy.short}, so its win rate would "
-            "mean nothing; use another JUDGE."
-        )
 
 
 def calibrate(records: Sequence[dict]) -> Calibration:
     """What the records of labelled pairs say about the judge: the good answer was given as the
-    tuned one.
-
-    Accuracy is on the scale of a win rate, because `stats.corrected` inverts it: a judge that
-    always names the first answer is right in 50 % of its verdicts, and in both orders never.
-    """
+    tuned one."""
+    counted = [record | {"value": record["value"] or 0.0} for record in records]  # failed: wrong
     answered = [record for record in records if record["value"] is not None]
     orders = [(record["id"], order) for record in answered for order in record["orders"]]
     errors = [order["error"] for record in records for order in record["orders"] if order["error"]]
-    return Calibration(
-        judge=records[0]["judge"],
-        accuracy=stats.proportion([record["value"] or 0.0 for record in records]),
-        both_orders=stats.proportion(
-            [float(record["outcome"] == Outcome.WIN) for record in records]
-        ),
-        kappa=stats.agreement(
-            [o["verdict"] for _, o in orders],
-            [o["tuned_is"] for _, o in orders],
+    content, failed = {}, {}
+    for code in sorted({record["language"] for record in records}):
+        reading = [r for r in counted if r["language"] == code and r["kind"] not in FORM]
+        content[code] = stats.rate([r["value"] for r in reading]) if reading else None
+        failed[code] = sum(r["value"] is None for r in records if r["language"] == code)
+    kappa = None
+    if orders:
+        kappa = stats.agreement(
+            [order["verdict"] for _, order in orders],
+            [order["tuned_is"] for _, order in orders],
             [name for name, _ in orders],
         )
-        if orders
-        else None,
+    found = Calibration(
+        judge=records[0]["judge"],
+        accuracy=stats.rate([record["value"] for record in counted]),
+        content=content,
+        both_orders=stats.rate([float(record["outcome"] == Outcome.WIN) for record in records]),
+        kappa=kappa,
         positions=positions(records),
-        by_kind=by_group(
-            [record | {"value": record["value"] or 0.0} for record in records], "kind"
-        ),
-        failed=len(records) - len(answered),
+        by_kind=by_group(counted, "kind"),
+        failed=failed,
+        cut=sum(any(o["error"] == CUT for o in record["orders"]) for record in records),
         error=errors[0] if errors else None,
-        values=[record["value"] for record in answered],
+        values=[],
     )
+    found.values.extend(record["value"] for record in found.believed(answered))
+    return found
+
+
+def overlap(pairs: Sequence[dict]) -> Estimate:
+    """How often the answer that shares more words with the reference (ROUGE-L) is the better one: a
+    judge that is no better than this counts words."""
+    scores = []
+    for pair in pairs:
+        good, bad = (
+            similarity.rouge_l(pair[side], pair["reference"])
+            for side in ("answer_good", "answer_bad")
+        )
+        scores.append(0.5 if good == bad else float(good > bad))
+    return stats.rate(scores)
 
 
 # --- probes ---------------------------------------------------------------------------------------
@@ -159,7 +204,7 @@ async def probe(
             found.append(
                 Probe(
                     name,
-                    stats.proportion([float(record["outcome"] in fooled) for record in mine]),
+                    stats.rate([float(record["outcome"] in fooled) for record in mine]),
                     means,
                 )
             )
@@ -232,5 +277,5 @@ def _swapped(calibration: Sequence[dict]) -> Probe:
     told = [record for record in calibration if record["outcome"] != Outcome.FAILED]
     flips = [float(record["outcome"] == Outcome.INCONSISTENT) for record in told] or [1.0]
     return Probe(
-        "swapped order", stats.proportion(flips), "changes its mind when the answers change places"
+        "swapped order", stats.rate(flips), "changes its mind when the answers change places"
     )

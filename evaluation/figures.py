@@ -50,27 +50,31 @@ def calibration_figure(calibration: Calibration):
     return figure
 
 
-def outcome_figure(records: Sequence[dict], rates: bool = True):
+def outcome_figure(records: Sequence[dict], believed: Sequence[str]):
     """The five outcomes as bars, for all prompts and each language, and beside them the win rates
     with their intervals.
 
     Args:
-        rates: False where the judge may not be believed: its verdicts are shown, but no win rate.
+        believed: the languages in which the judge may be believed; in the others its verdicts are
+            shown, but no win rate.
     """
     import matplotlib.pyplot as plt
 
-    groups = {"all": list(records)} | {
-        name: chosen
-        for code, name in settings.LANGUAGES.items()
-        if (chosen := [r for r in records if r["language"] == code])
-    }
+    groups = {"all": list(records)}
+    rates = {}
+    for code in sorted({record["language"] for record in records}):
+        name = settings.LANGUAGES.get(code, code)
+        groups[name] = [record for record in records if record["language"] == code]
+        known = outcomes.values(groups[name])
+        if code in believed and known:
+            rates[name] = stats.win_rate(known)
+    if len(rates) > 1:
+        trusted = [record for record in records if record["language"] in believed]
+        rates = {"all": stats.win_rate(outcomes.values(trusted))} | rates
     height = 0.5 * len(groups) + 1.5
+    columns = 2 if rates else 1
     figure, panels = plt.subplots(
-        1,
-        2 if rates else 1,
-        figsize=(9.5, height),
-        width_ratios=(3, 2) if rates else None,
-        squeeze=False,
+        1, columns, figsize=(9.5, height), width_ratios=(3, 2)[:columns], squeeze=False
     )
     bars = panels[0][0]
     for row, members in enumerate(groups.values()):
@@ -112,18 +116,7 @@ def outcome_figure(records: Sequence[dict], rates: bool = True):
         handlelength=1,
     )
     if rates:
-        known = {
-            name: outcomes.values(members)
-            for name, members in groups.items()
-            if outcomes.values(members)
-        }
-        _intervals(
-            panels[0][1],
-            {
-                name: (stats.win_rate if name == "all" else stats.proportion)(known[name])
-                for name in known
-            },
-        )
+        _intervals(panels[0][1], rates)
         panels[0][1].set(xlabel="win rate, 95 % interval", title="win rate of tuned")
     figure.suptitle(f"judge: {records[0]['judge']}", fontsize=10)
     figure.tight_layout()

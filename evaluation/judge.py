@@ -1,14 +1,12 @@
-"""Asking a judge about two answers, or about one: protocols, replies, records. What
-`evaluation.ipynb` calls.
+"""Asking a judge about two answers, or about one: protocols and records. What `evaluation.ipynb`
+calls.
 
 In here: pairwise verdicts in both orders and single scores, with a reference where there is one, in
-one turn or two, by JSON schema or
-as plain text. Not in here: whether the judge may be believed (calibration.py), what the verdicts
-add up to (outcomes.py, stats.py), and the answers themselves (training/generation.py).
+one turn or two, by JSON schema or as plain text. Not in here: how replies are read (verdicts.py),
+whether the judge may be believed (calibration.py), what the verdicts add up to (outcomes.py,
+stats.py), and the answers themselves (training/generation.py).
 
-Source: LLM-as-a-judge (arXiv 2306.05685) and its code (lm-sys/FastChat). Its parser takes the first
-"[[A]]" it sees and any number for a score; the one here never guesses: what cannot be read, or says
-two things, has failed.
+Source: LLM-as-a-judge (arXiv 2306.05685) and its code (lm-sys/FastChat).
 """
 
 from __future__ import annotations
@@ -18,40 +16,37 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING
 
 import prompts
 import settings
 import utils
+from evaluation import verdicts
 from evaluation.outcomes import outcome, side
+from evaluation.verdicts import Score, Verdict
 from llm.client import Client
 from llm.replies import Reply
 from utils import CourseError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 Answer = str | Sequence[str]  # one text, or one a turn
-
-
-class Verdict(BaseModel):
-    """Explanation first, so that the verdict follows from it."""
-
-    model_config = ConfigDict(extra="forbid")
-    explanation: str
-    verdict: Literal["A", "B", "tie"]
-
-
-class Score(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    explanation: str
-    score: int = Field(ge=1, le=10)
+TOKENS = 400  # of a judge's reply, at most
+TWO_TURNS = ""  # a kind of its own when prompts are sampled
+CUT = "the judge was still writing at its limit: raise JUDGE_TOKENS"
 
 
 # --- requests -------------------------------------------------------------------------------------
 
 
 def pair_request(
-    item: dict, answer_a: Answer, answer_b: Answer, turn: int = 1, reply_format: str = "schema"
+    item: dict,
+    answer_a: Answer,
+    answer_b: Answer,
+    turn: int = 1,
+    reply_format: str = "schema",
+    tokens: int = TOKENS,
 ) -> dict:
     """The chat request that compares two answers.
 
@@ -60,13 +55,17 @@ def pair_request(
             `follow_up` and `follow_up_reference`.
         turn: 1, or 2 for the answers to the follow-up, shown with the whole conversation.
         reply_format: "schema", or "text" for endpoints that cannot be held to a JSON schema.
+        tokens: of the reply, at most; a model that thinks aloud needs more.
     """
-    return _request(item, {"a": turns(answer_a), "b": turns(answer_b)}, "pair", turn, reply_format)
+    answers = {"a": turns(answer_a), "b": turns(answer_b)}
+    return _request(item, answers, "pair", turn, reply_format, tokens)
 
 
-def single_request(item: dict, answer: Answer, turn: int = 1, reply_format: str = "schema") -> dict:
+def single_request(
+    item: dict, answer: Answer, turn: int = 1, reply_format: str = "schema", tokens: int = TOKENS
+) -> dict:
     """The chat request that scores one answer from 1 to 10; arguments as for `pair_request`."""
-    return _request(item, {"": turns(answer)}, "single", turn, reply_format)
+    return _request(item, {"": turns(answer)}, "single", turn, reply_format, tokens)
 
 
 def turns(answer: Answer) -> list[str]:
@@ -75,9 +74,14 @@ def turns(answer: Answer) -> list[str]:
 
 
 def _request(
-    item: dict, answers: dict[str, list[str]], task: str, turn: int, reply_format: str
+    item: dict,
+    answers: dict[str, list[str]],
+    task: str,
+    turn: int,
+    reply_format: str,
+    tokens: int,
 ) -> dict:
-    language, suffix = item["language"], {key: f"_{key}" if key else "" for key in answers}
+    suffix = {key: f"_{key}" if key else "" for key in answers}
     texts = {"prompt": item["prompt"]}
     if turn == 1:
         texts |= {"reference": item["reference"]}
@@ -89,7 +93,7 @@ def _request(
         }
         texts |= {f"second{suffix[key]}": said[1] for key, said in answers.items()}
     guided = bool(texts.get("reference") or texts.get("follow_up_reference"))
-    known = prompts.LANGUAGES[language]
+    known = prompts.LANGUAGES[item["language"]]
     heading, ask = known.judge_headings, known.judge_task
     sections = [
         f"[{heading[name]}]\n{_quoted(text)}"
@@ -107,7 +111,7 @@ def _request(
     )
     system = known.judge_system if task == "pair" else known.judge_single_system
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-    return {"messages": messages, "temperature": 0.0, "max_completion_tokens": 400}
+    return {"messages": messages, "temperature": 0.0, "max_completion_tokens": tokens}
 
 
 HEADING = re.compile(
@@ -127,74 +131,21 @@ def _quoted(text: str) -> str:
     return HEADING.sub("> ", text)
 
 
-# --- replies --------------------------------------------------------------------------------------
-
-TIES = {"c", *prompts.words("tie")}  # C is a tie in FastChat's form
-BEFORE = r"^\W*"  # on a line of its own, in bold or as a heading perhaps
-COLON = r"[^\w\n-]*[:：][^\w\n-]*"
-POINTS = f"(?:\\s*(?:{prompts.either(prompts.words('points'))}))?"
-
-VERDICT_MARK = re.compile(
-    r"""\[\[(A|B|C|tie)\]\]"""  # FastChat's form
-    r"""|"verdict"\s*:\s*"(A|B|tie)\""""  # JSON without a schema
-    # "Verdict: A", "최종 판정: 답변A", and "무승부입니다." alone
-    rf"""|{BEFORE}(?:{prompts.either(prompts.words("verdict"))}){COLON}"""
-    rf"""(?:(?:{prompts.either(prompts.words("answer"))})\s*)?"""
-    rf"""(A|B|{prompts.either(prompts.words("tie"))})\W*$"""
-    rf"""|{BEFORE}({prompts.either(prompts.words("tie"))})\W*$""",
-    re.IGNORECASE | re.MULTILINE,
-)
-SCORE_MARK = re.compile(
-    r"""\[\[(-?\d+(?:\.\d+)?)\]\]|"score"\s*:\s*(-?\d+(?:\.\d+)?)\s*[,}]"""
-    # "Rating: 7/10", "점수: 8/10점"
-    rf"""|{BEFORE}(?:{prompts.either(prompts.words("score"))}){COLON}"""
-    rf"""(-?\d+(?:\.\d+)?){POINTS}(?:\s*/\s*10{POINTS})?\W*$""",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
-def parse_verdict(text: str) -> tuple[str | None, str | None]:
-    """`(verdict, error)` of a plain-text reply; exactly one of them is None.
-
-    Read are "Verdict: A" or "판정: A" on a line of its own, "[[A]]", and JSON; what a reasoning
-    model thinks before `</think>` is not.
-    """
-    found = {"tie" if mark.lower() in TIES else mark.upper() for mark in _marks(VERDICT_MARK, text)}
-    if len(found) == 1:
-        return found.pop(), None
-    return (
-        None,
-        f"contradictory verdicts ({', '.join(sorted(found))})"
-        if found
-        else "no verdict could be read",
-    )
-
-
-def parse_score(text: str) -> tuple[int | None, str | None]:
-    """`(score, error)` of a plain-text reply, a whole number from 1 to 10; exactly one of them is
-    None."""
-    found = set(map(float, _marks(SCORE_MARK, text)))
-    if len(found) != 1:
-        return (
-            None,
-            f"contradictory scores ({', '.join(f'{s:g}' for s in sorted(found))})"
-            if found
-            else "no score could be read",
-        )
-    score = found.pop()
-    if not score.is_integer() or not 1 <= score <= 10:
-        return None, f"the score {score:g} is not a whole number from 1 to 10"
-    return int(score), None
-
-
-def _marks(pattern: re.Pattern, text: str) -> list[str]:
-    return [
-        next(filter(None, match.groups()))
-        for match in pattern.finditer(text.rpartition("</think>")[2])
-    ]
-
-
 # --- the judge ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One request and what it is about."""
+
+    item: int  # its place among the items
+    turn: int
+    request: dict
+    tuned_is: str = ""  # "A" or "B" in a pair
+
+
+def _turns_of(item: dict) -> tuple[int, ...]:
+    return (1, 2) if item.get("follow_up") else (1,)
 
 
 @dataclass
@@ -208,11 +159,13 @@ class Judge:
         name: how the judge is named in records and figures; a stand-in says there that it is one.
             Default: the model's name.
         reply_format: "schema" or "text".
+        tokens: of a reply, at most.
     """
 
     client: Client
     name: str = ""
     reply_format: str = "schema"
+    tokens: int = TOKENS
 
     def __post_init__(self) -> None:
         self.name = self.name or self.client.model
@@ -223,12 +176,10 @@ class Judge:
         """Dollars that judging these pairs (or, without `base`, scoring these answers) costs at
         worst, beyond what the journal has."""
         if base is None:
-            return self.client.estimate(
-                [request for *_, request in self._singles(items, tuned)], self._schema(Score)
-            )
-        return self.client.estimate(
-            [request for *_, request in self._pairs(items, tuned, base)], self._schema(Verdict)
-        )
+            asked, schema = self._singles(items, tuned), Score
+        else:
+            asked, schema = self._pairs(items, tuned, base), Verdict
+        return self.client.estimate([one.request for one in asked], self._schema(schema))
 
     async def compare(
         self, items: Sequence[dict], tuned: Sequence[Answer], base: Sequence[Answer]
@@ -242,21 +193,9 @@ class Judge:
             failed) and `orders`, the verdicts in the order asked, each with `turn`, `tuned_is` ("A"
             or "B"), `verdict` ("A", "B", "tie" or None), `error` and `explanation`.
         """
-        plan = self._pairs(items, tuned, base)
-        replies = await self._ask([request for *_, request in plan], Verdict)
         orders: list[list[dict]] = [[] for _ in items]
-        for (i, turn, tuned_is, _), (verdict, error, explanation) in zip(
-            plan, replies, strict=True
-        ):
-            orders[i].append(
-                {
-                    "turn": turn,
-                    "tuned_is": tuned_is,
-                    "verdict": verdict,
-                    "error": error,
-                    "explanation": explanation,
-                }
-            )
+        for asked, said in await self._ask(self._pairs(items, tuned, base), Verdict):
+            orders[asked.item].append({"turn": asked.turn, "tuned_is": asked.tuned_is} | said)
         return [self._record(item, said) for item, said in zip(items, orders, strict=True)]
 
     async def score_both(
@@ -277,89 +216,84 @@ class Judge:
     async def score(self, items: Sequence[dict], answers: Sequence[Answer]) -> list[dict]:
         """Score every answer alone, from 1 to 10: records of `id`, `score` (mean over turns; None
         if one failed) and `turns`."""
-        plan = self._singles(items, answers)
-        replies = await self._ask([request for *_, request in plan], Score)
         given: list[list[dict]] = [[] for _ in items]
-        for (i, turn, _), (score, error, explanation) in zip(plan, replies, strict=True):
-            given[i].append(
-                {"turn": turn, "score": score, "error": error, "explanation": explanation}
-            )
+        for asked, said in await self._ask(self._singles(items, answers), Score):
+            given[asked.item].append({"turn": asked.turn} | said)
         records = []
         for item, said in zip(items, given, strict=True):
             scores = [turn["score"] for turn in said]
-            records.append(
-                {
-                    "id": item["id"],
-                    "score": None if None in scores else sum(scores) / len(scores),
-                    "turns": said,
-                }
-            )
+            mean = None if None in scores else sum(scores) / len(scores)
+            records.append({"id": item["id"], "score": mean, "turns": said})
         return records
 
-    def _pairs(self, items, tuned, base) -> list[tuple[int, int, str, dict]]:
-        """`(place of the item, turn, where the tuned answer stands, request)` of every verdict."""
-        plan = []
+    def _pairs(self, items, tuned, base) -> list[_Asked]:
+        asked = []
         for i, (item, ours, theirs) in enumerate(zip(items, tuned, base, strict=True)):
-            for turn in _turns(item):
-                first = pair_request(item, ours, theirs, turn, self.reply_format)
-                swapped = pair_request(item, theirs, ours, turn, self.reply_format)
-                plan += [(i, turn, "A", first), (i, turn, "B", swapped)]
-        return plan
+            for turn in _turns_of(item):
+                for tuned_is, a, b in (("A", ours, theirs), ("B", theirs, ours)):
+                    request = pair_request(item, a, b, turn, self.reply_format, self.tokens)
+                    asked.append(_Asked(i, turn, request, tuned_is))
+        return asked
 
-    def _singles(self, items, answers) -> list[tuple[int, int, dict]]:
-        """`(place of the item, turn, request)` of every score."""
-        plan = []
+    def _singles(self, items, answers) -> list[_Asked]:
+        asked = []
         for i, (item, answer) in enumerate(zip(items, answers, strict=True)):
-            for turn in _turns(item):
-                plan.append((i, turn, single_request(item, answer, turn, self.reply_format)))
-        return plan
+            for turn in _turns_of(item):
+                request = single_request(item, answer, turn, self.reply_format, self.tokens)
+                asked.append(_Asked(i, turn, request))
+        return asked
 
     def _schema(self, schema: type[BaseModel]) -> type[BaseModel] | None:
         return schema if self.reply_format == "schema" else None
 
-    async def _ask(self, requests: list[dict], schema: type[BaseModel]) -> list[tuple]:
-        """`(verdict or score, error, explanation)` of every reply."""
-        return [
-            self._read(reply, schema)
-            for reply in await self.client.complete(requests, self._schema(schema))
-        ]
+    async def _ask(self, asked: list[_Asked], schema: type[BaseModel]) -> list[tuple[_Asked, dict]]:
+        """Every request with what was said to it: `verdict` or `score`, `error` and
+        `explanation`."""
+        try:
+            replies = await self.client.complete(
+                [one.request for one in asked], self._schema(schema)
+            )
+        except CourseError as error:
+            if self.reply_format == "schema" and "response_format" in str(error):
+                why = 'The server of the judge knows no JSON schemas: set REPLY_FORMAT to "text".'
+                raise CourseError(f"{error} {why}") from None
+            raise
+        return [(one, self._read(reply, schema)) for one, reply in zip(asked, replies, strict=True)]
 
-    def _read(self, reply: Reply, schema: type[BaseModel]) -> tuple:
-        field, parse = ("verdict", parse_verdict) if schema is Verdict else ("score", parse_score)
-        if reply.error:
-            return None, reply.error, reply.text
-        if self.reply_format == "schema":
-            return getattr(reply.parsed, field), None, reply.parsed.explanation
-        return *parse(reply.text), reply.text
+    def _read(self, reply: Reply, schema: type[BaseModel]) -> dict:
+        """What a reply says; one that does not keep to the schema is read like plain text."""
+        name, parse = "verdict", verdicts.parse_verdict
+        if schema is Score:
+            name, parse = "score", verdicts.parse_score
+        if reply.parsed is not None:
+            said = getattr(reply.parsed, name)
+            return {name: said, "error": None, "explanation": reply.parsed.explanation}
+        value, error = parse(reply.text)
+        if value is not None and reply.finish_reason not in ("length", "content_filter"):
+            text = verdicts.explanation(reply.text)
+            return {name: value, "error": None, "explanation": text}
+        if reply.finish_reason == "length":
+            error = CUT
+        elif reply.error:
+            error = reply.error
+            if "does not match the schema" in error:
+                error += ' (a server that knows no schemas needs REPLY_FORMAT = "text")'
+        return {name: None, "error": error, "explanation": reply.text}
 
     def _record(self, item: dict, orders: list[dict]) -> dict:
-        first, second = _mean_side(orders, "A"), _mean_side(orders, "B")
-        value = None if first is None or second is None else (first + second) / 2
+        sides = {
+            position: [side(o["verdict"], position) for o in orders if o["tuned_is"] == position]
+            for position in "AB"
+        }
+        first, second = (None if None in said else sum(said) / len(said) for said in sides.values())
         kept = {key: item[key] for key in ("id", "language", "category", "kind") if key in item}
+        value = None if None in (first, second) else (first + second) / 2
         return kept | {
             "outcome": str(outcome(first, second)),
             "value": value,
             "judge": self.name,
             "orders": orders,
         }
-
-
-def _turns(item: dict) -> tuple[int, ...]:
-    return (1, 2) if item.get("follow_up") else (1,)
-
-
-def _mean_side(orders: list[dict], tuned_is: str) -> float | None:
-    """Mean over the turns of `outcomes.side` where the tuned answer stands there; None where a
-    verdict failed."""
-    total, turns = 0.0, 0
-    for order in orders:
-        if order["tuned_is"] == tuned_is:
-            said = side(order["verdict"], tuned_is)
-            if said is None:
-                return None
-            total += said
-            turns += 1
-    return total / turns
 
 
 # --- the prompts ----------------------------------------------------------------------------------
@@ -385,27 +319,25 @@ def check_items(items: Sequence[dict], name: str) -> None:
             )
 
 
-TWO_TURNS = "two turns"  # a kind of its own in a sample, whatever the category
-
-
 def sample(rows: Sequence[dict], n: int, seed: int = 0, by: str = "category") -> list[dict]:
     """About equally many rows of every language and `by`, two-turn prompts being a kind of their
     own, in the order of the file."""
     rng = random.Random(seed)
     shuffled = rng.sample(list(rows), len(rows))
-    kinds = sorted({row[by] for row in rows if not row.get("follow_up")})
-    # Two turns come first, so that even a small sample has them
-    order = [TWO_TURNS, *rng.sample(kinds, len(kinds))]
-    # One row of every kind and language, then a second one of each, and so on
-    seen: Counter[tuple[str, str]] = Counter()
+    kinds = sorted({_kind(row, by) for row in rows} - {TWO_TURNS})
+    names = [TWO_TURNS, *rng.sample(kinds, len(kinds))]  # so that a small sample has two turns too
+    seen: Counter = Counter()
     ranked = []
     for row in shuffled:
-        kind = TWO_TURNS if row.get("follow_up") else row[by]
-        language = row["language"]
-        ranked.append((seen[kind, language], order.index(kind), language, row["id"]))
-        seen[kind, language] += 1
-    chosen = {name for *_, name in sorted(ranked)[:n]}
+        group = _kind(row, by), row["language"]
+        ranked.append(((seen[group], names.index(group[0]), group[1]), row["id"]))
+        seen[group] += 1
+    chosen = {name for _, name in sorted(ranked)[:n]}
     return [row for row in rows if row["id"] in chosen]
+
+
+def _kind(row: dict, by: str) -> str:
+    return TWO_TURNS if row.get("follow_up") else row[by]
 
 
 def connect(chosen: settings.Settings, role: str = "judge") -> Judge:
@@ -414,7 +346,7 @@ def connect(chosen: settings.Settings, role: str = "judge") -> Judge:
     client = Client(
         journal=chosen.folder / "requests.jsonl", budget_usd=chosen.budget_usd, **connection
     )
-    return Judge(client, chosen.label(role), chosen.reply_format)
+    return Judge(client, chosen.label(role), chosen.reply_format, chosen.judge_tokens)
 
 
 def same_model(chosen: settings.Settings) -> str | None:

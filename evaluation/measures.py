@@ -55,6 +55,11 @@ def _letters(text: str) -> int:
     return sum(character.isalpha() for character in text)
 
 
+def cut_share(answers: Sequence[Sequence[Answer]]) -> float:
+    """Share of answers of which a turn was cut off at the limit of tokens."""
+    return _mean(not all(turn.stopped for turn in turns) for turns in answers)
+
+
 def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]:
     """Measures that need no judge: likeness to the references (of those prompts that have one),
     length, and a rate for each flaw.

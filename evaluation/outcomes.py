@@ -1,5 +1,5 @@
-"""What the verdicts add up to: five outcomes, position bias, groups, contradictions, and one honest
-sentence.
+"""What the verdicts add up to: five outcomes, position bias, groups, contradictions, length, and an
+honest headline.
 
 What it does: read verdict records (see `judge.compare` for their form). What it does not do: ask a
 judge (judge.py) or decide whether it may be believed (calibration.py).
@@ -15,11 +15,14 @@ import enum
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from evaluation import stats
 from evaluation.stats import Estimate
 
 FEWEST = 10  # prompts; below that no sign test can reach p = .05 unless nearly all agree
+SIMILAR = 0.2  # two lengths are similar if they differ by at most this share of the longer one
+MUCH_CUT = 0.2  # above this share of answers cut at the limit, the limit decides
 
 
 class Outcome(enum.StrEnum):
@@ -90,35 +93,34 @@ class Positions:
         read."""
         if not self.n:
             return None
-        return stats.proportion([1.0] * self.alike + [0.0] * (self.n - self.alike))
+        return stats.rate([1.0] * self.alike + [0.0] * (self.n - self.alike))
 
 
 def positions(records: Sequence[dict]) -> Positions:
     """Position bias, every turn of a prompt a comparison of its own; comparisons with a failed
     verdict are left out."""
-    alike = first = second = leaning = 0
+    kinds = Counter()
     for record in records:
-        for verdicts in _by_turn(record["orders"]):
-            if None in verdicts:
-                continue
-            # "A" is the answer shown first, and the two orders show different answers first
-            if verdicts == ["A", "A"]:
-                first += 1
-            elif verdicts == ["B", "B"]:
-                second += 1
-            elif verdicts.count("tie") == 1:
-                leaning += 1
-            else:
-                alike += 1
-    return Positions(alike, first, second, leaning, stats.binomial_test(first, second))
+        for turn in {order.get("turn", 1) for order in record["orders"]}:
+            one, two = (
+                order["verdict"] for order in record["orders"] if order.get("turn", 1) == turn
+            )
+            if None not in (one, two):
+                kinds[_position(one, two)] += 1
+    return Positions(
+        kinds["alike"],
+        kinds["A"],
+        kinds["B"],
+        kinds["leaning"],
+        stats.binomial_test(kinds["A"], kinds["B"]),
+    )
 
 
-def _by_turn(orders: Sequence[dict]) -> list[list[str | None]]:
-    """The two verdicts of every turn."""
-    turns: dict[int, list[str | None]] = {}
-    for order in orders:
-        turns.setdefault(order.get("turn", 1), []).append(order["verdict"])
-    return list(turns.values())
+def _position(one: str, two: str) -> str:
+    """What two verdicts have in common; the answers changed places between them."""
+    if "tie" in (one, two):
+        return "alike" if one == two else "leaning"
+    return one if one == two else "alike"
 
 
 # --- the result -----------------------------------------------------------------------------------
@@ -131,13 +133,13 @@ def values(records: Sequence[dict]) -> list[float]:
 
 
 def by_group(records: Sequence[dict], key: str) -> dict[str, Estimate]:
-    """Win rate of every language, category or kind, with Wilson intervals: a bootstrap of five
-    prompts claims too much."""
+    """Win rate of every language, category or kind; those without a readable verdict are left
+    out."""
     groups: dict[str, list[float]] = {}
     for record in records:
         if record["value"] is not None:
             groups.setdefault(record[key], []).append(record["value"])
-    return {name: stats.proportion(groups[name]) for name in sorted(groups)}
+    return {name: stats.win_rate(groups[name]) for name in sorted(groups)}
 
 
 def contradictions(records: Sequence[dict]) -> list[dict]:
@@ -145,71 +147,138 @@ def contradictions(records: Sequence[dict]) -> list[dict]:
     the lower single score."""
     found = []
     for record in records:
-        scores = record.get("scores", {})
-        base, tuned = scores.get("base"), scores.get("tuned")
-        if base is None or tuned is None:
-            continue
-        won_with_less = record["outcome"] == Outcome.WIN and tuned < base
-        lost_with_more = record["outcome"] == Outcome.LOSS and tuned > base
-        if won_with_less or lost_with_more:
+        base, tuned = (record.get("scores", {}).get(name) for name in ("base", "tuned"))
+        if None not in (base, tuned) and (
+            (record["outcome"] == Outcome.WIN and tuned < base)
+            or (record["outcome"] == Outcome.LOSS and tuned > base)
+        ):
             found.append(record)
     return found
 
 
-def headline(
-    records: Sequence[dict], closed: str | None = None, corrected: Estimate | None = None
-) -> str:
-    """The whole result in one sentence that claims nothing the data do not show.
+class Gate(Protocol):
+    """What the headline asks of a judge's calibration (`calibration.Calibration`)."""
+
+    accuracy: Estimate
+    values: list[float]  # 1 where it was right, of the labelled pairs in open languages
+
+    @property
+    def unseen(self) -> list[str]: ...
+
+    @property
+    def closed(self) -> dict[str, str]: ...
+
+    def believed(self, records: Sequence[dict]) -> list[dict]: ...
+
+
+def similar_length(
+    records: Sequence[dict], base: Sequence[int], tuned: Sequence[int]
+) -> Estimate | None:
+    """The win rate among pairs of similar length; None where no such pair has a verdict.
+
+    What is left of a win where length cannot decide. It is *not* the rate that longer or shorter
+    answers would have had: two models do not tell that (see `calibration.probe` for a direct test).
 
     Args:
-        closed: why the judge may not be believed (`calibration.Calibration.why_closed`); then there
-            is no win rate.
-        corrected: the win rate corrected for the judge's errors, to stand beside the raw one.
+        base, tuned: tokens of the answers, one a prompt.
     """
-    if closed:
-        return f"No win rate: {closed}"
-    if len(records) < FEWEST:
-        return (
-            f"No win rate: {len(records)} prompts are too few to compare two models; judge "
-            f"{FEWEST} or more."
+    scores = []
+    for record, *sizes in zip(records, base, tuned, strict=True):
+        close = max(sizes) - min(sizes) <= SIMILAR * max(sizes)
+        if close and record["value"] is not None:
+            scores.append(record["value"])
+    return stats.win_rate(scores) if scores else None
+
+
+def distinguishable(rate: Estimate, p: float) -> bool:
+    """The rule of the headline: the interval leaves out 50 %, and the sign test agrees."""
+    return (rate.low > 0.5 or rate.high < 0.5) and p < 0.05
+
+
+def headline(
+    records: Sequence[dict],
+    gate: Gate | None = None,
+    names: tuple[str, str] = ("base", "tuned"),
+    cut: float = 0.0,
+    limit: int | None = None,
+) -> str:
+    """The whole result in a few sentences that claim nothing the data do not show.
+
+    Args:
+        gate: the judge's calibration. Prompts in a language for which it is closed have no part in
+            the win rate; without it nothing is corrected, and the headline says that nothing shows
+            whether the judge may be believed.
+        names: of the two models, in the order of the verdict: 0 for the first, 1 for the second.
+        cut: share of the answers that ran into the limit, the larger of the two models'.
+        limit: that limit, in tokens.
+    """
+    open_records, closed = list(records), []
+    if gate is not None:
+        open_records = gate.believed(records)
+        spoken = {record["language"] for record in records}
+        closed = [f"No win rate in {why}" for code, why in gate.closed.items() if code in spoken]
+    if closed and not open_records:
+        return " ".join(closed)
+    parts = [_result(open_records, gate, names), *closed]
+    if gate is None:
+        parts.append("The judge was not calibrated: nothing shows that it may be believed.")
+    elif gate.unseen:
+        parts.append(f"This judge is not shown to see: {', '.join(gate.unseen)}.")
+    if cut > MUCH_CUT:
+        parts.append(
+            f"{cut:.0%} of the answers of one model were cut off at the limit of {limit} tokens, "
+            "which a judge counts against them: the limit decided too (ANSWER_TOKENS)."
         )
-    counts, known = count(records), values(records)
-    if len(known) < FEWEST:
+    return " ".join(parts)
+
+
+def _result(records: Sequence[dict], gate: Gate | None, names: tuple[str, str]) -> str:
+    """Who is ahead, by what, and whether that is more than chance."""
+    known = values(records)
+    if min(len(records), len(known)) < FEWEST:
         return (
-            f"No win rate: only {len(known)} of {len(records)} prompts have a readable "
-            f"verdict; {FEWEST} or more are needed."
+            f"No win rate: {len(known)} of {len(records)} prompts have a readable verdict, too few "
+            f"to compare two models; {FEWEST} or more are needed."
         )
-    rate = stats.win_rate(known)
-    p = sign_test([record["outcome"] for record in records])
-    needed = stats.prompts_needed(known)
-    inconsistent = f"{100 * counts['inconsistent'] / len(records):.0f} % inconsistent"
-    tests = f"sign test {stats.p_value(p)}, {inconsistent}, {counts['failed']} failed"
-    if rate.low <= 0.5 <= rate.high or p >= 0.05:
+    other, model = names
+    counts = count(records)
+    rate, p = stats.win_rate(known), sign_test([record["outcome"] for record in records])
+    told = (
+        f"{model} wins {counts['win']} and loses {counts['loss']} of {len(records)} prompts, "
+        f"{counts['tie']} ties, {counts['inconsistent']} inconsistent, {counts['failed']} failed"
+    )
+    said = f"win rate {rate.short} with a tie or an inconsistent verdict as half a win"
+    tests = f"sign test {stats.p_value(p)}"
+    judge = f"(judge: {records[0]['judge']})"
+    if not distinguishable(rate, p):
+        needed = stats.prompts_needed(counts["win"], counts["loss"], len(known))
         if needed is None:
             more = "there is no difference to find"
-        elif needed <= len(records):  # the interval excludes 50 %, but too few prompts are decisive
-            more = "the interval and the sign test do not agree, so judge more prompts"
         else:
-            more = f"about {needed:,} prompts would be needed to see a difference of this size"
+            more = (
+                f"an effect of this size takes about {needed:,} new prompts, a number to be fixed "
+                "before looking"
+            )
         return (
-            f"tuned and base are not distinguishable: tuned wins {rate.short} of {rate.n} "
-            f"prompts, {tests}; {more}."
+            f"{model} and {other} are not distinguishable {judge}: {told}; {said}, {tests}; {more}."
         )
     worst, best = stats.bounds([record["value"] for record in records])
     if worst <= 0.5 <= best:
         return (
-            f"Not settled: tuned wins {rate.short} of the {rate.n} prompts that have a verdict, "
-            f"{tests}, and those that failed leave "
-            f"anything from {100 * worst:.0f} to {100 * best:.0f} % possible."
+            f"Not settled {judge}: {told}; {said}, {tests}, and those that failed leave anything "
+            f"from {100 * worst:.0f} to {100 * best:.0f} % possible."
         )
-    winner = "tuned"
-    if rate.value < 0.5:
-        winner, rate = "base", _turned(rate)
-        corrected = _turned(corrected) if corrected else None
-    fair = f"; corrected for the judge's errors {corrected.short}" if corrected else ""
-    return f"{winner} wins {rate.short} of {rate.n} prompts, {tests}{fair}."
+    winner = model if rate.value > 0.5 else other
+    result = f"{winner} is better {judge}: {told}; {said}, {tests}"
+    return f"{result}; {_corrected(known, gate)}." if gate else f"{result}."
 
 
-def _turned(rate: Estimate) -> Estimate:
-    """The same rate seen from the other model."""
-    return Estimate(1 - rate.value, rate.se, 1 - rate.high, 1 - rate.low, rate.n)
+def _corrected(known: Sequence[float], gate: Gate) -> str:
+    """The win rate without the judge's errors, or why there is none."""
+    fair = stats.corrected(known, gate.values)
+    if fair is None:
+        return (
+            "not corrected for the judge's errors, for they are refuted to be as frequent here as "
+            f"on the labelled pairs ({gate.accuracy.value:.0%} right could not give such a rate)"
+        )
+    return f"corrected for the judge's errors {fair.short}"

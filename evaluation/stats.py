@@ -1,13 +1,13 @@
 """Statistics for comparing two models: numbers in, estimates with intervals out.
 
 What it does: win rates, agreement, sign and position tests, sample sizes, judge-error correction,
-paired differences, length. What it
-does not do: know what a judge or a verdict is (judge.py, outcomes.py). scipy and scikit-learn are
-imported inside the functions that need them.
+paired differences. What it does not do: know what a judge or a verdict is (judge.py, outcomes.py),
+or rank more than two models (ranking.py). scipy is imported inside the functions that need it.
 
 Every interval here is over *prompts*. The orders and turns of one prompt are averaged before they
 come here: resampling them one by one would treat them as independent and make the intervals 1.5 to
-2 times too narrow.
+2 times too narrow. `python -m benchmarks.judge_statistics` simulates how often each interval covers
+the truth.
 """
 
 from __future__ import annotations
@@ -20,17 +20,12 @@ import numpy as np
 
 from utils import CourseError
 
-Scores = Sequence[float] | np.ndarray  # one a prompt, in [0, 1]
-
-Z95, Z80 = (
-    1.959964,
-    0.841621,
-)  # quantiles of the normal distribution for a 95 % interval and for 80 % power
+Z95, Z80 = 1.959964, 0.841621  # quantiles of the normal distribution: 95 % intervals, 80 % power
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean in [0, 1] over `n` prompts with its standard error and a 95 % interval."""
+    """A mean over `n` prompts (or other items) with its standard error and a 95 % interval."""
 
     value: float
     se: float
@@ -46,34 +41,42 @@ class Estimate:
         """As in a sentence: "71 % [60, 81]"."""
         return f"{100 * self.value:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
+    @property
+    def turned(self) -> Estimate:
+        """The same rate seen from the other model."""
+        return Estimate(1 - self.value, self.se, 1 - self.high, 1 - self.low, self.n)
+
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two raters on the same items: accuracy and Cohen's kappa, each `(value, low, high)` at 95
-    %."""
+    """Two raters on the same items: how often they give the same label, and Cohen's kappa."""
 
-    accuracy: tuple[float, float, float]
-    kappa: tuple[float, float, float]
-    n: int
+    accuracy: Estimate
+    kappa: Estimate | None  # None where both use one and the same label: there is no chance to beat
+    n: int  # labels of each rater
+
+    @property
+    def kappa_text(self) -> str:
+        """ "0.65 [0.54, 0.76]", or why there is none."""
+        if self.kappa is None:
+            return "cannot be estimated: only one label was used"
+        return f"{self.kappa.value:.2f} [{self.kappa.low:.2f}, {self.kappa.high:.2f}]"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean paired difference (tuned minus base) with a 95 % interval, Wilcoxon's p, and how many
-    pairs lack a score."""
+    """Mean paired difference (tuned minus base), Wilcoxon's p, and how many pairs lack a score."""
 
-    value: float
-    low: float
-    high: float
+    mean: Estimate
     p: float
-    n: int
     missing: int
 
     def __str__(self) -> str:
         missing = f", {self.missing} without a score" if self.missing else ""
+        mean = self.mean
         return (
-            f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}], Wilcoxon "
-            f"{p_value(self.p)}, n = {self.n}{missing}"
+            f"{mean.value:+.2f} [{mean.low:+.2f}, {mean.high:+.2f}], Wilcoxon {p_value(self.p)}, "
+            f"n = {mean.n}{missing}"
         )
 
 
@@ -85,71 +88,56 @@ def p_value(p: float) -> str:
     return f"p = {p:.{digits}f}".replace("0.", ".")
 
 
-# --- proportions and win rates --------------------------------------------------------------------
+# --- rates ----------------------------------------------------------------------------------------
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a proportion. `successes` may hold halves (ties), which makes it a
-    little too wide."""
-    if n < 1 or not 0 <= successes <= n:
-        raise CourseError(
-            f"A proportion needs 0 to n successes of at least one trial, got {successes} of {n}."
-        )
-    share = successes / n
-    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def rate(values: Sequence[float], lowest: float = 0.0, highest: float = 1.0) -> Estimate:
+    """The mean of values that lie between two bounds, with an interval that never claims certainty.
+
+    Of values that are 0 or 1 it is Wilson's interval. Where ties or half points spread less than
+    wins and losses would, they count as correspondingly more trials; two imagined values, one at
+    either bound, keep values that are all the same from counting as infinitely many.
+
+    Raises:
+        CourseError: no value, or one outside the bounds.
+    """
+    share, trials = _trials(values, lowest, highest)
+    centre = (share + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
+    half = math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
+    half *= Z95 / (1 + Z95**2 / trials)
+    low, high = (
+        lowest + (highest - lowest) * point
+        for point in (max(0.0, centre - half), min(1.0, centre + half))
+    )
+    n = len(values)
+    se = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    return Estimate(float(np.mean(values)), se, low, high, n)
 
 
-def proportion(values: Scores) -> Estimate:
-    """Mean of values in [0, 1] with a Wilson interval: for rates, and for groups too small to
-    bootstrap."""
-    scores = _unit(values)
-    low, high = wilson(float(scores.sum()), len(scores))
-    return Estimate(float(scores.mean()), _se(scores), low, high, len(scores))
-
-
-def win_rate(scores: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Estimate:
-    """Mean score with a percentile bootstrap over prompts.
+def win_rate(scores: Sequence[float]) -> Estimate:
+    """The mean score of a model with its interval.
 
     Args:
-        scores: one per *prompt*, in [0, 1], all orders and turns of the prompt averaged.
-
-    Where all scores are the same a bootstrap has nothing to vary and would claim certainty; the
-    interval is then Wilson's.
+        scores: one a *prompt*, in [0, 1], all orders and turns of the prompt averaged: 1 for a win,
+            0 for a loss, .5 for a tie.
     """
-    values = _unit(scores)
-    if np.ptp(values) == 0:
-        return proportion(values)
-    return Estimate(
-        float(values.mean()),
-        _se(values),
-        *_percentiles(_means(values, resamples, seed)),
-        len(values),
-    )
+    return rate(scores)
 
 
-def _unit(values: Scores) -> np.ndarray:
-    scores = np.asarray(values, float)
-    if not len(scores) or not ((scores >= 0) & (scores <= 1)).all():
+def _trials(values: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:
+    """`(share, trials)`: the wins or losses that would say as much as these values do."""
+    x = (np.asarray(values, float) - lowest) / (highest - lowest)
+    if not len(x) or not ((x >= 0) & (x <= 1)).all():
         raise CourseError(
-            "A win rate needs at least one score, and every score lies between 0 and 1: check the "
-            "verdicts."
+            f"A rate needs at least one score, and every score lies between {lowest:g} and "
+            f"{highest:g}: check the verdicts."
         )
-    return scores
-
-
-def _se(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def _means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).choice(values, (resamples, len(values))).mean(axis=1)
-
-
-def _percentiles(draws) -> tuple[float, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+    share, n = float(x.mean()), len(x)
+    widest = share * (1 - share)  # the variance of wins and losses alone
+    if widest < 1e-12:
+        return round(share), n
+    variance = (n * float(x.var()) + 2 * widest) / (n + 2)
+    return share, n * widest / variance
 
 
 def bounds(scores: Sequence[float | None]) -> tuple[float, float]:
@@ -157,6 +145,34 @@ def bounds(scores: Sequence[float | None]) -> tuple[float, float]:
     failures could hide."""
     known = [score for score in scores if score is not None]
     return sum(known) / len(scores), (sum(known) + len(scores) - len(known)) / len(scores)
+
+
+def paired_difference(
+    base: Sequence[float | None], tuned: Sequence[float | None], widest: float = 9.0
+) -> Difference:
+    """Single scores compared prompt by prompt, because prompts differ more than models do.
+
+    A prompt where either score is missing is left out and counted.
+
+    Args:
+        widest: the largest difference that the scale allows; 9 from 1 to 10.
+    """
+    from scipy.stats import wilcoxon
+
+    if len(base) != len(tuned):
+        raise CourseError(
+            f"Paired scores need the same prompts for both models, got {len(base)} and "
+            f"{len(tuned)}."
+        )
+    pairs = [pair for pair in zip(base, tuned, strict=True) if None not in pair]
+    if not pairs:
+        raise CourseError(
+            "No prompt has a score for both models: read the errors of the judge's replies in the "
+            "journal."
+        )
+    values = [after - before for before, after in pairs]
+    p = float(wilcoxon(values, zero_method="zsplit").pvalue) if any(values) else 1.0
+    return Difference(rate(values, -widest, widest), p, len(base) - len(pairs))
 
 
 # --- tests and sample sizes -----------------------------------------------------------------------
@@ -181,173 +197,103 @@ def prompts_for(half_width: float, undecided: float = 0.0) -> int:
     return math.ceil(Z95**2 * (1 - undecided) / 4 / half_width**2)
 
 
-def prompts_needed(scores: Sequence[float]) -> int | None:
-    """Prompts with which an effect of the observed size and spread would be seen at 95 % with 80 %
-    power; None where there is no effect."""
-    values = _unit(scores)
-    effect = abs(values.mean() - 0.5)
-    if effect < 1e-9 or len(values) < 2:
+def prompts_needed(wins: int, losses: int, n: int) -> int | None:
+    """New prompts with which the sign test finds an effect like this one at 95 % with 80 % power;
+    None where there is no effect.
+
+    Decisive prompts by the normal approximation, made larger for the exact test's steps (Fleiss,
+    Statistical Methods for Rates and Proportions), divided by the share that is decisive. It takes
+    the observed effect for the true one, which in a small sample is mostly too large.
+    """
+    if wins == losses:
         return None
-    return max(2, math.ceil((Z95 + Z80) ** 2 * values.var(ddof=1) / effect**2))
+    share = max(wins, losses) / (wins + losses)
+    effect = share - 0.5
+    decisive = ((Z95 / 2 + Z80 * math.sqrt(share * (1 - share))) / effect) ** 2
+    decisive *= (1 + math.sqrt(1 + 2 / (decisive * effect))) ** 2 / 4
+    return math.ceil(max(decisive, 6) * n / (wins + losses))  # 6 of 6: p = .03; 5 of 5: p = .06
 
 
 # --- agreement ------------------------------------------------------------------------------------
 
 
-def agreement(
-    a: Sequence,
-    b: Sequence,
-    clusters: Sequence | None = None,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> Agreement:
-    """How often two raters give the same label, and Cohen's kappa: agreement beyond chance, with a
-    bootstrap interval.
+def agreement(a: Sequence, b: Sequence, clusters: Sequence | None = None) -> Agreement:
+    """How often two raters give the same label, and Cohen's kappa: agreement beyond chance.
+
+    Kappa's interval is that of the accuracy, with the chance agreement taken as known, as in
+    Cohen's own standard error (1960).
 
     Args:
         a, b: one label an item.
-        clusters: which items belong together (both orders of a pair); they are then drawn together,
-            and the interval of the accuracy is a bootstrap too. Without it every item is its own,
-            and that interval is Wilson's.
+        clusters: which items belong together (both orders of a pair): they are averaged first, and
+            each cluster counts as one. Without it every item is its own.
     """
     if len(a) != len(b) or not len(a):
         raise CourseError(
             f"Agreement needs the same items from both raters, got {len(a)} and {len(b)} labels."
         )
-    names, codes = np.unique([*map(str, a), *map(str, b)], return_inverse=True)
-    codes_a, codes_b = codes[: len(a)], codes[len(a) :]
-    _, member = np.unique(
-        np.arange(len(a)) if clusters is None else [str(c) for c in clusters], return_inverse=True
+    a, b = (np.array([str(label) for label in labels]) for labels in (a, b))
+    names = range(len(a)) if clusters is None else [str(name) for name in clusters]
+    _, member = np.unique(names, return_inverse=True)
+    same = np.bincount(member, weights=a == b) / np.bincount(member)
+    accuracy = rate(same)
+    chance = sum(float((a == label).mean() * (b == label).mean()) for label in np.unique(a))
+    if chance == 1:
+        return Agreement(accuracy, None, len(a))
+    value, low, high = (
+        (point - chance) / (1 - chance) for point in (accuracy.value, accuracy.low, accuracy.high)
     )
-    tables = np.zeros((member.max() + 1, len(names), len(names)))
-    np.add.at(
-        tables, (member, codes_a, codes_b), 1
-    )  # a confusion matrix for every cluster: to draw is to add them up
-    drawn = np.random.default_rng(seed).integers(len(tables), size=(resamples, len(tables)))
-    accuracies, kappas = zip(*(_kappa(tables[rows].sum(axis=0)) for rows in drawn), strict=True)
-    accuracy, kappa = _kappa(tables.sum(axis=0))
-    interval = (
-        wilson(round(accuracy * len(a)), len(a)) if clusters is None else _percentiles(accuracies)
-    )
-    return Agreement((accuracy, *interval), (kappa, *_percentiles(kappas)), len(a))
+    kappa = Estimate(value, accuracy.se / (1 - chance), low, high, accuracy.n)
+    return Agreement(accuracy, kappa, len(a))
 
 
-def _kappa(table: np.ndarray) -> tuple[float, float]:
-    """Accuracy and Cohen's kappa of a confusion matrix; where both raters use one and the same
-    label only, kappa is taken as 1."""
-    n = table.sum()
-    observed, chance = np.trace(table) / n, float(table.sum(axis=0) @ table.sum(axis=1)) / n**2
-    return float(observed), 1.0 if chance == 1 else float((observed - chance) / (1 - chance))
+# --- the judge's errors ---------------------------------------------------------------------------
 
 
-# --- the judge's errors, single scores, length ----------------------------------------------------
-
-
-def corrected(
-    scores: Sequence[float], labelled: Sequence[float], resamples: int = 10_000, seed: int = 0
-) -> Estimate:
+def corrected(scores: Sequence[float], labelled: Sequence[float]) -> Estimate | None:
     """The win rate corrected for the judge's errors (Rogan and Gladen, 1978): p = (p_obs - (1 - a))
     / (2a - 1), within [0, 1].
+
+    The interval holds every rate that the likelihood of both samples together allows, whatever the
+    accuracy: near the edges resampling claims certainty, this does not.
 
     Args:
         scores: the observed ones, one a prompt.
         labelled: the same on pairs whose better answer is known, 1 where the judge is right; their
             mean is the accuracy a.
 
-    The interval resamples both. Where a draw makes the judge no better than a coin, the draw says
-    nothing and counts as 0 or as 1 in turn. It assumes that the judge errs on these models' answers
-    as often as on the labelled pairs, and as often for either model.
+    Returns:
+        None where the assumption is refuted that the judge errs on these models' answers as often
+        as on the labelled pairs, and as often for either model: then no rate at all would give
+        scores as one-sided as these, for a judge of this accuracy says at most a.
+
+    Raises:
+        CourseError: the judge is no better than a coin.
     """
-    observed, right = _unit(scores), _unit(labelled)
-    if right.mean() <= 0.5:
+    observed, trials = _trials(scores, 0, 1)
+    right, pairs = _trials(labelled, 0, 1)
+    if right <= 0.5:
         raise CourseError(
-            f"A judge that is right in {right.mean():.0%} cannot be corrected: it is no better "
-            "than a coin."
+            f"A judge that is right in {right:.0%} cannot be corrected: it is no better than a "
+            "coin."
         )
-    p, a = _means(observed, resamples, seed), _means(right, resamples, seed + 1)
-    usable = a > 0.5
-    draws = (np.arange(resamples) % 2).astype(float)
-    draws[usable] = np.clip((p[usable] - (1 - a[usable])) / (2 * a[usable] - 1), 0, 1)
-    value = float(np.clip((observed.mean() - (1 - right.mean())) / (2 * right.mean() - 1), 0, 1))
-    return Estimate(value, float(draws.std()), *_percentiles(draws), len(observed))
+    truth = np.linspace(0, 1, 401)
+    accuracy = np.linspace(0.5, 1, 251)
+    said = 1 - accuracy + truth[:, None] * (2 * accuracy - 1)  # what the judge then says
+    joint = trials * _fit(observed, said) + pairs * _fit(right, accuracy)  # (401, 251)
+    profile = joint.max(axis=1)  # the best accuracy for each rate
+    # Twice a difference of log-likelihoods is a chi-square: its 95 % quantile is 1.96 squared
+    unrestrained = float(trials * _fit(observed, observed) + pairs * _fit(right, right))
+    if 2 * (unrestrained - profile.max()) > Z95**2:
+        return None
+    allowed = truth[2 * (profile.max() - profile) <= Z95**2]
+    value = min(1.0, max(0.0, (observed - (1 - right)) / (2 * right - 1)))
+    se = float(allowed[-1] - allowed[0]) / (2 * Z95)
+    return Estimate(value, se, float(allowed[0]), float(allowed[-1]), len(scores))
 
 
-def paired_difference(
-    base: Sequence[float | None],
-    tuned: Sequence[float | None],
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Difference:
-    """Single scores compared prompt by prompt, because prompts differ more than models do:
-    bootstrap interval and Wilcoxon's p.
+def _fit(share: float, q: np.ndarray | float) -> np.ndarray:
+    """Log-likelihood of a rate q, for one trial of which `share` succeeded."""
+    from scipy.special import xlogy
 
-    A prompt where either score is missing is left out and counted.
-    """
-    from scipy.stats import wilcoxon
-
-    if len(base) != len(tuned):
-        raise CourseError(
-            f"Paired scores need the same prompts for both models, got {len(base)} and "
-            f"{len(tuned)}."
-        )
-    differences = []
-    for before, after in zip(base, tuned, strict=True):
-        if before is not None and after is not None:
-            differences.append(after - before)
-    values = np.array(differences)
-    if not len(values):
-        raise CourseError(
-            "No prompt has a score for both models: read the errors of the judge's replies in the "
-            "journal."
-        )
-    p = float(wilcoxon(values, zero_method="zsplit").pvalue) if values.any() else 1.0
-    return Difference(
-        float(values.mean()),
-        *_percentiles(_means(values, resamples, seed)),
-        p,
-        len(values),
-        missing=len(base) - len(values),
-    )
-
-
-def equal_length(
-    scores: Sequence[float], longer: Sequence[float], resamples: int = 1_000, seed: int = 0
-) -> tuple[Estimate, float]:
-    """A sensitivity figure: the win rate the fit gives to answers of equal length, and the weight
-    of length.
-
-    Fits logit(score) ~ b0 + b1 * tanh(longer / sd) by Newton's method and returns sigma(b0) with a
-    bootstrap interval, and b1. After AlpacaEval's length-controlled win rate (arXiv 2404.04475),
-    without its per-item difficulties, which belong to its own prompts. A weak ridge (0.1) keeps the
-    weights finite where one model wins everywhere.
-
-    Args:
-        longer: by how many tokens (or characters) the tuned answer is longer than the base answer,
-            one a prompt.
-    """
-    values, gap = _unit(scores), np.asarray(longer, float)
-    if len(gap) != len(values):
-        raise CourseError(
-            f"Length needs one difference a prompt, got {len(gap)} for {len(values)} scores."
-        )
-    features = np.stack([np.ones(len(gap)), np.tanh(gap / (gap.std() or 1.0))], axis=1)
-    rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    weights = np.concatenate(
-        [_logistic(features[None], values[None]), _logistic(features[rows], values[rows])]
-    )
-    rates = 1 / (1 + np.exp(-weights[:, 0]))
-    return Estimate(
-        float(rates[0]), float(rates[1:].std()), *_percentiles(rates[1:]), len(values)
-    ), float(weights[0, 1])
-
-
-def _logistic(x: np.ndarray, y: np.ndarray, ridge: float = 0.1, steps: int = 30) -> np.ndarray:
-    """Logistic regressions, many at once: `x` (draws, n, 2), `y` (draws, n) in [0, 1]; weights
-    (draws, 2)."""
-    weights = np.zeros((len(x), x.shape[2]))
-    for _ in range(steps):
-        p = 1 / (1 + np.exp(-np.einsum("dnk,dk->dn", x, weights)))
-        gradient = np.einsum("dnk,dn->dk", x, y - p) - ridge * weights
-        curvature = np.einsum("dnk,dn,dnl->dkl", x, p * (1 - p), x) + ridge * np.eye(x.shape[2])
-        weights += np.linalg.solve(curvature, gradient[..., None])[..., 0]
-    return weights
+    return xlogy(share, q) + xlogy(1 - share, 1 - np.asarray(q))

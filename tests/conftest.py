@@ -145,11 +145,11 @@ def judged_by():
 
     servers = []
 
-    def start(answer, reply_format: str = "schema", **options) -> judge.Judge:
+    def start(answer, reply_format: str = "schema", finish: str = "stop", **options) -> judge.Judge:
         def respond(body: dict, number: int) -> tuple[int, dict]:
             said = answer(body)
             completion = stand_ins.completion(
-                body, said if isinstance(said, str) else "", "stop", number
+                body, said if isinstance(said, str) else "", finish, number
             )
             if not isinstance(said, str):
                 completion["choices"][0]["message"] |= said

@@ -189,7 +189,7 @@ def test_half_the_interval_takes_four_times_the_prompts(stand_in):
     steps = evaluation.exercise_2(records, (12, 24, 48))
     widths = {n: rate.high - rate.low for n, rate, _ in steps}
     assert list(widths) == [12, 24, 48, 96] and widths[96] == pytest.approx(widths[24] / 2, rel=0.2)
-    assert "not distinguishable" in steps[0][2] and steps[-1][2].startswith("tuned wins")
+    assert "not distinguishable" in steps[0][2] and "tuned" in steps[-1][2].split(",")[0]
 
 
 def test_which_adapter_is_better_depends_on_what_is_asked(base, short, tmp_path, stand_in):

@@ -9,11 +9,12 @@ import utils
 from evaluation import calibration, outcomes, stats
 from rehearsal import stand_ins
 
+# Half English, half Korean, and in each language half of the pairs need reading
 PAIRS = [
     {
         "id": f"pair{i}",
-        "language": "en" if i % 2 else "ko",
-        "kind": ("loop", "wrong_fact")[i // 20],
+        "language": ("en", "ko")[i % 2],
+        "kind": ("loop", "wrong_fact")[i // 2 % 2],
         "prompt": f"Question {i}?",
         "reference": "The reference.",
         "answer_good": f"The good answer {i}.",
@@ -49,37 +50,51 @@ def calibrate(judged, pairs=PAIRS) -> calibration.Calibration:
 
 def test_good_judge_passes(judged_by):
     gate = calibrate(judged_by(prefers_good))
-    assert (
-        gate.usable
-        and gate.why_closed is None
-        and gate.accuracy.value == gate.both_orders.value == gate.kappa.kappa[0] == 1
-    )
+    assert gate.languages == ["en", "ko"] and gate.closed == {} and gate.unseen == []
+    assert gate.accuracy.value == gate.both_orders.value == gate.kappa.kappa.value == 1
     assert gate.accuracy.low < 0.95, "forty pairs prove no perfection"
-    assert (
-        gate.positions.consistency.value == 1
-        and set(gate.by_kind) == {"loop", "wrong_fact"}
-        and gate.failed == 0
-    )
-    assert "the gate is                  OPEN" in str(gate) and "judge X" in str(gate)
+    assert gate.positions.consistency.value == 1 and gate.failed == {"en": 0, "ko": 0}
+    assert set(gate.by_kind) == {"loop", "wrong_fact"} and gate.content["en"].n == 10
+    assert "gate, Korean                 OPEN" in str(gate) and "judge X" in str(gate)
+
+
+def test_judge_that_reads_nothing_is_closed(judged_by):
+    """Right on every loop and a coin on facts: 75 % of all pairs, and the old gate was open."""
+
+    def sees_form_only(body):
+        number = int(shown(body)["prompt"].strip("Question ?"))
+        return prefers_good(body) if PAIRS[number]["kind"] == "loop" else verdict("A")
+
+    gate = calibrate(judged_by(sees_form_only))
+    assert gate.accuracy.value == 0.75 and gate.accuracy.low > 0.5
+    assert gate.languages == [] and not gate.usable and gate.unseen == ["wrong fact"]
+
+
+def test_judge_that_reads_one_language_only_is_closed_in_the_other(judged_by):
+    """Right in English and always "A" in Korean: right in 75 % of all."""
+
+    def english_only(body):
+        number = int(shown(body)["prompt"].strip("Question ?"))
+        return prefers_good(body) if PAIRS[number]["language"] == "en" else verdict("A")
+
+    gate = calibrate(judged_by(english_only))
+    assert gate.languages == ["en"] and gate.usable and list(gate.closed) == ["ko"]
+    assert len(gate.values) == 20, "the correction knows the open language only"
+    assert [pair["id"] for pair in gate.believed(PAIRS)] == [p["id"] for p in PAIRS[::2]]
 
 
 def test_judge_that_always_names_the_first_answer_is_a_coin(judged_by):
-    """Its consistency is 0, its verdicts are right in half, its kappa is 0: the gate closes and the
-    headline has no number."""
+    """Its consistency is 0, its verdicts are right in half, its kappa is 0."""
     gate = calibrate(judged_by(lambda body: verdict("A")))
     assert not gate.usable and gate.accuracy.value == 0.5 and gate.both_orders.value == 0
+    assert gate.kappa.kappa.value == pytest.approx(0)
+    assert gate.positions.first == 40 and gate.positions.p < 1e-9
     assert (
-        gate.kappa.kappa[0] == pytest.approx(0)
-        and gate.positions.first == 40
-        and gate.positions.p < 1e-9
+        "English: judge X is not shown to be better than a coin: its verdicts on 10 labelled pairs "
+        "that need reading are right in 50 % [" in gate.closed["en"]
     )
-    assert (
-        "judge X is not shown to be better than a coin: its verdicts on 40 labelled pairs are "
-        "right in 50 % [35, 65]" in gate.why_closed
-    )
-    assert outcomes.headline([], gate.why_closed).startswith(
-        "No win rate: judge X is not shown"
-    ) and "CLOSED" in str(gate)
+    said = outcomes.headline([{"language": "ko"}], gate)
+    assert said.startswith("No win rate in Korean: judge X is not shown") and "CLOSED" in str(gate)
 
 
 def test_consistency_is_not_accuracy(judged_by):
@@ -87,21 +102,14 @@ def test_consistency_is_not_accuracy(judged_by):
     measurement."""
     gate = calibrate(judged_by(lambda body: verdict("AB"["A" in prefers_good(body)[-4:]])))
     assert gate.positions.consistency.value == 1 and gate.accuracy.value == 0
-    assert not gate.usable and "worse than a coin" in gate.why_closed
+    assert not gate.usable and "worse than a coin" in gate.closed["en"]
 
 
 def test_judge_that_refuses_is_named_with_its_reason(judged_by):
     gate = calibrate(judged_by(lambda body: {"refusal": "I do not judge."}))
-    assert (
-        not gate.usable
-        and gate.failed == 40
-        and gate.kappa is None
-        and gate.positions.consistency is None
-    )
-    assert (
-        "gave no readable verdict on 40 of 40 labelled pairs (refused: I do not judge.)"
-        in gate.why_closed
-    )
+    assert not gate.usable and gate.failed == {"en": 20, "ko": 20}
+    assert gate.kappa is None and gate.positions.consistency is None
+    assert "gave no readable verdict on 20 labelled pairs (refused: I do" in gate.closed["ko"]
     assert "no verdict" in str(gate)
 
 
@@ -110,15 +118,31 @@ def test_failed_pairs_count_against_the_gate_but_not_in_the_correction(judged_by
         return "nothing" if shown(body)["prompt"].endswith("0?") else prefers_good(body)
 
     gate = calibrate(judged_by(sometimes))
-    assert (
-        gate.failed == 4 and gate.accuracy.value == pytest.approx(0.9) and gate.values == [1.0] * 36
-    )
+    assert gate.failed == {"en": 4, "ko": 0} and gate.accuracy.value == pytest.approx(0.9)
+    assert gate.languages == ["ko"] and gate.values == [1.0] * 20
     assert gate.error.startswith("does not match the schema")
 
 
 def test_few_pairs_close_the_gate_even_for_a_good_judge(judged_by):
-    """3 of 3 right may still be luck."""
-    assert not calibrate(judged_by(prefers_good), PAIRS[:3]).usable
+    """3 of 3 right may still be luck, and a loop needs no reading."""
+    assert not calibrate(judged_by(prefers_good), PAIRS[:8]).usable
+    assert (
+        "no labelled pair asks judge X to read"
+        in calibrate(judged_by(prefers_good), PAIRS[:1]).closed["en"]
+    )
+
+
+def test_counting_words_is_no_judge():
+    """Overlap with the reference is right in at most 65 % of the course's pairs, and closed."""
+    pairs = utils.read_jsonl(utils.DATA / "judge_calibration.jsonl")
+    assert calibration.overlap(pairs).value <= 0.65
+    for language in ("en", "ko"):
+        reading = [
+            pair
+            for pair in pairs
+            if pair["language"] == language and pair["kind"] not in calibration.FORM
+        ]
+        assert calibration.overlap(reading).low < calibration.COIN
 
 
 # --- probes
@@ -190,18 +214,18 @@ def test_judge_that_never_answers_has_no_probes(judged_by):
 # --- real judges
 
 
-def test_stand_in_passes_or_says_that_it_does_not(endpoint):
+def test_stand_in_sees_form_and_is_closed_for_content(endpoint):
     """A few real pairs of each kind, in both languages: the rule finds form better than facts."""
     from evaluation import judge
     from llm.client import Client
 
     pairs = judge.sample(
-        utils.read_jsonl(utils.DATA / "judge_calibration.jsonl"), 16, seed=1, by="kind"
+        utils.read_jsonl(utils.DATA / "judge_calibration.jsonl"), 26, seed=1, by="kind"
     )
     stand_in = judge.Judge(Client(stand_ins.MODEL, endpoint, stand_ins.KEY), "stand-in")
     gate = calibrate(stand_in, pairs)
-    assert gate.usable and gate.positions.consistency.value == 1
-    assert gate.by_kind["loop"].value >= gate.by_kind["verbose_wrong"].value
+    assert gate.positions.consistency.value == 1 and gate.by_kind["loop"].value == 1
+    assert not gate.usable and "subtle slip" in gate.unseen
 
 
 @pytest.mark.slow
@@ -234,12 +258,9 @@ def test_tiny_real_model_closes_the_gate(tmp_path):
         parameters={"max_completion_tokens": 16},
     )
     pairs = utils.read_jsonl(utils.DATA / "judge_calibration.jsonl")
+    pairs = [p for p in pairs if p["language"] == "en" and p["kind"] not in calibration.FORM]
     pairs = sorted(pairs, key=lambda pair: len(str(pair).encode()))[:4]
     gate = calibrate(judge.Judge(client, "Gemma 3 270M", "text"), pairs)
-    assert (
-        stats.wilson(4, 4)[0] > calibration.COIN
-        and client.usage.requests == 8
-        and client.usage.completion_tokens > 8
-    )
-    assert not gate.usable and gate.why_closed.startswith("Gemma 3 270M ")
-    assert outcomes.headline([], gate.why_closed).startswith("No win rate: Gemma 3 270M")
+    assert stats.rate([1.0] * 4).low > calibration.COIN
+    assert client.usage.requests == 8 and client.usage.completion_tokens > 8
+    assert not gate.usable and "Gemma 3 270M " in gate.closed["en"]

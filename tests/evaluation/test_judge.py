@@ -10,7 +10,7 @@ import pytest
 import prompts
 import settings
 import utils
-from evaluation import judge, stats
+from evaluation import calibration, judge, stats, verdicts
 from evaluation.outcomes import Outcome
 from rehearsal import stand_ins
 
@@ -101,10 +101,19 @@ def test_two_sections_with_one_heading_cannot_be_told_apart(language):
         ('```json\n{"explanation": "x", "verdict": "B"}\n```', "B"),
         ("<think>[[A]]? No.</think>\nVerdict: B", "B"),
         ("Verdict: A\n\nVerdict: A", "A"),
+        ("최종 판정: A", "A"),
+        ("판정: 답변A", "A"),
+        ("판정: B입니다.", "B"),
+        ("둘 다 같은 말을 합니다.\n\n무승부입니다.", "tie"),
+        ("Both are fine.\n\nAnswer B", "B"),
+        ("verdict: a", "A"),
+        ('{"explanation": "[[B]] is tempting", "verdict": "Answer A", "confidence": 0.9}', "A"),
+        ('Here you are: {"verdict": "a"} I hope that helps!', "A"),
+        ('<think>{"verdict": "B"}</think>{"explanation": "x", "verdict": "TIE"}', "tie"),
     ],
 )
 def test_verdicts_in_plain_text(text, expected):
-    assert judge.parse_verdict(text) == (expected, None)
+    assert verdicts.parse_verdict(text) == (expected, None)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +129,14 @@ def test_verdicts_in_plain_text(text, expected):
         (prompts.LANGUAGES["en"].judge_task["pair_text"], "no verdict could be read"),
         (prompts.LANGUAGES["ko"].judge_task["pair_text"], "no verdict could be read"),
         ("Verdict: A is better in form, B in fact", "no verdict could be read"),
+        ('{"explanation": "x", "verdict": "neither"}', "no verdict could be read"),
+        ("<think>Verdict: A, or is it", "no verdict could be read"),
+        ("{" * 20_000, "no verdict could be read"),
     ],
 )
 def test_an_unclear_verdict_is_never_guessed(text, why):
     """FastChat takes the first mark that it finds, and drops what it cannot read."""
-    assert judge.parse_verdict(text) == (None, why)
+    assert verdicts.parse_verdict(text) == (None, why)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +150,13 @@ def test_an_unclear_verdict_is_never_guessed(text, why):
         ("[[10]]", 10),
         ('{"explanation": "x", "score": 3}', 3),
         ("[[6.0]]", 6),
+        ("점수: 8/10점", 8),
+        ("최종 점수: 7점입니다.", 7),
+        ('```json\n{"explanation": "x", "score": "9/10"}\n```', 9),
     ],
 )
 def test_scores_in_plain_text(text, expected):
-    assert judge.parse_score(text) == (expected, None)
+    assert verdicts.parse_score(text) == (expected, None)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +173,7 @@ def test_scores_in_plain_text(text, expected):
     ],
 )
 def test_a_score_outside_the_scale_is_no_score(text, why):
-    assert judge.parse_score(text) == (None, why)
+    assert verdicts.parse_score(text) == (None, why)
 
 
 def test_verdicts_outside_the_schema_are_refused():
@@ -168,10 +183,10 @@ def test_verdicts_outside_the_schema_are_refused():
         '{"explanation": "", "verdict": "A", "x": 1}',
     ):
         with pytest.raises(ValueError, match="validation error"):
-            judge.Verdict.model_validate_json(text)
+            verdicts.Verdict.model_validate_json(text)
     for score in (0, 11):
         with pytest.raises(ValueError, match="validation error"):
-            judge.Score.model_validate_json(json.dumps({"explanation": "", "score": score}))
+            verdicts.Score.model_validate_json(json.dumps({"explanation": "", "score": score}))
 
 
 # --- records
@@ -216,6 +231,43 @@ def test_verdict_outside_the_scale_fails(judged_by):
     )
     eleven = judged_by(lambda body: json.dumps({"explanation": "", "score": 11}))
     assert asyncio.run(eleven.score([ONE], ["a"]))[0]["score"] is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '```json\n{"explanation": "because", "verdict": "A"}\n```',
+        '<think>B?</think>{"explanation": "because", "verdict": "A"}',
+        '{"explanation": "because", "verdict": "Answer A"}',
+        '{"explanation": "because", "verdict": "a", "confidence": 1}',
+    ],
+)
+def test_schema_mode_reads_what_text_mode_reads(judged_by, said):
+    """A server that takes the schema and does not keep to it was a judge that always failed."""
+    (record,) = asyncio.run(judged_by(lambda body: said).compare([ONE], ["a"], ["b"]))
+    assert [order["verdict"] for order in record["orders"]] == ["A", "A"]
+    assert {order["explanation"] for order in record["orders"]} == {"because"}
+
+
+def test_a_server_without_schemas_is_told_what_to_set(judged_by):
+    (record,) = asyncio.run(judged_by(lambda body: "A, I think").compare([ONE], ["a"], ["b"]))
+    assert 'needs REPLY_FORMAT = "text"' in record["orders"][0]["error"]
+
+
+def test_thinking_past_the_limit_is_told_from_failing(judged_by):
+    """Its error names JUDGE_TOKENS, in the record and in the gate's sentence."""
+    bodies = []
+
+    def thinks(body):
+        bodies.append(body)
+        return "<think>On the one hand"
+
+    thinker = judged_by(thinks, "text", finish="length")
+    thinker.tokens = 1234
+    (record,) = asyncio.run(thinker.compare([ONE | {"kind": "wrong_fact"}], ["a"], ["b"]))
+    assert record["outcome"] == Outcome.FAILED and record["orders"][0]["error"] == judge.CUT
+    assert "raise JUDGE_TOKENS" in calibration.calibrate([record]).closed["en"]
+    assert {body["max_completion_tokens"] for body in bodies} == {1234}
 
 
 def test_text_format_asks_without_a_schema(judged_by):
@@ -279,7 +331,9 @@ def test_two_judges_side_by_side(judged_by):
     ]
     both = stats.agreement(*outcomes)
     assert (
-        outcomes[0] == ["win"] * 3 + ["loss"] * 3 and both.accuracy[0] == 0 and both.kappa[0] == -1
+        outcomes[0] == ["win"] * 3 + ["loss"] * 3
+        and both.accuracy.value == 0
+        and both.kappa.value == -1
     )
 
 
