@@ -48,8 +48,8 @@ def write(records: Sequence[dict], results: dict, path: str | Path) -> Path:
     Args:
         records: one a prompt, as `Judge.compare` returns them and `join` adds to: `id, language,
             category, prompt, base, tuned, outcome, value, orders`, and where there are any
-            `reference`, `scores` (`base`, `tuned`), `follow_up`, `follow_up_base` and
-            `follow_up_tuned`.
+            `reference`, `scores` (`base`, `tuned`), `difficulty` and `follow_ups`, the later turns,
+            each with `prompt`, `reference`, `base` and `tuned`.
         results: `headline` (one sentence), `judge` and `teacher` as they are to be named, and where
             known `run`, `base_model`, `calibration` (one sentence) and `notes` (more sentences,
             such as a judge that is also the teacher).
@@ -78,13 +78,16 @@ def join(
                 f"The verdict on {verdict['id']!r} stands where {item['id']!r} is expected: judge "
                 "these prompts again."
             )
-        record = {
-            key: item[key] for key in ("prompt", "reference", "follow_up") if item.get(key)
-        } | verdict
-        for name, answer in zip(("base", "tuned"), answers, strict=True):
-            first, *rest = [answer] if isinstance(answer, str) else answer
-            record |= {name: first} | {f"follow_up_{name}": second for second in rest[:1]}
-        joined.append(record)
+        record = {key: item[key] for key in ("prompt", "reference") if item.get(key)} | verdict
+        said = [[answer] if isinstance(answer, str) else answer for answer in answers]
+        record |= {"base": said[0][0], "tuned": said[1][0]}
+        later = [
+            turn | {"base": ours, "tuned": theirs}
+            for turn, ours, theirs in zip(
+                item.get("follow_ups", ()), said[0][1:], said[1][1:], strict=True
+            )
+        ]
+        joined.append(record | ({"follow_ups": later} if later else {}))
     return joined
 
 
@@ -256,11 +259,9 @@ def _card(record: dict, contradiction: bool) -> str:
         f"<h3>Prompt</h3>{_said(record['prompt'], language)}",
         _pair(record["base"], record["tuned"], language, scores),
     ]
-    if record.get("follow_up"):
-        parts.append(f"<h3>Follow-up</h3>{_said(record['follow_up'], language)}")
-        parts.append(
-            _pair(record.get("follow_up_base", ""), record.get("follow_up_tuned", ""), language, {})
-        )
+    for turn in record.get("follow_ups", ()):
+        parts.append(f"<h3>Follow-up</h3>{_said(turn['prompt'], language)}")
+        parts.append(_pair(turn["base"], turn["tuned"], language, {}))
     if record.get("reference"):
         parts.append(
             "<details><summary>Reference "
@@ -287,14 +288,14 @@ def _pair(base: str, tuned: str, language: str, scores: dict) -> str:
 
 def _verdicts(record: dict) -> str:
     """Both verdicts in the summary, the judge's reasons below it."""
-    two_turns = len({order.get("turn", 1) for order in record["orders"]}) > 1
+    turns = len({order.get("turn", 1) for order in record["orders"]}) > 1
     brief, reasons = [], []
     for order in record["orders"]:
         winner = {"tie": "tie", None: "no verdict"}.get(
             order["verdict"], "tuned" if order["verdict"] == order["tuned_is"] else "base"
         )
         where = (
-            f"turn {order.get('turn', 1)}, " * two_turns
+            f"turn {order.get('turn', 1)}, " * turns
             + f"tuned {'first' if order['tuned_is'] == 'A' else 'second'}"
         )
         brief.append(f"{where}: <strong>{winner}</strong>")

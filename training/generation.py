@@ -50,8 +50,10 @@ class Decoding:
 
     def limit(self, reference: str) -> int:
         """Tokens of an answer whose reference is this: no model is judged by an essay for which it
-        had no room. A token is about four bytes, of English and of Korean."""
-        if len(reference.encode()) <= 4 * self.max_new_tokens:
+        had no room."""
+        # Digits and signs are a token each; of letters, English or Korean, one has 3.4 bytes or more
+        signs = sum(not letter.isalpha() and not letter.isspace() for letter in reference)
+        if signs + (len(reference.encode()) - signs) / 3.4 <= self.max_new_tokens:
             return self.max_new_tokens
         return max(self.max_new_tokens, self.long_new_tokens)
 
@@ -352,7 +354,9 @@ def read_answers(
     found: dict[str, dict] = {}
     for number, record in enumerate(utils.read_jsonl(path, ("id", "prompt", "base", "tuned")), 1):
         where, item = f"{utils.short(path)}, line {number}", asked.get(record["id"])
-        if item is None or any(item.get(key) != record.get(key) for key in ("prompt", "follow_ups")):
+        if item is None or any(
+            item.get(key) != record.get(key) for key in ("prompt", "follow_ups")
+        ):
             raise CourseError(
                 f"{where}: {record['id']!r} is not a prompt of this evaluation; delete the file "
                 "to answer anew."
