@@ -19,11 +19,12 @@ scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make tes
 colab-test: ## run the notebooks with Colab's packages at Colab's versions, on Python 3.13 (6 GB; simulated: no Colab, no GPU)
 	$(PYTHON) -m tests.colab.simulate $(ARGS)
 
-lint: $(VENV)/.ready ## check style, arrows between modules and types
+lint: $(VENV)/.ready ## check style, arrows between modules, types and the workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.arrows
 	$(BIN)/mypy
+	$(BIN)/actionlint
 
 bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging beside their references; answers must be equal
 	$(BIN)/python -m benchmarks.duplicates
@@ -46,7 +47,7 @@ swap-check: $(VENV)/.ready ## can MODEL be the base model? template, mask, end t
 	@test -n "$(MODEL)" || { echo "Say which: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko]"; exit 2; }
 	@$(BIN)/python -m training.swap_check "$(MODEL)" $(if $(filter command,$(origin LANGUAGE)),--language "$(LANGUAGE)")
 
-vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
+vote: $(VENV)/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
 	$(BIN)/python -m evaluation.vote $(ARGS)
 
 gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge pairs and seeds again (data/contamination.json)
@@ -81,21 +82,14 @@ clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: i
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z-]+:.*## ' Makefile
 
-$(VENV)/.ready: requirements.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
+$(VENV)/.ready: requirements.txt requirements/student.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This course needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
+		-r requirements.txt -r requirements/student.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
 	@touch $@
 
-# Gradio, in an environment that sees the packages of .venv behind its own (requirements/vote.txt says why)
-$(VENV)/vote/.ready: $(VENV)/.ready requirements/vote.txt
-	$(BIN)/python -m venv $(VENV)/vote
-	$(VENV)/vote/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vote.txt
-	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)/vote/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
-	@touch $@
-
-# Ray, in an environment that sees the packages of .venv behind its own, as for the vote
+# Ray, in an environment that sees the packages of .venv behind its own
 $(VENV)/scale/.ready: $(VENV)/.ready requirements/scale.txt
 	$(BIN)/python -m venv $(VENV)/scale
 	$(VENV)/scale/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/scale.txt

@@ -32,6 +32,7 @@ RESTART = "choose 'Restart session' in the menu, then run this cell again"
 # Packages whose next major version would break others that these machines come with: gradio and
 # diffusers want huggingface_hub below 2, and the course works with both
 SAME_MAJOR = ("huggingface_hub",)
+NEEDED = ("requirements.txt", "requirements/student.txt", "requirements/rehearsal.txt")
 LEFT_OUT = ("checkpoints", "wandb", "merged")  # of a run's zip: large, and no notebook reads them
 UNPACKED = ".unpacked.json"  # in a run's folder: which zip was unpacked there
 
@@ -165,6 +166,7 @@ def _run_pip(command: list[str], packages: int) -> None:
         ) as pip,
         tqdm(total=packages, desc="installing", file=sys.stderr, leave=False, ncols=80) as bar,
     ):
+        assert pip.stdout is not None  # it is a pipe
         for line in pip.stdout:
             if line.startswith(("Collecting", "Installing collected")):
                 bar.update(min(1, packages - bar.n))
@@ -228,7 +230,7 @@ def mend() -> None:
 def named_in(problem: str) -> str | None:
     """The installed package that an error is about, if it is none that the course needs."""
     needed = set()
-    for file in ("requirements.txt", "requirements/rehearsal.txt"):
+    for file in NEEDED:
         text = (utils.ROOT / file).read_text(encoding="utf-8")
         needed |= {_normal(name) for name in re.findall(r"^[\w.-]+", text, re.MULTILINE)}
     for word in re.findall(r"[A-Za-z][\w.-]*\w", problem):
@@ -359,11 +361,11 @@ def mount(chosen: Settings) -> None:
         ) from None
 
 
-def hand_over(chosen: Settings) -> Path | None:
+def hand_over(chosen: Settings) -> None:
     """On Colab, and where nothing else outlives the machine: offer the run as one zip to download,
-    for RUN_ZIP of the next notebook; returns its path."""
+    for RUN_ZIP of the next notebook."""
     if utils.where() != "colab" or chosen.save_to:
-        return None
+        return
     from google.colab import files
 
     path = pack(chosen.folder)
@@ -372,7 +374,6 @@ def hand_over(chosen: Settings) -> Path | None:
         "for download, and in the next notebook set RUN_ZIP to 'upload'."
     )
     files.download(str(path))
-    return path
 
 
 def pack(folder: Path) -> Path:
@@ -466,7 +467,7 @@ def setup() -> Path:
     python = folder / inside
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    files = ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt")
+    files = (*NEEDED, "requirements/dev.txt")
     arguments = [argument for file in files for argument in ("-r", str(utils.ROOT / file))]
     arguments += ["-c", str(utils.ROOT / "constraints.txt")]
     print(

@@ -85,6 +85,9 @@ class Language:
     # Reading what an instruction asks for (preprocessing/diversity.py)
     asks: dict
 
+    # Labels of the report page and of the vote (evaluation/report.py, evaluation/vote.py)
+    page: dict[str, str]
+
     def heading(self, name: str, turn: int = 1) -> str:
         """The heading of a section of a judge's prompt; the first turn's has no number."""
         heading = self.judge_headings[name]
@@ -100,7 +103,7 @@ class Language:
     def share_of_words(self, text: str) -> float:
         """Share of a text's words that are mostly in this language's scripts, in [0, 1]: of a
         Korean request with much code in it most letters are Latin, but few words."""
-        words = [word for word in text.split() if any(letter.isalpha() for letter in word)]
+        words = [word for word in text.split() if any(map(str.isalpha, word))]
         return sum(self.share(word) >= 0.5 for word in words) / max(1, len(words))
 
 

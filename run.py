@@ -336,17 +336,11 @@ def report(folder, seconds: float, peak: float) -> None:
             f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})",
         )
         for measure in results["measures"]["base"]:
-            form = (
-                ".3f"
-                if "loss" in measure or "ROUGE" in measure or "similarity" in measure
-                else ".1f"
-                if "tokens" in measure
-                else ".0%"
-            )
-            table.add_row(
-                measure,
-                *(format(results["measures"][side][measure], form) for side in ("base", "tuned")),
-            )
+            form = ".1f" if "tokens" in measure else ".0%"
+            if any(word in measure for word in ("loss", "ROUGE", "similarity")):
+                form = ".3f"
+            base, tuned = (results["measures"][side][measure] for side in ("base", "tuned"))
+            table.add_row(measure, format(base, form), format(tuned, form))
         if results["single_scores"]:
             table.add_row(
                 "judge's score, 1 to 10",

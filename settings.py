@@ -368,15 +368,18 @@ class Settings:
         """pip's arguments for what these settings need; stand-ins only where they are chosen.
 
         Where the GPU can use it, the package that brings FlashAttention-2 ready-made, in the
-        version that transformers asks for (another one it refuses).
+        version that transformers asks for (another one it refuses). Not for the packaged student:
+        it is small, and with the transformers that it needs this would take huggingface_hub 2.
         """
         arguments = ["-r", str(utils.ROOT / "requirements.txt")]
-        if self.rehearsal or self.packaged:
+        if self.rehearsal:
             arguments += ["-r", str(utils.ROOT / "requirements" / "rehearsal.txt")]
+        if self.packaged:
+            arguments += ["-r", str(utils.ROOT / "requirements" / "student.txt")]
+        elif utils.gpu_capability() >= 8:
+            arguments.append("transformers[kernels]")
         if self.quantize == "4bit":
             arguments.append("bitsandbytes>=0.46")
-        if utils.gpu_capability() >= 8:
-            arguments.append("transformers[kernels]")
         return arguments
 
     def connection(self, model: str) -> dict:

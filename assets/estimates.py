@@ -69,13 +69,11 @@ def prices(journal: list[dict], judged: int, prompts: int) -> list[dict]:
     ]
     table: list[dict] = []
     for (requests, prompt, answer, longest), share in steps:
-        usd = {
-            model: tuple(
-                share * models.cost(price, {"prompt_tokens": prompt, "completion_tokens": n})
-                for n in (answer, longest)
-            )
-            for model, price in models.PRICES.items()
-        }
+        usd = {}
+        for model, price in models.PRICES.items():
+            low = models.cost(price, {"prompt_tokens": prompt, "completion_tokens": answer})
+            high = models.cost(price, {"prompt_tokens": prompt, "completion_tokens": longest})
+            usd[model] = (share * low, share * high)
         table.append({"requests": round(share * requests), "usd": usd})
     total = {}
     for model in models.PRICES:
@@ -154,11 +152,12 @@ def slots(folder: Path) -> dict:
         )
         for p in time
     ]
+    dollars = []
+    for step in money:
+        ranges = [f"{low:.2f}–{high:.2f}" for low, high in step["usd"].values()]
+        dollars.append((step["requests"], *ranges))
     return {
-        "money": lambda old: cells(
-            old,
-            [(s["requests"], *(f"{a:.2f}–{b:.2f}" for a, b in s["usd"].values())) for s in money],
-        ),
+        "money": lambda old: cells(old, dollars),
         "time": lambda old: cells(old, minutes),
         "rows": f"{len(lengths):,}",
         "tokens": f"{EPOCHS * sum(lengths):,}",

@@ -186,17 +186,18 @@ def css(colours: dict) -> str:
 
 def width(text: str, size: float, mono: bool = False) -> float:
     """About how many pixels a text takes, on the wide side: fonts differ between machines."""
-    total = 0.0
-    for character in text:
-        if unicodedata.east_asian_width(character) in "WF":
-            total += 1.2 if mono else 0.98
-        else:
-            narrow, broad = (
-                character in " ijltfrI.,:;'|!()[]-",
-                character in "mwMW%@×→" or character.isupper(),
-            )
-            total += 0.61 if mono else 0.36 if narrow else 0.8 if broad else 0.6
-    return size * total
+    return size * sum(_share(character, mono) for character in text)
+
+
+def _share(character: str, mono: bool) -> float:
+    """The width of a character in sizes of its font."""
+    if unicodedata.east_asian_width(character) in "WF":
+        return 1.2 if mono else 0.98
+    if mono:
+        return 0.61
+    if character in " ijltfrI.,:;'|!()[]-":
+        return 0.36
+    return 0.8 if character in "mwMW%@×→" or character.isupper() else 0.6
 
 
 def wrapped(text: str, room: float, size: float, mono: bool = False) -> list[str]:

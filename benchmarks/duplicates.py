@@ -47,9 +47,16 @@ def corpus() -> list[str]:
     return CORPUS.read_text(encoding="utf-8").split("\n")
 
 
-def measure(size: int) -> None:
+def measure(size: int, order: str = "") -> None:
     """In a process of its own, so that its peak memory is its own."""
     texts = corpus()[:size]
+    if order:
+        parts = [texts, templated(size)]
+        if order == "templated first":
+            parts.reverse()
+        texts = parts[0] + parts[1]
+        if order == "shuffled":
+            random.Random(0).shuffle(texts)
     started = time.perf_counter()
     result = similarity.rouge_l_duplicates(texts)
     seconds = time.perf_counter() - started
@@ -162,6 +169,54 @@ def throughput() -> None:
     figure(rows, reference)
 
 
+def templated(count: int) -> list[str]:
+    """Sentences of one template, as of an encyclopedia's stubs."""
+    rng, names = random.Random(1), [text.split()[0] for text in corpus()[:5000]]
+    return [
+        f"Farm to Market Road {number} is a highway in the county of {rng.choice(names)} and runs "
+        f"for {rng.randint(1, 90)} miles"
+        for number in range(count)
+    ]
+
+
+def orders() -> None:
+    """Time and memory must not depend on where rejected texts stand, nor on how many they are."""
+    half, found = SIZES[-1] // 2, []
+    for name in ("varied first", "templated first", "shuffled"):
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.duplicates", "--order", name, "--size", str(half)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=utils.ROOT,
+        )
+        row = json.loads(child.stdout)
+        found.append(row)
+        report(
+            f"{half:,} varied and {half:,} templated texts, {name}",
+            f"{row['seconds']:.1f} s, {row['gib']:.2f} GiB",
+            f"{row['kept']:,} kept",
+        )
+    seconds = [row["seconds"] for row in found]
+    assert max(seconds) <= 1.5 * min(seconds), "an order takes more than 1.5 times the best one"
+    assert max(row["gib"] for row in found) <= 1, "templated texts: memory target missed"
+
+
+def long_and_char() -> None:
+    """What compares much: the characters of English prose, and texts of 20,000 words."""
+    texts = corpus()[:10_000]
+    started = time.perf_counter()
+    similarity.rouge_l_duplicates(texts, tokenizer="char")
+    report("the characters of 10,000 English texts", f"{time.perf_counter() - started:.1f} s", "")
+    rng, words = random.Random(0), " ".join(corpus()[:20_000]).split()
+    texts = [" ".join(rng.choices(words, k=20_000)) for _ in range(200)]
+    started = time.perf_counter()
+    similarity.rouge_l_duplicates(texts)
+    seconds = time.perf_counter() - started
+    report("200 texts of 20,000 words", f"{seconds:.1f} s", "")
+    assert seconds <= 60, "long texts: target missed"
+
+
 def figure(rows: list[dict], reference: float) -> None:
     import matplotlib.pyplot as plt
 
@@ -256,9 +311,9 @@ def report(what: str, value: str, note: str) -> None:
 
 if __name__ == "__main__":
     if "--size" in sys.argv:
-        measure(int(sys.argv[-1]))
+        measure(int(sys.argv[-1]), sys.argv[2] if "--order" in sys.argv else "")
     else:
         print("| what | measured | |\n|---|---|---|")
-        for part in (decisions, throughput, increment, embeddings):
+        for part in (decisions, throughput, orders, long_and_char, increment, embeddings):
             part()
         print("\nAll answers equal, all targets met.")

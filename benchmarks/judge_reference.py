@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,16 +182,20 @@ def record(label: str, first: str, second: str) -> dict:
     """A verdict record: the labelled output takes the place of the tuned model, first in one order
     and second in the other."""
     orders = []
-    for tuned_is, said in (("A", first), ("B", second)):
-        other = {"A": "B", "B": "A"}[tuned_is]
-        orders.append(
-            {
-                "tuned_is": tuned_is,
-                "verdict": None if said == "N" else tuned_is if said == label else other,
-            }
-        )
-    sides = [outcomes.side(order["verdict"], order["tuned_is"]) for order in orders]
+    sides = []
+    for tuned_is, other, said in (("A", "B", first), ("B", "A", second)):
+        verdict = None
+        if said != "N":
+            verdict = tuned_is if said == label else other
+        orders.append({"tuned_is": tuned_is, "verdict": verdict})
+        sides.append(outcomes.side(verdict, tuned_is))
     return {"orders": orders, "sides": sides, "outcome": outcomes.outcome(*sides)}
+
+
+def _kappa(a: Sequence[str], b: Sequence[str]) -> float:
+    """NaN where both raters gave one label only, as scikit-learn says it."""
+    kappa = stats.agreement(a, b).kappa
+    return math.nan if kappa is None else kappa.value
 
 
 def kappas(
@@ -203,7 +209,7 @@ def kappas(
     """
     from sklearn.metrics import cohen_kappa_score
 
-    ours = stats.agreement(a, b).kappa.value
+    ours = _kappa(a, b)
     count(same, total, f"right {what}", round(ours, 9), round(float(cohen_kappa_score(a, b)), 9))
     count(same, total, what, round(ours, 6), round(published, 6))
     mapped = ["1" if said == "1" else "0" for said in a]
@@ -212,7 +218,7 @@ def kappas(
         same,
         total,
         f"fault {what}",
-        round(stats.agreement(mapped, against).kappa.value, 6),
+        round(_kappa(mapped, against), 6),
         round(published, 6),
     )
 
@@ -234,7 +240,7 @@ def pandalm(folder: Path) -> list[Row]:
             Row(
                 f"PandaLM: kappa of annotators {a + 1} and {b + 1}",
                 kappa,
-                f"{stats.agreement(votes[a], votes[b]).kappa.value:.3f}",
+                f"{_kappa(votes[a], votes[b]):.3f}",
             )
         )
     majority = [Counter(said).most_common(1)[0][0] for said in zip(*votes, strict=True)]
@@ -293,8 +299,7 @@ def fastchat(folder: Path) -> list[Row]:
     ]
     granite = _scores(folder / "single_granite_parse_failures.jsonl")
     phi = _scores(folder / "single_phi3dpo.jsonl")
-    kept = [[None if stored == -1 else stored for stored, _ in scores] for scores in (granite, phi)]
-    paired = stats.paired_difference(*kept)
+    paired = stats.paired_difference(_readable(granite), _readable(phi))
     # "[[0, 0]]" in a piece of code was taken for a score
     return [
         *rows,
@@ -340,18 +345,20 @@ def _scores(path: Path) -> list[tuple[int, int | None]]:
     return [(item["score"], verdicts.parse_score(item["judgment"])[0]) for item in items]
 
 
+def _readable(scores: list[tuple]) -> list[float | None]:
+    """The stored scores; -1 stands for one that could not be read."""
+    return [None if stored == -1 else stored for stored, _ in scores]
+
+
 def pair_record(pair: dict) -> dict:
     """FastChat's two games as a verdict record with model_1 in the place of the tuned model;
     model_1 is A in the first game."""
-    orders = []
-    for tuned_is, winner in (("A", pair["g1_winner"]), ("B", pair["g2_winner"])):
-        other = {"A": "B", "B": "A"}[tuned_is]
-        verdict = {"model_1": tuned_is, "model_2": other, "tie": "tie"}.get(
-            winner
-        )  # "error" is none
-        orders.append({"tuned_is": tuned_is, "verdict": verdict})
-    first, second = (outcomes.side(order["verdict"], order["tuned_is"]) for order in orders)
-    value = None if None in (first, second) else (first + second) / 2
+    # "error" is no verdict
+    one = {"model_1": "A", "model_2": "B", "tie": "tie"}.get(pair["g1_winner"])
+    two = {"model_1": "B", "model_2": "A", "tie": "tie"}.get(pair["g2_winner"])
+    orders = [{"tuned_is": "A", "verdict": one}, {"tuned_is": "B", "verdict": two}]
+    first, second = outcomes.side(one, "A"), outcomes.side(two, "B")
+    value = None if first is None or second is None else (first + second) / 2
     return {"orders": orders, "outcome": outcomes.outcome(first, second), "value": value}
 
 

@@ -28,7 +28,7 @@ EFFECTS = ((0.5, 0.3, 0.2), (0.6, 0.4, 0), (0.4, 0.2, 0.4), (0.8, 0.2, 0), (0.3,
 NEGLIGIBLE = 1e-7  # outcomes rarer than this are left out
 
 
-def main() -> int:
+def main() -> int | str:
     print(f"Python {sys.version.split()[0]}\n")
     print("| what | n | mean | least | most | cases |\n|---|---|---|---|---|---|")
     kept = [win_rates(), corrections(), kappas(), differences()]
@@ -42,7 +42,7 @@ def main() -> int:
 
 def report(what: str, n: int, covered: list[float]) -> bool:
     """One line of the table; True if the mean is 93 to 97 %."""
-    mean, least, most = np.mean(covered), min(covered), max(covered)
+    mean, least, most = sum(covered) / len(covered), min(covered), max(covered)
     print(f"| {what} | {n} | {mean:.1%} | {least:.1%} | {most:.1%} | {len(covered)} |")
     return 0.93 <= mean <= 0.97
 
@@ -154,7 +154,8 @@ def differences(draws: int = 400) -> bool:
         for values, weights in populations:
             truth = float(np.dot(values, weights))
             samples = rng.choice(values, (draws, n), p=weights)
-            covered.append(np.mean([holds(stats.rate(sample, -9, 9), truth) for sample in samples]))
+            held = [holds(stats.rate(sample, -9, 9), truth) for sample in samples]
+            covered.append(sum(held) / draws)
         # Bounds that are far from most scores make it too wide, never too narrow
         report("mean difference of scores", n, covered)
         good.append(min(covered) >= 0.92)
@@ -178,6 +179,7 @@ def powers(draws: int = 1000) -> bool:
     for shares in EFFECTS:
         wins, losses, _ = (round(1000 * share) for share in shares)
         n = stats.prompts_needed(wins, losses, 1000)
+        assert n is not None  # the shares differ
         samples = rng.multinomial(n, shares, draws)
         sign = np.mean([stats.binomial_test(int(w), int(k)) < 0.05 for w, k, _ in samples])
         whole = np.mean([named(*sample) for sample in samples])
@@ -191,9 +193,11 @@ def looking_again(draws: int = 1000, most: int = 300, step: int = 20) -> bool:
     """Two equal models: how often is a winner named, looking once, and after every 20 prompts?"""
     rng = np.random.default_rng(3)
     wins = (rng.random((draws, most)) < 0.5).cumsum(axis=1)
-    once = np.mean([named(w, most - w, 0) for w in wins[:, -1]])
+    once = sum(named(w, most - w, 0) for w in wins[:, -1]) / draws
     looks = range(step, most + 1, step)
-    again = np.mean([any(named(row[n - 1], n - row[n - 1], 0) for n in looks) for row in wins])
+    again = 0.0
+    for row in wins:
+        again += any(named(row[n - 1], n - row[n - 1], 0) for n in looks) / draws
     print(f"| once, at {most} prompts | {once:.1%} |")
     print(f"| after every {step}, until a winner is named | {again:.1%} |")
     return once <= 0.06 < again  # a chance of 5 % is not 5.0 % of 1,000

@@ -195,15 +195,15 @@ def report(measured: dict[str, list[dict]]) -> None:
     import transformers
     import trl
 
-    middle = lambda name, key: statistics.median(run[key] for run in measured[name])  # noqa: E731
-    speed = {
-        name: statistics.median(run["useful_tokens"] / run["seconds"] for run in runs)
-        for name, runs in measured.items()
-    }
-    work = {
-        name: statistics.median(run["useful_tokens"] / run["cpu_seconds"] for run in runs)
-        for name, runs in measured.items()
-    }
+    def middle(name: str, key: str) -> float:
+        return statistics.median([run[key] for run in measured[name]])
+
+    speed, work = {}, {}
+    for name, runs in measured.items():
+        for run in runs:
+            run["speed"] = run["useful_tokens"] / run["seconds"]
+            run["work"] = run["useful_tokens"] / run["cpu_seconds"]
+        speed[name], work[name] = middle(name, "speed"), middle(name, "work")
     one = measured[OURS][0]
     lines = [
         f"{one['useful_tokens']} tokens in {BATCH} shipped rows, {one['trained_share']:.0%} "
@@ -222,7 +222,10 @@ def report(measured: dict[str, list[dict]]) -> None:
         f"| {middle(name, 'predicted_gb'):.2f} | {middle(name, 'efficiency'):.0%} |"
         for name in measured
     ]
-    versus = lambda other: (speed[OURS] / speed[other], work[OURS] / work[other])  # noqa: E731
+
+    def versus(other: str) -> tuple[float, float]:
+        return speed[OURS] / speed[other], work[OURS] / work[other]
+
     memory = middle(TRL, "peak_gb") / middle(OURS, "peak_gb")
     ratios = [  # name, by the clock, by CPU seconds, target for the clock
         ("ours, in times of TRL's tokens/s", *versus(TRL), 2.5),

@@ -162,10 +162,10 @@ class Judge:
         """Dollars that judging these pairs (or, without `base`, scoring these answers) costs at
         worst, beyond what the journal has."""
         if base is None:
-            asked, schema = self._singles(items, tuned), Score
-        else:
-            asked, schema = self._pairs(items, tuned, base), Verdict
-        return self.client.estimate([one.request for one in asked], self._schema(schema))
+            requests = [one.request for one in self._singles(items, tuned)]
+            return self.client.estimate(requests, self._schema(Score))
+        requests = [one.request for one in self._pairs(items, tuned, base)]
+        return self.client.estimate(requests, self._schema(Verdict))
 
     async def compare(
         self, items: Sequence[dict], tuned: Sequence[Answer], base: Sequence[Answer]
@@ -193,10 +193,10 @@ class Judge:
     ) -> list[dict]:
         """The records of `compare` with the single scores of both models: `scores`, means over the
         turns, None if one failed."""
-        scored = {"base": await self.score(items, base), "tuned": await self.score(items, tuned)}
+        before, after = await self.score(items, base), await self.score(items, tuned)
         return [
-            record | {"scores": {name: scored[name][i]["score"] for name in scored}}
-            for i, record in enumerate(records)
+            record | {"scores": {"base": one["score"], "tuned": two["score"]}}
+            for record, one, two in zip(records, before, after, strict=True)
         ]
 
     async def score(self, items: Sequence[dict], answers: Sequence[Answer]) -> list[dict]:
@@ -206,10 +206,10 @@ class Judge:
         for asked, said in await self._ask(self._singles(items, answers), Score):
             given[asked.item].append({"turn": asked.turn} | said)
         records = []
-        for item, said in zip(items, given, strict=True):
-            scores = [turn["score"] for turn in said]
+        for item, turns in zip(items, given, strict=True):
+            scores = [turn["score"] for turn in turns]
             mean = None if None in scores else sum(scores) / len(scores)
-            records.append({"id": item["id"], "score": mean, "turns": said})
+            records.append({"id": item["id"], "score": mean, "turns": turns})
         return records
 
     def _pairs(self, items, tuned, base) -> list[_Asked]:
@@ -248,13 +248,15 @@ class Judge:
 
     def _read(self, reply: Reply, schema: type[BaseModel]) -> dict:
         """What a reply says; one that does not keep to the schema is read like plain text."""
-        name, parse = "verdict", verdicts.parse_verdict
-        if schema is Score:
-            name, parse = "score", verdicts.parse_score
+        name = "score" if schema is Score else "verdict"
         if reply.parsed is not None:
             said = getattr(reply.parsed, name)
             return {name: said, "error": None, "explanation": reply.parsed.explanation}
-        value, error = parse(reply.text)
+        value: str | int | None
+        if schema is Score:
+            value, error = verdicts.parse_score(reply.text)
+        else:
+            value, error = verdicts.parse_verdict(reply.text)
         if value is not None and reply.finish_reason not in ("length", "content_filter"):
             text = verdicts.explanation(reply.text)
             return {name: value, "error": None, "explanation": text}
@@ -267,23 +269,30 @@ class Judge:
         return {name: None, "error": error, "explanation": reply.text}
 
     def _record(self, item: dict, orders: list[dict]) -> dict:
-        sides = {
-            position: [side(o["verdict"], position) for o in orders if o["tuned_is"] == position]
-            for position in "AB"
-        }
-        first, second = (None if None in said else sum(said) / len(said) for said in sides.values())
-        kept = {
-            key: item[key]
-            for key in ("id", "language", "category", "kind", "difficulty")
-            if key in item
-        }
-        value = None if None in (first, second) else (first + second) / 2
+        first, second = _mean_side(orders, "A"), _mean_side(orders, "B")
+        value = None if first is None or second is None else (first + second) / 2
+        told = ("id", "language", "category", "kind", "difficulty")
+        kept = {key: item[key] for key in told if key in item}
         return kept | {
             "outcome": str(outcome(first, second)),
             "value": value,
             "judge": self.name,
             "orders": orders,
         }
+
+
+def _mean_side(orders: list[dict], tuned_is: str) -> float | None:
+    """Mean over the turns of `outcomes.side` where the tuned answer stands there; None where a
+    verdict failed."""
+    total, turns = 0.0, 0
+    for order in orders:
+        if order["tuned_is"] == tuned_is:
+            said = side(order["verdict"], tuned_is)
+            if said is None:
+                return None
+            total += said
+            turns += 1
+    return total / turns
 
 
 # --- the prompts ----------------------------------------------------------------------------------
@@ -296,7 +305,8 @@ def check_items(items: Sequence[dict], name: str) -> None:
     Args:
         name: the file that they came from, for the message.
     """
-    twice = [key for key, times in Counter(item["id"] for item in items).items() if times > 1]
+    occurs = Counter([item["id"] for item in items])
+    twice = [key for key, times in occurs.items() if times > 1]
     if twice:
         raise CourseError(
             f"{name} has the id {twice[0]!r} more than once: give every record an id of its own."

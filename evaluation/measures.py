@@ -81,9 +81,8 @@ def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]
     ]
     measured = {}
     if with_reference:
-        said, wanted = (
-            similarity.embed([pair[side] or " " for pair in with_reference]) for side in (0, 1)
-        )
+        said = similarity.embed([text or " " for text, _ in with_reference])
+        wanted = similarity.embed([reference or " " for _, reference in with_reference])
         measured["ROUGE-L to the references"] = _mean(
             similarity.rouge_l(text, reference) for text, reference in with_reference
         )

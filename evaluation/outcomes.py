@@ -99,7 +99,7 @@ class Positions:
 def positions(records: Sequence[dict]) -> Positions:
     """Position bias, every turn of a prompt a comparison of its own; comparisons with a failed
     verdict are left out."""
-    kinds = Counter()
+    kinds: Counter[str] = Counter()
     for record in records:
         for turn in {order.get("turn", 1) for order in record["orders"]}:
             one, two = (

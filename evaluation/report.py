@@ -16,10 +16,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import regex
+
+import prompts
 import settings
 import utils
 from evaluation import outcomes
@@ -28,17 +31,13 @@ from utils import CourseError
 
 FIELDS = ("id", "language", "category", "prompt", "base", "tuned", "outcome", "orders")
 WORST_FIRST = (Outcome.LOSS, Outcome.INCONSISTENT, Outcome.FAILED, Outcome.TIE, Outcome.WIN)
-LABELS = {
-    Outcome.WIN: "tuned wins",
-    Outcome.LOSS: "tuned loses",
-    Outcome.TIE: "tie",
-    Outcome.INCONSISTENT: "inconsistent, follows the position",
-    Outcome.FAILED: "failed, no readable verdict",
-}
-# control characters, marks and overrides of writing direction, and halves of characters, which no
-# UTF-8 file can hold
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+# What a reader cannot see, or what changes how the text around it is read: controls, overrides of
+# the writing direction, soft hyphens, spaces without width, tags, Hangul fillers, and halves of
+# characters, which no UTF-8 file can hold. Joiners between two signs and variants of emoji stay.
+UNSEEN = regex.compile(
+    r"(?V1)[[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]"
+    r"--[\t\n\u200c\u200d\ufe00-\ufe0f]]"
+    r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 )
 
 
@@ -52,7 +51,8 @@ def write(records: Sequence[dict], results: dict, path: str | Path) -> Path:
             each with `prompt`, `reference`, `base` and `tuned`.
         results: `headline` (one sentence), `judge` and `teacher` as they are to be named, and where
             known `run`, `base_model`, `calibration` (one sentence) and `notes` (more sentences,
-            such as a judge that is also the teacher).
+            such as a judge that is also the teacher). `names`: of the two models, where they are
+            not "base" and "tuned".
 
     Raises:
         CourseError: a record or the results lack a field that the page cannot do without.
@@ -104,33 +104,36 @@ def page(records: Sequence[dict], results: dict) -> str:
             f"The report needs results[{missing[0]!r}]: run the cells above it again."
         )
     contrary = {record["id"] for record in outcomes.contradictions(records)}
+    names = tuple(results.get("names", ("base", "tuned")))
+    code = _language(records)
+    label = _labels(code, names)
     cards = "\n".join(
-        _card(record, record["id"] in contrary) for record in sorted(records, key=_badness)
+        _card(record, record["id"] in contrary, names) for record in sorted(records, key=_badness)
     )
     policy = (
-        f"default-src 'none'; style-src '{_hash(CSS)}'; script-src '{_hash(JS)}'; base-uri "
-        "'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{source_hash(CSS)}'; script-src '{source_hash(JS)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
-    title = f"{results.get('run', 'run')}: base against tuned"
+    title = label["title"].replace("{run}", results.get("run", "run"))
     return f"""<!doctype html>
-<html lang="en">
+<html lang="{code}">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>{_text(title)}</title>
+<title>{shown(title)}</title>
 <style>{CSS}</style>
 </head>
 <body>
 <header>
-<h1>{_text(title)}</h1>
-<p class="headline">{_text(results["headline"])}</p>
-{_facts(results)}
-{_bar(records)}
+<h1>{shown(title)}</h1>
+<p class="headline">{shown(results["headline"])}</p>
+{_facts(results, label)}
+{_bar(records, label)}
 </header>
-{_filters(records)}
+{_filters(records, label)}
 <main>
 {cards}
 </main>
@@ -140,12 +143,30 @@ def page(records: Sequence[dict], results: dict) -> str:
 """
 
 
-def _hash(source: str) -> str:
+def _language(records: Sequence[dict]) -> str:
+    """The language of the page around the prompts: theirs where they have one, else English."""
+    codes = {record["language"] for record in records}
+    return codes.pop() if len(codes) == 1 and codes <= prompts.LANGUAGES.keys() else "en"
+
+
+def _labels(code: str, names: tuple[str, str]) -> dict[str, str]:
+    """The labels in a language (English for one that the course does not know), with the names of
+    the models."""
+    known = prompts.LANGUAGES.get(code, prompts.LANGUAGES["en"])
+    other, model = names
+    return {
+        key: text.replace("{other}", other).replace("{model}", model)
+        for key, text in known.page.items()
+    }
+
+
+def source_hash(source: str) -> str:
+    """How a page's policy (CSP) knows its own script or style sheet."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
-def _text(value) -> str:
-    """Anything as text that cannot become markup."""
+def shown(value) -> str:
+    """Anything as HTML text that cannot become markup, with its invisible characters by number."""
     escaped = html.escape(str(value).replace("\r\n", "\n"))
     return UNSEEN.sub(lambda found: f'<span class="unseen">U+{ord(found[0]):04X}</span>', escaped)
 
@@ -158,8 +179,8 @@ def _name(value) -> str:
 def _said(text: str, language: str) -> str:
     """What a person or a model wrote, with its own direction of writing and all its line breaks."""
     if not text.strip():
-        return '<div class="said"><em>empty</em></div>'
-    return f'<div class="said" dir="auto" lang="{_name(language)}">{_text(text)}</div>'
+        return f'<div class="said"><em>{shown(_labels(language, ("", ""))["empty"])}</em></div>'
+    return f'<div class="said" dir="auto" lang="{_name(language)}">{shown(text)}</div>'
 
 
 def _badness(record: dict) -> tuple:
@@ -174,25 +195,16 @@ def _badness(record: dict) -> tuple:
 # --- the head of the page -------------------------------------------------------------------------
 
 
-def _facts(results: dict) -> str:
-    facts = {
-        "Judge": "judge",
-        "Calibration": "calibration",
-        "Teacher": "teacher",
-        "Base model": "base_model",
-    }
-    rows = [(name, results[key]) for name, key in facts.items() if results.get(key)]
-    if not results.get("calibration"):
-        rows.insert(1, ("Calibration", "not done: nothing shows that this judge may be believed"))
-    rows += [("Note", note) for note in results.get("notes", ())]
-    return (
-        "<dl>"
-        + "".join(f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in rows)
-        + "</dl>"
-    )
+def _facts(results: dict, label: dict[str, str]) -> str:
+    rows = [("judge", results["judge"])]
+    rows.append(("calibration", results.get("calibration") or label["uncalibrated"]))
+    rows += [(key, results[key]) for key in ("teacher", "base_model") if results.get(key)]
+    rows += [("note", note) for note in results.get("notes", ())]
+    items = (f"<div><dt>{label[key]}</dt><dd>{shown(value)}</dd></div>" for key, value in rows)
+    return f"<dl>{''.join(items)}</dl>"
 
 
-def _bar(records: Sequence[dict]) -> str:
+def _bar(records: Sequence[dict], label: dict[str, str]) -> str:
     """The five outcomes as a bar, and in words below it, none left out."""
     counts, left, parts = outcomes.count(records), 0.0, []
     for kind in Outcome:
@@ -200,114 +212,113 @@ def _bar(records: Sequence[dict]) -> str:
         parts.append(f'<rect class="{kind}" x="{left:.3f}" width="{width:.3f}" height="6"/>')
         left += width
     words = "".join(
-        f'<li><span class="key {kind}"></span>{LABELS[kind]}: {counts[kind]}</li>'
+        f'<li><span class="key {kind}"></span>{shown(label[kind])}: {counts[kind]}</li>'
         for kind in Outcome
     )
+    heading = label["outcomes"].replace("{n}", str(len(records)))
     return (
         '<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" '
         f'aria-hidden="true">{"".join(parts)}</svg>'
-        f'<ul class="legend" aria-label="Outcomes of {len(records)} prompts">{words}</ul>'
+        f'<ul class="legend" aria-label="{heading}">{words}</ul>'
     )
 
 
-def _filters(records: Sequence[dict]) -> str:
+def _filters(records: Sequence[dict], label: dict[str, str]) -> str:
     """Hidden until the script runs, because without it they would do nothing."""
+    languages = sorted({record["language"] for record in records})
+    categories = sorted({record["category"] for record in records})
     choices = {
-        "outcome": {kind.value: LABELS[kind] for kind in WORST_FIRST},
-        "language": {
-            code: settings.LANGUAGES.get(code, code)
-            for code in sorted({record["language"] for record in records})
-        },
-        "category": {
-            name: name.replace("_", " ")
-            for name in sorted({record["category"] for record in records})
-        },
+        "outcome": {kind.value: label[kind] for kind in WORST_FIRST},
+        "language": {code: settings.LANGUAGES.get(code, code) for code in languages},
+        "category": {name: name.replace("_", " ") for name in categories},
     }
     lists = []
     for field, values in choices.items():
-        counts = {value: sum(record[field] == value for record in records) for value in values}
+        counts = Counter(record[field] for record in records)
         options = "".join(
-            f'<option value="{_name(value)}">{_text(label)} ({counts[value]})</option>'
-            for value, label in values.items()
+            f'<option value="{_name(value)}">{shown(text)} ({counts[value]})</option>'
+            for value, text in values.items()
         )
         lists.append(
-            f'<label>{field}<select name="{field}"><option '
-            f'value="">all</option>{options}</select></label>'
+            f'<label>{label[field]}<select name="{field}"><option value="">{label["all"]}'
+            f"</option>{options}</select></label>"
         )
     return (
-        f'<form class="filters" aria-label="Which prompts to show" hidden>{"".join(lists)}'
-        '<button type="reset">show all</button><output></output></form>'
+        f'<form class="filters" aria-label="{label["filters"]}" hidden>{"".join(lists)}'
+        f'<button type="reset">{label["show_all"]}</button>'
+        f'<output data-text="{label["shown"]}"></output></form>'
     )
 
 
 # --- one prompt -----------------------------------------------------------------------------------
 
 
-def _card(record: dict, contradiction: bool) -> str:
+def _card(record: dict, contradiction: bool, names: tuple[str, str] = ("base", "tuned")) -> str:
     language, kind = record["language"], Outcome(record["outcome"])
-    scores = record.get("scores") or {}
-    chips = [f'<span class="chip {kind}">{LABELS[kind]}</span>']
-    chips += [f'<span class="chip">{_text(settings.LANGUAGES.get(language, language))}</span>']
-    chips += [f'<span class="chip">{_text(record["category"].replace("_", " "))}</span>']
-    chips += (
-        ['<span class="chip failed">single scores say the opposite</span>'] if contradiction else []
-    )
+    label = _labels(language, names)
+    chips = [f'<span class="chip {kind}">{shown(label[kind])}</span>']
+    chips += [f'<span class="chip">{shown(settings.LANGUAGES.get(language, language))}</span>']
+    chips += [f'<span class="chip">{shown(record["category"].replace("_", " "))}</span>']
+    if contradiction:
+        chips.append(f'<span class="chip failed">{label["opposite"]}</span>')
     parts = [
-        f'<article data-outcome="{kind}" data-language="{_name(language)}" '
-        f'data-category="{_name(record["category"])}">',
-        f'<h2>{_text(record["id"])}</h2><p class="chips">{"".join(chips)}</p>',
-        f"<h3>Prompt</h3>{_said(record['prompt'], language)}",
-        _pair(record["base"], record["tuned"], language, scores),
+        f'<article lang="{_name(language)}" data-language="{_name(language)}" '
+        f'data-outcome="{kind}" data-category="{_name(record["category"])}">',
+        f'<h2>{shown(record["id"])}</h2><p class="chips">{"".join(chips)}</p>',
+        f"<h3>{label['prompt']}</h3>{_said(record['prompt'], language)}",
+        _pair(record["base"], record["tuned"], record, record.get("scores") or {}, names),
     ]
     for turn in record.get("follow_ups", ()):
-        parts.append(f"<h3>Follow-up</h3>{_said(turn['prompt'], language)}")
-        parts.append(_pair(turn["base"], turn["tuned"], language, {}))
+        parts.append(f"<h3>{label['follow_up']}</h3>{_said(turn['prompt'], language)}")
+        parts.append(_pair(turn["base"], turn["tuned"], record, {}, names))
     if record.get("reference"):
         parts.append(
-            "<details><summary>Reference "
-            f"answer</summary>{_said(record['reference'], language)}</details>"
+            f"<details><summary>{label['reference']}</summary>"
+            f"{_said(record['reference'], language)}</details>"
         )
-    return "".join([*parts, _verdicts(record), "</article>"])
+    return "".join([*parts, _verdicts(record, label, names), "</article>"])
 
 
-def _pair(base: str, tuned: str, language: str, scores: dict) -> str:
+def _pair(base: str, tuned: str, record: dict, scores: dict, names: tuple[str, str]) -> str:
+    language = record["language"]
+    label = _labels(language, names)
     columns = []
-    for name, answer in (("base", base), ("tuned", tuned)):
-        if not scores:
-            score = ""
-        elif scores.get(name) is None:
-            score = ' <span class="score">no score</span>'
-        else:
-            score = f' <span class="score">{scores[name]:g} of 10</span>'
+    for name, key, answer in zip(names, ("base", "tuned"), (base, tuned), strict=True):
+        score = ""
+        if scores:
+            value = scores.get(key)
+            told = label["no_score"]
+            if value is not None:
+                told = label["score"].replace("{score}", f"{value:g}")
+            score = f' <span class="score">{told}</span>'
         columns.append(
-            "<section "
-            f'class="{name}"><h3>{name.capitalize()}{score}</h3>{_said(answer, language)}</section>'
+            f'<section class="{key}"><h3>{shown(name)}{score}</h3>{_said(answer, language)}'
+            "</section>"
         )
     return f'<div class="pair">{"".join(columns)}</div>'
 
 
-def _verdicts(record: dict) -> str:
+def _verdicts(record: dict, label: dict[str, str], names: tuple[str, str]) -> str:
     """Both verdicts in the summary, the judge's reasons below it."""
-    turns = len({order.get("turn", 1) for order in record["orders"]}) > 1
+    other, model = names
+    two_turns = len({order.get("turn", 1) for order in record["orders"]}) > 1
     brief, reasons = [], []
     for order in record["orders"]:
-        winner = {"tie": "tie", None: "no verdict"}.get(
-            order["verdict"], "tuned" if order["verdict"] == order["tuned_is"] else "base"
-        )
-        where = (
-            f"turn {order.get('turn', 1)}, " * turns
-            + f"tuned {'first' if order['tuned_is'] == 'A' else 'second'}"
-        )
-        brief.append(f"{where}: <strong>{winner}</strong>")
-        error = f'<p class="error">{_text(order["error"])}</p>' if order.get("error") else ""
-        shown = (
-            f"the judge saw tuned as {order['tuned_is']} and said "
-            f"{order['verdict'] or 'nothing readable'}"
-        )
+        verdict = order["verdict"]
+        winner = {"tie": label["tie"], None: label["no_verdict"]}.get(verdict, other)
+        if verdict == order["tuned_is"]:
+            winner = model
+        where = label["first"] if order["tuned_is"] == "A" else label["second"]
+        if two_turns:
+            where = f"{label['turn'].replace('{turn}', str(order.get('turn', 1)))}, {where}"
+        brief.append(f"{shown(where)}: <strong>{shown(winner)}</strong>")
+        error = f'<p class="error">{shown(order["error"])}</p>' if order.get("error") else ""
+        saw = label["saw"].replace("{letter}", order["tuned_is"])
+        saw = saw.replace("{verdict}", verdict or label["unreadable"])
         said = _said(order.get("explanation") or "", record["language"])
-        reasons.append(f"<dt>{where}: {_text(shown)}</dt><dd>{error}{said}</dd>")
+        reasons.append(f"<dt>{shown(where)}: {shown(saw)}</dt><dd>{error}{said}</dd>")
     return (
-        '<details class="verdicts"><summary>Verdicts: '
+        f'<details class="verdicts"><summary>{label["verdicts"]}: '
         f"{'; '.join(brief)}</summary><dl>{''.join(reasons)}</dl></details>"
     )
 
@@ -348,7 +359,8 @@ select, button { font: inherit; min-height: 2.75rem; width: 100%; padding: .3rem
   border: 1px solid var(--soft); border-radius: .4rem; }
 output { padding: .6rem 0; font-weight: 600; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 0 0 1rem; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 0 0 1rem;
+  content-visibility: auto; contain-intrinsic-size: auto 24rem; }
 .chips { display: flex; flex-wrap: wrap; gap: .4rem; margin: .4rem 0 0; }
 .chip { font-size: .82rem; padding: .1rem .55rem; border-radius: 1rem; background: var(--tie-chip); }
 .chip.win { background: var(--win-chip); } .chip.loss { background: var(--loss-chip); }
@@ -368,14 +380,20 @@ summary { cursor: pointer; padding: .3rem 0; color: var(--link); overflow-wrap: 
 
 JS = """
 const form = document.querySelector("form"), cards = [...document.querySelectorAll("article")];
-const choices = [...form.querySelectorAll("select")];
+const choices = [...form.querySelectorAll("select")], told = form.querySelector("output");
 function show() {
-  for (const card of cards) card.hidden = !choices.every(choice => !choice.value || card.dataset[choice.name] === choice.value);
-  form.querySelector("output").textContent = `${cards.filter(card => !card.hidden).length} of ${cards.length} prompts`;
+  const chosen = choices.filter(choice => choice.value);
+  let shown = 0;
+  for (const card of cards) {
+    const hide = !chosen.every(choice => card.dataset[choice.name] === choice.value);
+    if (card.hidden !== hide) card.hidden = hide;
+    shown += !hide;
+  }
+  told.textContent = told.dataset.text.replace("{shown}", shown).replace("{all}", cards.length);
 }
 form.addEventListener("change", show);
 form.addEventListener("reset", () => setTimeout(show));
 form.addEventListener("submit", event => event.preventDefault());
 form.hidden = false;
 show();
-"""  # noqa: E501
+"""

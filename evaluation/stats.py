@@ -164,15 +164,17 @@ def paired_difference(
             f"Paired scores need the same prompts for both models, got {len(base)} and "
             f"{len(tuned)}."
         )
-    pairs = [pair for pair in zip(base, tuned, strict=True) if None not in pair]
-    if not pairs:
+    values = []
+    for before, after in zip(base, tuned, strict=True):
+        if before is not None and after is not None:
+            values.append(after - before)
+    if not values:
         raise CourseError(
             "No prompt has a score for both models: read the errors of the judge's replies in the "
             "journal."
         )
-    values = [after - before for before, after in pairs]
     p = float(wilcoxon(values, zero_method="zsplit").pvalue) if any(values) else 1.0
-    return Difference(rate(values, -widest, widest), p, len(base) - len(pairs))
+    return Difference(rate(values, -widest, widest), p, len(base) - len(values))
 
 
 # --- tests and sample sizes -----------------------------------------------------------------------
@@ -232,12 +234,14 @@ def agreement(a: Sequence, b: Sequence, clusters: Sequence | None = None) -> Agr
         raise CourseError(
             f"Agreement needs the same items from both raters, got {len(a)} and {len(b)} labels."
         )
-    a, b = (np.array([str(label) for label in labels]) for labels in (a, b))
+    one, two = np.array(list(map(str, a))), np.array(list(map(str, b)))
     names = range(len(a)) if clusters is None else [str(name) for name in clusters]
     _, member = np.unique(names, return_inverse=True)
-    same = np.bincount(member, weights=a == b) / np.bincount(member)
-    accuracy = rate(same)
-    chance = sum(float((a == label).mean() * (b == label).mean()) for label in np.unique(a))
+    same = np.bincount(member, weights=one == two) / np.bincount(member)
+    accuracy = rate(same.tolist())
+    chance = 0.0
+    for label in np.unique(one):
+        chance += float((one == label).mean() * (two == label).mean())
     if chance == 1:
         return Agreement(accuracy, None, len(a))
     value, low, high = (

@@ -1,32 +1,30 @@
 """A blind vote by the learner: which answer is better, and does the judge agree?
 
-    python -m evaluation.vote --run default opens a page on this machine: pairs without names, in
-    shuffled order and on shuffled sides python -m evaluation.vote --run default --result prints the
-    agreement so far, without a page
+    python -m evaluation.vote --run default             a page on this machine: pairs without names,
+                                                        in shuffled order and on shuffled sides
+    python -m evaluation.vote --run default --result    print the agreement so far, without a page
 
 What it does: show pairs, write every vote to `runs/<name>/votes.jsonl` at once (stop whenever you
 like, the same command goes on), and report the learner-judge agreement as LLM-as-a-judge (arXiv
-2306.05685, section 4.2) does. What it does not do: judge, or send anything
-anywhere: the page listens on 127.0.0.1 only, is not shared, and Gradio's telemetry is off.
-
-Gradio is imported only where the page is made. It lives in an environment of its own
-(requirements/vote.txt says why); where this Python lacks it, the command starts again with the one
-in `.venv/vote`.
+2306.05685, section 4.2) does. What it does not do: judge, or send anything anywhere: the page needs
+no script, listens on 127.0.0.1 only, and asks for nothing but itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs
 
+import prompts
 import utils
-from evaluation import stats
+from evaluation import report, stats
 from evaluation.outcomes import Outcome
 from evaluation.stats import Agreement
 from llm.journal import Journal
@@ -50,6 +48,7 @@ class Pair:
     page."""
 
     id: str
+    language: str
     prompt: str
     first: str
     second: str
@@ -80,6 +79,7 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
         made.append(
             Pair(
                 record["id"],
+                record.get("language") or _language(record["prompt"]),
                 prompt,
                 first,
                 second,
@@ -88,6 +88,11 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
             )
         )
     return made
+
+
+def _language(text: str) -> str:
+    """The language of the course in whose script a text is written."""
+    return max(prompts.LANGUAGES, key=lambda code: prompts.LANGUAGES[code].share(text))
 
 
 def _texts(answer) -> list[str]:
@@ -124,9 +129,10 @@ class Ballot:
 
     def vote(self, key: str, position: str) -> None:
         """Write one vote; `position` is "first", "second" or "tie". A second vote on the same pair
-        is left out."""
-        pair = next(pair for pair in self.pairs if pair.key == key)
-        if key not in self.journal.entries:
+        is left out, and so is what is no vote on one of these pairs."""
+        pair = next((pair for pair in self.pairs if pair.key == key), None)
+        known = position in ("first", "second", TIE)
+        if pair and known and key not in self.journal.entries:
             other = "tuned" if pair.first_is == "base" else "base"
             voted = {"first": pair.first_is, "second": other, TIE: TIE}[position]
             self.journal.write(
@@ -208,20 +214,14 @@ def agreement(votes: dict[str, dict], verdicts: Sequence[dict]) -> Result:
 
 
 def _agreement(both: list[tuple[str, str]]) -> Agreement | None:
-    if not both:
-        return None
-    return stats.agreement([one for one, _ in both], [two for _, two in both])
+    return stats.agreement(*zip(*both, strict=True)) if both else None
 
 
 def _agreed(found: Agreement | None, chance: str) -> str:
     if found is None:
         return "no votes."
-    (value, low, high), (kappa, kappa_low, kappa_high) = found.accuracy, found.kappa
-    return (
-        f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of {found.n} votes agree "
-        f"(chance {chance}), "
-        f"kappa {kappa:.2f} [{kappa_low:.2f}, {kappa_high:.2f}]."
-    )
+    kappa = f", kappa {found.kappa_text}" if found.kappa else ""
+    return f"{found.accuracy.short} of {found.n} votes agree (chance {chance}){kappa}."
 
 
 def result(ballot: Ballot, folder: Path) -> str:
@@ -239,115 +239,134 @@ def result(ballot: Ballot, folder: Path) -> str:
 
 # --- the page -------------------------------------------------------------------------------------
 
+CSS = (
+    report.CSS
+    + """
+form { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
+  margin: 1rem 0; }
+"""
+)  # the report's style, so that both pages look alike
 
-def page(ballot: Ballot, folder: Path):
-    """The Gradio page. Text goes into text boxes, which show any markup in it as it was written."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
-    import gradio as gr
 
-    def show() -> list:
-        """What all parts of the page show for the next pair."""
-        pair, done = ballot.next(), len(ballot.votes)
-        texts = [pair.prompt, pair.first, pair.second] if pair else ["", "", ""]
-        status = (
-            f"{done} of {len(ballot.pairs)} votes"
-            if pair
-            else f"All {done} votes are in: thank you."
+def page(ballot: Ballot) -> str:
+    """The next pair as a page with three buttons; the last page thanks."""
+    pair, done, total = ballot.next(), len(ballot.votes), len(ballot.pairs)
+    code = pair.language if pair and pair.language in prompts.LANGUAGES else "en"
+    label = prompts.LANGUAGES[code].page
+    if pair is None:
+        body = f'<p role="status">{label["thanks"].format(all=total)}</p>'
+    else:
+        # The key comes back with the vote, so that a hasty second click votes on the pair that was
+        # seen, and not on the next one
+        buttons = "".join(
+            f'<button name="position" value="{position}" id="choose-{name}">'
+            f"{label[f'choose_{name}']}</button>"
+            for position, name in (("first", "1"), (TIE, "tie"), ("second", "2"))
         )
-        boxes = [gr.update(value=text, visible=pair is not None) for text in texts]
-        return [
-            pair.key if pair else "",
-            status,
-            *boxes,
-            *[gr.update(interactive=pair is not None)] * 3,
-        ]
-
-    def cast(position: str):
-        def handler(key: str) -> list:
-            # comes from the page, so that a hasty second click votes on the pair that was seen, and
-            # not on the next one
-            if key:
-                ballot.vote(key, position)
-            return show()
-
-        return handler
-
-    def finish():
-        try:
-            text = result(ballot, folder)
-        except CourseError as error:
-            text = str(error)
-        print(f"\n{text}\n", flush=True)
-        return gr.update(value=text, visible=True)
-
-    with gr.Blocks(title="Blind vote", analytics_enabled=False) as blocks:
-        key = gr.Textbox(visible=False)
-        gr.Markdown(
-            "# Which answer is better?\nYou are not told which model wrote which. Choose for what "
-            "the prompt asks, not for length."
-        )
-        status = gr.Markdown(elem_id="status")
-        prompt = gr.Textbox(label="Prompt", interactive=False, max_lines=30, elem_id="prompt")
-        with gr.Row():
-            first = gr.Textbox(
-                label="Answer 1", interactive=False, lines=6, max_lines=60, elem_id="first"
-            )
-            second = gr.Textbox(
-                label="Answer 2", interactive=False, lines=6, max_lines=60, elem_id="second"
-            )
-        with gr.Row():
-            buttons = [
-                gr.Button(text, elem_id=f"choose-{text.split()[-1]}")
-                for text in ("Choose answer 1", "Call it a tie", "Choose answer 2")
-            ]
-        end = gr.Button("Show how often the judge agrees", variant="secondary", elem_id="end")
-        told = gr.Textbox(
-            label="Result", interactive=False, max_lines=30, visible=False, elem_id="result"
-        )
-        parts = [key, status, prompt, first, second, *buttons]
-        for button, position in zip(buttons, ("first", TIE, "second"), strict=True):
-            button.click(
-                cast(position),
-                key,
-                parts,
-                api_visibility="private",
-                show_progress="hidden",
-                concurrency_limit=1,
-            )
-        end.click(finish, None, told, api_visibility="private")
-        blocks.load(show, None, parts, api_visibility="private", show_progress="hidden")
-    return blocks
+        said = f'dir="auto" lang="{code}"'
+        body = f"""<p>{label["vote_how"]}</p>
+<p role="status" id="status">{label["votes"].format(done=done, all=total)}</p>
+<h2>{label["prompt"]}</h2><div class="said" id="prompt" {said}>{report.shown(pair.prompt)}</div>
+<div class="pair">
+<section><h2>{label["answer_1"]}</h2>
+<div class="said" id="first" {said}>{report.shown(pair.first)}</div></section>
+<section><h2>{label["answer_2"]}</h2>
+<div class="said" id="second" {said}>{report.shown(pair.second)}</div></section>
+</div>
+<form method="post" action="/vote"><input type="hidden" name="key" value="{pair.key}">
+{buttons}</form>
+"""
+    end = f'<p><a id="end" href="/agreement">{label["agreement"]}</a></p>'
+    return _html(code, label["vote"], body + end)
 
 
-def serve(ballot: Ballot, folder: Path, port: int | None = None) -> None:
-    """Show the page until the command is interrupted."""
-    blocks = page(ballot, folder)
-    import gradio as gr
-
-    theme = gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )  # the default ones are fetched
-    blocks.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        enable_monitoring=False,
-        footer_links=[],
-        theme=theme,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
-    print(
-        f"Vote at {blocks.local_url} (this machine only); Ctrl-C ends it, and every vote is kept.",
-        flush=True,
-    )
+def agreement_page(ballot: Ballot, folder: Path) -> str:
+    """How often learner and judge agree so far, or why that cannot be said."""
     try:
-        blocks.block_thread()
-    finally:
-        blocks.close()
+        told = result(ballot, folder)
+    except CourseError as error:
+        told = str(error)
+    print(f"\n{told}\n", flush=True)
+    label = prompts.LANGUAGES["en"].page
+    said = f'<div class="said" id="result">{report.shown(told)}</div>'
+    return _html("en", label["agreement"], f'{said}<p><a href="/">{label["back"]}</a></p>')
+
+
+def _html(code: str, title: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang="{code}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{CSS}</style>
+</head>
+<body><main><h1>{title}</h1>
+{body}</main></body>
+</html>
+"""
+
+
+def app(ballot: Ballot, folder: Path):
+    """The Starlette application. It answers this machine only, by the name that it listens on: a
+    page from elsewhere can neither read a pair nor, without its key, vote."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import HTMLResponse, RedirectResponse
+    from starlette.routing import Route
+
+    policy = (
+        f"default-src 'none'; style-src '{report.source_hash(CSS)}'; base-uri 'none'; "
+        "form-action 'self'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+
+    async def show(request):
+        return HTMLResponse(page(ballot), headers=headers)
+
+    async def cast(request):
+        sent = parse_qs((await request.body()).decode(errors="replace"))
+        ballot.vote(sent.get("key", [""])[0], sent.get("position", [""])[0])
+        return RedirectResponse("/", status_code=303)
+
+    async def agree(request):
+        return HTMLResponse(agreement_page(ballot, folder), headers=headers)
+
+    routes = [
+        Route("/", show),
+        Route("/vote", cast, methods=["POST"]),
+        Route("/agreement", agree),
+    ]
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1"])
+    return Starlette(routes=routes, middleware=[hosts])
+
+
+def serve(ballot: Ballot, folder: Path, port: int = 0) -> None:
+    """Show the page until the command is interrupted. Raises CourseError where the port is taken or
+    the packages are missing."""
+    utils.require("starlette", "the voting page", "use --result, which needs no page")
+    utils.require("uvicorn", "the voting page", "use --result, which needs no page")
+    import uvicorn
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()  # before the address is told
+        except OSError:
+            raise CourseError(f"Port {port} is in use: choose another --port, or none.") from None
+        port = listener.getsockname()[1]
+        print(
+            f"Vote at http://127.0.0.1:{port}/ (this machine only); Ctrl-C ends it, and every vote "
+            "is kept.",
+            flush=True,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(app(ballot, folder), log_level="critical", access_log=False)
+        )
+        server.run(sockets=[listener])
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -357,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="default", help="name of the folder under runs/")
     parser.add_argument("--seed", type=int, default=0, help="of the order and the sides")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument(
         "--result", action="store_true", help="print the agreement so far, without a page"
     )
@@ -368,27 +387,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.result:
             print(result(ballot, folder))
         else:
-            with_gradio()
             serve(ballot, folder, chosen.port)
     except CourseError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def with_gradio() -> None:
-    """Go on where Gradio is installed; else start this command again in the environment that has
-    it."""
-    if utils.installed("gradio"):
-        return
-    python = utils.ROOT / ".venv" / "vote" / "bin" / "python"
-    if not python.exists():
-        raise CourseError(
-            "The voting page needs Gradio, which is not installed here: run `make vote`, which "
-            "gives it an environment of its own, or, on "
-            "Colab, `pip install gradio`."
-        )
-    os.execv(python, [str(python), "-m", "evaluation.vote", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

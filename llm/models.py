@@ -57,15 +57,8 @@ def retirement(model: str, today: date | None = None) -> str | None:
     gone = SHUTDOWN.get(model)
     if gone is None or (left := (gone - (today or date.today())).days) > NOTICE_DAYS:
         return None
-    when = (
-        f"in {left} days"
-        if left > 1
-        else "tomorrow"
-        if left == 1
-        else "today"
-        if left == 0
-        else "which has passed"
-    )
+    near = {1: "tomorrow", 0: "today"}
+    when = near.get(left, f"in {left} days" if left > 1 else "which has passed")
     return (
         f"OpenAI announced to shut {model} down on {gone}, {when}: set TEACHER or JUDGE to "
         f"{SUCCESSOR!r}, which it recommends instead "

@@ -121,7 +121,8 @@ def labelled_pairs(lexical: float) -> tuple[list[dict], np.ndarray, dict[str, np
     """
     pairs = utils.read_jsonl(utils.DATA / "duplicate_pairs.jsonl", ("a", "b", "duplicate", "kind"))
     pairs = [pair for pair in pairs if similarity.rouge_l(pair["a"], pair["b"]) <= lexical]
-    first, second = (similarity.embed([pair[side] for pair in pairs]) for side in "ab")
+    first = similarity.embed([pair["a"] for pair in pairs])
+    second = similarity.embed([pair["b"] for pair in pairs])
     words = np.array([similarity.rouge_l(pair["a"], pair["b"]) for pair in pairs])
     return (
         pairs,

@@ -25,24 +25,29 @@ TERMS = {
 }
 
 
+def _terms(teacher: str) -> str:
+    """The key of `TERMS` for a teacher."""
+    if teacher.startswith(settings.REHEARSAL):
+        return "rehearsal"
+    return "openai" if teacher.startswith("gpt") else "other"
+
+
+def _listed(counts: Counter) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
 def describe(
     ledger: Ledger, gate: dict, method: str, paid_usd: float, thresholds: dict[str, float]
 ) -> str:
     """A Hugging Face data card (Markdown with YAML in front), every figure of it from this run."""
     rows = ledger.kept
     teachers = Counter(row["teacher"] for row in rows)
-    terms = {
-        (
-            "rehearsal"
-            if name.startswith(settings.REHEARSAL)
-            else "openai"
-            if name.startswith("gpt")
-            else "other"
-        )
-        for name in teachers
-    }
-    languages, categories = (Counter(row[key] for row in rows) for key in ("language", "category"))
-    listed = lambda counts: ", ".join(f"{name} {count}" for name, count in counts.most_common())  # noqa: E731
+    terms = {_terms(name) for name in teachers}
+    languages = Counter([row["language"] for row in rows])
+    categories = Counter([row["category"] for row in rows])
+    size = "10K<n<100K"
+    if len(rows) < 10_000:
+        size = "n<1K" if len(rows) < 1000 else "1K<n<10K"
     funnel = "\n".join(f"| {stage} | {left} |" for stage, left in ledger.funnel())
     head = "\n".join(f"- {language}" for language in sorted(languages))
     return f"""---
@@ -55,7 +60,7 @@ tags:
 - self-instruct
 - synthetic
 size_categories:
-- {"n<1K" if len(rows) < 1000 else "1K<n<10K" if len(rows) < 10_000 else "10K<n<100K"}
+- {size}
 ---
 
 # Instruction data made with Instruction Tuning from Scratch
@@ -64,9 +69,9 @@ size_categories:
 
 | | |
 |---|---|
-| teacher | {listed(teachers)} |
-| languages | {listed(languages)} |
-| categories | {listed(categories)} |
+| teacher | {_listed(teachers)} |
+| languages | {_listed(languages)} |
+| categories | {_listed(categories)} |
 | with an input | {sum(bool(row["input"]) for row in rows)} |
 | paid | ${paid_usd:.2f} |
 | thresholds | {", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())} |

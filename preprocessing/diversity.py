@@ -154,12 +154,12 @@ def length_figure(rows: list[dict]):
 
     languages = sorted({row["language"] for row in rows})
     fields = ("instruction", "input", "output")
-    values = [
-        [len(row[part]) for row in rows if row["language"] == language and row[part]]
-        for language in languages
-        for part in fields
-    ]
-    names = [f"{language} {part}" for language in languages for part in fields]
+    values, names = [], []
+    for language in languages:
+        own = [row for row in rows if row["language"] == language]
+        for part in fields:
+            values.append([len(row[part]) for row in own if row[part]])
+            names.append(f"{language} {part}")
     figure, axes = plt.subplots(figsize=(6.5, 0.32 * len(names) + 0.8))
     axes.boxplot(values, vert=False, tick_labels=names, widths=0.6, sym=".")
     axes.invert_yaxis()

@@ -190,7 +190,9 @@ class Ledger:
                 f"(most were lost to {worst!r}): raise "
                 "REQUESTS or look into ledger.jsonl."
             )
-        kept = [{key: value for key, value in row.items() if key != "fate"} for row in self.kept]
+        kept = [row.copy() for row in self.kept]
+        for row in kept:
+            del row["fate"]
         return utils.write_jsonl(folder / "instruction.jsonl", kept)
 
 

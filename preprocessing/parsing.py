@@ -104,12 +104,14 @@ def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[
             found[-1][current] = match[2]
         elif current:
             found[-1][current] += "\n" + line
-    whole = [
-        one
-        for one in (found[:-1] if cut else found)
-        if all(name in one or name in MAY_BE_MISSING for name in fields)
-    ]
-    return [{name: BETWEEN.sub("", one.get(name, "")).strip() for name in fields} for one in whole]
+    if cut:
+        found = found[:-1]
+    needed = set(fields) - set(MAY_BE_MISSING)
+    whole = []
+    for one in found:
+        if needed <= one.keys():
+            whole.append({name: BETWEEN.sub("", one.get(name, "")).strip() for name in fields})
+    return whole
 
 
 def numbered(text: str, cut: bool = False) -> list[str]:
@@ -131,7 +133,7 @@ def _typed(record: dict[str, str], schema: type[BaseModel]) -> dict:
         word = text.strip(" .*\"'").lower()
         kind = schema.model_fields[name].annotation
         if kind is bool:
-            typed[name] = True if word in YES else False if word in NO else text
+            typed[name] = word in YES if word in YES or word in NO else text
         elif kind is str:
             typed[name] = "" if name == "input" and NOTHING.match(text) else text
         else:  # a whole number, alone or as "4/5"

@@ -507,8 +507,8 @@ def _file(path: Path) -> Iterator[tuple[str, str, dict | LeftOut]]:
             "it as one of these; from a spreadsheet, as 'CSV UTF-8'."
         )
     if kind == ".parquet":
-        for number, row in enumerate(_parquet(path), 1):
-            yield name, f"row {number}", row
+        for number, record in enumerate(_parquet(path), 1):
+            yield name, f"row {number}", record
         return
     try:
         with open(path, "rb") as raw:
@@ -596,7 +596,8 @@ def _array(file: io.TextIOBase) -> Iterator[tuple[int, dict | LeftOut]]:
     text = file.read(CHUNK)
     place, line = text.index("[") + 1, 1
     while True:
-        after = between.match(text, place).end()
+        found = between.match(text, place)
+        after = found.end() if found else place
         line += text.count("\n", place, after)
         if text.startswith("]", after):
             return

@@ -189,13 +189,11 @@ def batch_request(
 ) -> dict:
     """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
     reply is a `TaskBatch`. `length` is one of `TOKENS`: how long the answers are asked to be."""
-    shown = [
-        prompts.DEMONSTRATION.format(
-            number=i,
-            **{key: task[key] for key in Task.model_fields} | {"input": task["input"] or '""'},
-        )
-        for i, task in enumerate(demonstrations, 1)
-    ]
+    shown = []
+    for number, task in enumerate(demonstrations, 1):
+        fields = {key: task[key] for key in Task.model_fields}
+        fields["input"] = task["input"] or '""'
+        shown.append(prompts.DEMONSTRATION.format(number=number, **fields))
     known = prompts.LANGUAGES[language]
     content = known.teacher_batch.format(
         count=count,

@@ -36,7 +36,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,15 +99,12 @@ def teach(body: dict) -> tuple[str, str]:
     batch = batches[number % len(batches)]
     if "content" in batch:
         return batch["content"], batch["finish_reason"]
-    tasks = [
-        {key: task[key] for key in ("category", "instruction", "input", "output")}
-        for task in batch["tasks"]
-    ]
-    return write(
-        {"instructions": [task["instruction"] for task in tasks]}
-        if wanted == "Instructions"
-        else {"tasks": tasks}
-    ), "stop"
+    if wanted == "Instructions":
+        return write({"instructions": [task["instruction"] for task in batch["tasks"]]}), "stop"
+    tasks = []
+    for task in batch["tasks"]:
+        tasks.append({key: task[key] for key in ("category", "instruction", "input", "output")})
+    return write({"tasks": tasks}), "stop"
 
 
 def _language(messages: list[dict]) -> str:
@@ -131,14 +127,11 @@ def _as_text(value: dict) -> str:
     lines = []
     for entry in entries:
         for name, content in entry.items():
-            said = (
-                ("no", "yes")[content]
-                if isinstance(content, bool)
-                else "<noinput>"
-                if (name, content) == ("input", "")
-                else content
-            )
-            lines.append(f"{name}: {said}")
+            if isinstance(content, bool):
+                content = "yes" if content else "no"
+            if name == "input" and content == "":
+                content = "<noinput>"
+            lines.append(f"{name}: {content}")
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -186,12 +179,8 @@ def _about(text: str, wanted: str) -> dict:
     instruction = parts["instruction"]
     tasks = [task for task in _all_tasks() if task["instruction"].strip() == instruction.strip()]
     if wanted == "Critique":
-        tasks = [
-            task
-            for task in tasks
-            if parts["output"].strip()
-            in {one["output"].strip() for one in (task, *task.get("instances", ()))}
-        ]
+        output = parts["output"].strip()
+        tasks = [task for task in tasks if output in _outputs(task)]
     if not tasks:
         raise ValueError(
             f"the rehearsal teacher has nothing recorded about {instruction[:60]!r}; use a real "
@@ -206,11 +195,15 @@ def _about(text: str, wanted: str) -> dict:
             "category": task["category"],
         }
     order = ("output", "input") if wanted == "OutputFirstInstances" else ("input", "output")
-    return {
-        "instances": [
-            {key: one[key] for key in order} for one in (task, *task.get("instances", ()))
-        ]
-    }
+    instances = []
+    for one in (task, *task.get("instances", ())):
+        instances.append({key: one[key] for key in order})
+    return {"instances": instances}
+
+
+def _outputs(task: dict) -> set[str]:
+    """Those of a task and of its further instances."""
+    return {one["output"].strip() for one in (task, *task.get("instances", ()))}
 
 
 @functools.lru_cache(maxsize=1)
@@ -304,16 +297,20 @@ def embedded(text: str):
 
 def copied(answer: str, request: str, n: int = 2) -> float:
     """Share of an answer's word n-grams that stand in the request, in [0, 1]."""
-    grams = lambda text: [tuple(text.split()[i : i + n]) for i in range(len(text.split()) - n + 1)]  # noqa: E731
-    own, theirs = grams(answer), set(grams(request))
+    own, theirs = _grams(answer, n), set(_grams(request, n))
     return sum(gram in theirs for gram in own) / len(own) if own else 0.0
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    """The runs of `n` words in a text."""
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def repetition(text: str, n: int = 4) -> float:
     """Share of a text's word n-grams that occurred before, in [0, 1)."""
-    words = text.split()
-    grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-    return 1 - len(grams) / total if (total := sum(grams.values())) else 0.0
+    grams = _grams(text, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def ends(text: str) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import statistics
 import sys
 from pathlib import Path
 
@@ -129,9 +130,9 @@ async def exercise_1(
         for number, pair in enumerate(added, 1)
     ]
     every = [*pairs, *added]
-    records = await judged.compare(
-        every, *([pair[side] for pair in every] for side in ("answer_good", "answer_bad"))
-    )
+    good = [pair["answer_good"] for pair in every]
+    bad = [pair["answer_bad"] for pair in every]
+    records = await judged.compare(every, good, bad)
     parts = {"before": records[: len(pairs)], "after": records, "added": records[len(pairs) :]}
     shown = {"before": pairs, "after": every, "added": added}
     return {
@@ -211,22 +212,16 @@ async def exercise_3(
             [losses.held_out_loss(model, [example], tokenizer.pad_token_id) for example in encoded]
         )
         writer = generation.Transformers(model, tokenizer, stop, generation.Decoding(new_tokens))
-        answers.append(
-            [
-                [turn.text for turn in turns]
-                for turns in generation.converse(writer, items, adapter=True)
-            ]
-        )
+        texts = []
+        for turns in generation.converse(writer, items, adapter=True):
+            texts.append([turn.text for turn in turns])
+        answers.append(texts)
     found = {}
     for language in sorted({item["language"] for item in items}):
-        one, two = (
-            [loss for loss, item in zip(each, items, strict=True) if item["language"] == language]
-            for each in reference_losses
-        )
-        spread = sum(
-            sum((x - sum(part) / len(part)) ** 2 for x in part) / (len(part) - 1) / len(part)
-            for part in (one, two)
-        )
+        places = [i for i, item in enumerate(items) if item["language"] == language]
+        first_losses, second_losses = reference_losses
+        one, two = [first_losses[i] for i in places], [second_losses[i] for i in places]
+        spread = statistics.variance(one) / len(one) + statistics.variance(two) / len(two)
         found[language] = {
             "difference": _paired(one, two),
             "apart": stats.Z95 * math.sqrt(spread),

@@ -97,7 +97,7 @@ def exercise_2(precisions: tuple[float, ...] = (0.95, curation.PRECISION, 0.80))
                 "asked": asked,
                 "threshold": threshold,
                 "recall": float(same[above].sum() / same.sum()),
-                "precision": stats.rate(same[above].astype(float)),
+                "precision": stats.rate(same[above].astype(float).tolist()),
                 "false_alarms": [
                     pair
                     for pair, hit, label in zip(pairs, above, same, strict=True)

@@ -107,7 +107,10 @@ def tune(
         "task_type": "CAUSAL_LM",
     } | (lora or {})
     model = get_peft_model(model, LoraConfig(**config))
-    measure = lambda model: {"loss": losses.held_out_loss(model, held, tokenizer.pad_token_id)}  # noqa: E731
+
+    def measure(model) -> dict[str, float]:
+        return {"loss": losses.held_out_loss(model, held, tokenizer.pad_token_id)}
+
     before = measure(model)["loss"]
     plumbing = sft.plumbing(folder, 3, "none") | {
         "eval_strategy": "epoch",
@@ -249,12 +252,11 @@ def shortest(rows: list[dict], count: int) -> list[dict]:
         (row for row in rows if "output" in row),
         key=lambda row: len(row["instruction"] + row["input"] + row["output"]),
     )
-    languages = sorted({row["language"] for row in rows})
-    return [
-        row
-        for language in languages
-        for row in [row for row in ordered if row["language"] == language][:count]
-    ]
+    found = []
+    for language in sorted({row["language"] for row in rows}):
+        own = [row for row in ordered if row["language"] == language]
+        found += own[:count]
+    return found
 
 
 def main() -> None:

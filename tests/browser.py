@@ -95,3 +95,20 @@ return found.sort((x, y) => x[0] - y[0]);
 def contrasts(browser) -> list[tuple[float, str]]:
     """The contrast (WCAG 2) of every visible text with what is behind it, the worst first."""
     return [tuple(pair) for pair in browser.execute_script(CONTRAST)]
+
+
+def violations(browser) -> list[str]:
+    """What axe-core finds against WCAG 2 A and AA and its best practices; skips the test where it
+    is not installed.
+
+    Scripts of a test run beside the page's policy, so that its answer is that of the page as it is.
+    """
+    axe = pytest.importorskip(
+        "axe_core_python.selenium",
+        reason="this test needs axe: pip install -r requirements/dev.txt",
+    )
+    return [
+        f"{found['id']}: {found['help']}: {node['html'][:100]}"
+        for found in axe.Axe().run(browser)["violations"]
+        for node in found["nodes"]
+    ]

@@ -37,6 +37,7 @@ def test_stand_ins_are_installed_only_where_chosen_and_torch_is_kept(course, col
     free = bootstrap.install_command(settings.resolve(stand_ins).requirements)
     assert not any("rehearsal" in part for part in paid)
     assert any(part.endswith("rehearsal.txt") for part in free)
+    assert not any(part.endswith("student.txt") for part in free), "gemma-2b-it is from the hub"
     for command in (paid, free):
         assert f"torch=={version('torch')}" in command
         assert not any("constraints" in part for part in command)
@@ -54,7 +55,10 @@ def test_kernels_is_installed_in_the_version_that_transformers_takes(course, mon
     """`pip install kernels` brings one that transformers refuses, and load_base failed raw."""
     for capability, wanted in ((8.9, True), (7.5, False), (0.0, False)):
         monkeypatch.setattr(utils, "gpu_capability", lambda capability=capability: capability)
-        assert ("transformers[kernels]" in settings.resolve({}).requirements) is wanted
+        own = settings.resolve({"BASE_MODEL": "google/gemma-2b-it"})
+        assert ("transformers[kernels]" in own.requirements) is wanted
+        # The packaged student's transformers takes a kernels that wants huggingface_hub 2
+        assert "transformers[kernels]" not in settings.resolve({}).requirements
 
 
 @pytest.mark.parametrize(
@@ -155,7 +159,7 @@ def test_only_what_the_course_does_not_need_is_taken_for_the_culprit():
 def machine(course, monkeypatch):
     """A machine whose libraries fail `problems` in turn; returns the pip commands that were run."""
     (course / "requirements").mkdir()
-    for file in ("requirements.txt", "requirements/rehearsal.txt"):
+    for file in bootstrap.NEEDED:
         (course / file).write_text("torch\npeft>=0.20\n", encoding="utf-8")
     monkeypatch.setattr(utils, "CACHE", course / "cache")
     monkeypatch.setattr(bootstrap, "_version", lambda name: {"torchao": "0.10.0"}.get(name))
@@ -195,7 +199,8 @@ def test_what_cannot_be_mended_is_one_sentence(machine):
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """A repository under the notebook's own address, one under a fork's, and an empty folder to
-    start in: `start(notebook="")` runs the cell there, up to its first import of the course."""
+    start in: `start(notebook="", kaggle=False)` runs the cell there, up to its first import of the
+    course."""
     code = BOOTSTRAP_CELL.partition("import bootstrap")[0]
     git = tmp_path / "gitconfig"
     sections = []
@@ -213,11 +218,11 @@ def published(tmp_path, monkeypatch):
     content.mkdir()
     told = tmp_path / "colab.json"
 
-    def start(notebook: str = "") -> subprocess.CompletedProcess:
+    def start(notebook: str = "", kaggle: bool = False) -> subprocess.CompletedProcess:
         told.write_text(json.dumps({"notebook": notebook}), encoding="utf-8")
         program = (
             "from IPython.testing.globalipapp import start_ipython\n"
-            "import google.colab\n"
+            f"{'' if kaggle else 'import google.colab'}\n"
             f"done = start_ipython().run_cell({code!r} + 'import utils; print(utils.account)')\n"
         )
         return subprocess.run(
@@ -226,6 +231,7 @@ def published(tmp_path, monkeypatch):
             capture_output=True,
             encoding="utf-8",
             env={
+                **({"KAGGLE_KERNEL_RUN_TYPE": "Interactive"} if kaggle else {}),
                 "PATH": "/usr/bin:/bin",
                 "HOME": str(tmp_path),
                 "PYTHONPATH": str(Path(__file__).parent / "colab" / "stand_in"),
@@ -259,6 +265,11 @@ def test_a_fork_that_is_opened_by_its_own_badge_clones_the_fork(published):
     start, _, _ = published
     address = "https://colab.research.google.com/github/a-fork/instruction-tuning-from-scratch"
     assert start(f"[![Open in Colab](x.svg)]({address}/blob/main/train.ipynb)").stdout == "a-fork\n"
+
+
+def test_the_same_cell_fetches_the_course_on_kaggle(published):
+    """It has no google.colab, and the guide had another cell for it."""
+    assert published[0](kaggle=True).stdout.strip() == "OWNER"
 
 
 def test_a_failed_clone_is_one_sentence(published):
@@ -316,7 +327,8 @@ def test_drive_is_mounted_where_save_to_asks_for_it(course, colab, monkeypatch, 
     chosen = settings.resolve({"SAVE_TO": str(tmp_path / "drive" / "MyDrive" / "course")})
     bootstrap.mount(chosen)
     assert (tmp_path / "drive" / "MyDrive").is_dir()
-    assert bootstrap.hand_over(chosen) is None, "what lies on Drive needs no zip"
+    bootstrap.hand_over(chosen)
+    assert not list(chosen.runs.glob("*.zip")), "what lies on Drive needs no zip"
 
 
 def a_run(folder: Path) -> None:

@@ -21,6 +21,7 @@ def test_arrows_run_downwards(tmp_path):
         ("similarity", "from preprocessing import curation"),
         ("rouge", "import similarity"),
         ("similarity", "from rehearsal import stand_ins"),
+        ("notebooks/evaluation", "from rehearsal import stand_ins"),
         ("notebooks/train", "import scale.train"),
     ],
 )

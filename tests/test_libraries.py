@@ -1,11 +1,12 @@
-"""Every third-party name and argument this course relies on, called or inspected, so that version
-drift fails here and loudly."""
+"""Every third-party name and argument this course relies on, used where that takes no time and else
+inspected, so that version drift fails here and loudly."""
 
 import inspect
 import re
 
 import pytest
 
+import bootstrap
 import utils
 
 
@@ -23,108 +24,81 @@ def accepts(function, *names: str) -> None:
 
 
 def test_trl():
+    """What the trainer overrides; that it trains, saves and loads is tried in
+    test_bootstrap.py."""
     from pathlib import Path
 
     import trl
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
     from trl.chat_template_utils import gemma3_chat_template, gemma_chat_template
 
-    accepts(
-        SFTTrainer.__init__,
-        "model",
-        "args",
-        "train_dataset",
-        "eval_dataset",
-        "processing_class",
-        "callbacks",
-    )
     accepts(SFTTrainer.compute_loss, "model", "inputs", "return_outputs", "num_items_in_batch")
     accepts(SFTTrainer.save_model, "output_dir", "_internal_call")
-    accepts(
-        SFTConfig.__init__,
-        *(
-            "output_dir",
-            "learning_rate",
-            "lr_scheduler_type",
-            "warmup_steps",
-            "num_train_epochs",
-            "max_steps",
-        ),
-        *(
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "optim",
-            "bf16",
-            "fp16",
-            "gradient_checkpointing",
-        ),
-        *(
-            "padding_free",
-            "max_length",
-            "seed",
-            "logging_steps",
-            "eval_strategy",
-            "eval_steps",
-            "save_steps",
-        ),
-        *(
-            "save_total_limit",
-            "report_to",
-            "disable_tqdm",
-            "use_cpu",
-            "load_best_model_at_end",
-            "metric_for_best_model",
-        ),
-        *("greater_is_better", "save_strategy"),
-    )
     assert "<start_of_turn>" in gemma3_chat_template and "<start_of_turn>" in gemma_chat_template
-    for family in (
-        "gemma",
-        "gemma3",
-        "llama3",
-        "qwen2_5",
-        "qwen3",
-    ):  # the real templates that tests/tiny_models.py swaps in
+    # The real templates that tests/tiny_models.py swaps in
+    for family in ("gemma", "gemma3", "llama3", "qwen2_5", "qwen3"):
         assert (Path(trl.__file__).parent / "chat_templates" / f"{family}.jinja").exists(), family
 
 
-def test_the_trainers_plumbing_is_accepted(tmp_path):
+def test_the_settings_of_the_course_make_a_config(tmp_path):
     from trl import SFTConfig
 
     from training import sft
 
-    config = SFTConfig(**sft.plumbing(tmp_path, steps=72, report_to="none"), bf16=False)
-    assert (config.logging_steps, config.eval_steps, config.save_steps) == (
-        6,
-        24,
-        24,
-    ) and config.load_best_model_at_end
+    learning = {
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "optim": "adamw_torch_fused",
+        "bf16": False,
+        "fp16": False,
+        "gradient_checkpointing": True,
+        "padding_free": True,
+        "max_length": None,
+        "seed": 42,
+    }
+    config = SFTConfig(**learning, **sft.plumbing(tmp_path, steps=72, report_to="none"))
+    assert (config.logging_steps, config.eval_steps, config.save_steps) == (6, 24, 24)
+    assert config.load_best_model_at_end and config.get_warmup_steps(100) == 5
 
 
-def test_peft():
-    from peft import AutoPeftModelForCausalLM, LoraConfig, LoraModel, PeftModel, get_peft_model
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"use_rslora": True}])
+def test_peft_builds_switches_off_saves_loads_and_merges(tmp_path, variant):
+    import torch
+    from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+    from transformers import GemmaConfig, GemmaForCausalLM
 
-    accepts(
-        LoraConfig.__init__,
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "task_type",
-        "use_dora",
-        "use_rslora",
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}
+    config = GemmaConfig(vocab_size=8, num_hidden_layers=1, num_key_value_heads=1, **sizes)
+    base = GemmaForCausalLM(config).eval()
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = base.config.name_or_path = str(tmp_path / "base")
+    ids = torch.tensor([[1, 2, 3]])
+    plain = base(ids).logits
+    # Not LoRA's own start, in which the adapter changes nothing
+    lora = LoraConfig(
+        r=2,
+        lora_alpha=32,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+        **variant,
     )
-    accepts(get_peft_model, "model", "peft_config")
-    assert (
-        callable(PeftModel.disable_adapter)
-        and callable(LoraModel.unload)
-        and callable(PeftModel.get_base_model)
-    )
-    assert callable(LoraModel.merge_and_unload) and callable(
-        AutoPeftModelForCausalLM.from_pretrained
-    )
-    assert callable(PeftModel.get_nb_trainable_parameters)
-    assert isinstance(LoraConfig(r=4).to_dict(), dict)
+    model = get_peft_model(base, lora).eval()
+    tuned = model(ids).logits
+    trainable, _ = model.get_nb_trainable_parameters()
+    assert trainable > 0 and (tuned - plain).abs().max() > 1e-3
+    with model.disable_adapter():
+        assert torch.equal(model(ids).logits, plain)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.allclose(loaded(ids).logits, tuned, atol=1e-5)
+    assert torch.allclose(loaded.merge_and_unload()(ids).logits, tuned, atol=1e-4)
+    assert torch.equal(model.unload()(ids).logits, plain)
 
 
 def test_transformers():
@@ -251,7 +225,7 @@ def test_every_requirement_is_pinned():
         for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)
     }
     assert pins["torch"] == "2.13.0"
-    for file in ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt"):
+    for file in (*bootstrap.NEEDED, "requirements/dev.txt"):
         for line in (utils.ROOT / file).read_text().splitlines():
             if line.strip() and not line.startswith("#"):
                 name = re.match(r"[\w.-]+", line).group().lower().replace("_", "-")
@@ -263,7 +237,7 @@ def test_installed_versions_satisfy_the_ranges():
 
     from packaging.requirements import Requirement
 
-    for file in ("requirements.txt", "requirements/rehearsal.txt", "requirements/dev.txt"):
+    for file in (*bootstrap.NEEDED, "requirements/dev.txt"):
         for line in (utils.ROOT / file).read_text().splitlines():
             line = line.split("#")[0].strip()
             if (

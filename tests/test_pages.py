@@ -13,7 +13,12 @@ import settings
 import utils
 from assets import draw, estimates, results, svg
 
-PAGES = sorted(path.name for path in (utils.ROOT).glob("*.md"))
+# Every page of the repository, by its path; not those that a run or an install leaves behind
+PAGES = sorted(
+    path.relative_to(utils.ROOT).as_posix()
+    for path in (*utils.ROOT.glob("*.md"), *utils.ROOT.glob("[!.]*/**/*.md"))
+    if not path.is_relative_to(utils.ROOT / "runs")
+)
 READMES = results.PAGES
 DRAWN = draw.drawn()
 
@@ -22,10 +27,30 @@ def read(name: str) -> str:
     return (utils.ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_links_to_files_exist(name):
-    for target in re.findall(r"\]\(([^)#:]+)\)", (utils.ROOT / name).read_text(encoding="utf-8")):
-        assert (utils.ROOT / target).exists(), target
+def prose(name: str) -> str:
+    """A page, or the text cells of a notebook."""
+    if not name.endswith(".ipynb"):
+        return read(name)
+    cells = json.loads(read(name))["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+def links(name: str) -> list[str]:
+    """What a page links to or shows within the repository, as Markdown or as HTML."""
+    text = re.sub(r"```.*?```", "", prose(name), flags=re.DOTALL)
+    found = re.findall(r"\]\(<?([^)\s>]+)", text) + re.findall(r"(?:src|href)=[\"']([^\"']+)", text)
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+@pytest.mark.parametrize("name", [*PAGES, *(f"{book}.ipynb" for book in settings.NOTEBOOKS)])
+def test_links_and_images_exist(name):
+    """Relative to the page's own folder, as GitHub reads them; headings too."""
+    for target in links(name):
+        path, _, anchor = target.partition("#")
+        file = (utils.ROOT / name).parent / path if path else utils.ROOT / name
+        assert file.exists(), f"{name} links to {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file.read_text(encoding="utf-8")), f"{name} links to {target}"
 
 
 def anchors(page: str) -> set[str]:
@@ -34,12 +59,6 @@ def anchors(page: str) -> set[str]:
         re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
         for title in re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     }
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_links_to_headings_exist(name):
-    for target, anchor in re.findall(r"\]\(([\w./]*)#([^)]+)\)", read(name)):
-        assert anchor in anchors(read(target or name)), anchor
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -385,7 +404,12 @@ def ran() -> tuple[dict, dict]:
     )
     measured = {name: numbers(name) for name in table}
     right, low, high, n = numbers("verdicts that are right")
-    headline, *_ = re.findall(r"^(tuned .+ prompts.+)$", shown, re.MULTILINE)
+    headline, *_ = re.findall(
+        r"^((?:tuned|base|Not settled|No win rate) .+\.)$", shown, re.MULTILINE
+    )
+    scores = None  # the gate is closed
+    if re.search("^mean score: base", shown, re.MULTILINE):
+        scores = dict(zip(("base", "tuned"), numbers("mean score"), strict=True))
     evaluation = {
         "headline": headline,
         "judge": "rehearsal (stand-in, a rule and not an LLM)",
@@ -394,7 +418,7 @@ def ran() -> tuple[dict, dict]:
             "n": int(n),
             "accuracy": {"value": right / 100, "low": low / 100, "high": high / 100, "n": int(n)},
         },
-        "single_scores": dict(zip(("base", "tuned"), numbers("mean score"), strict=True)),
+        "single_scores": scores,
         "measures": {
             model: {key: pair[i] for key, pair in measured.items()}
             for i, model in enumerate(("base", "tuned"))

@@ -81,6 +81,52 @@ def test_identical_korean_sentences_are_identical():
     )  # the fault of the original tokenizer, shown in the notebook
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("दिन", "दान"),  # day, gift: the vowel is a mark
+        ("เสือ", "เสื้อ"),  # tiger, shirt: the tone is a mark
+        ("5 + 3", "5 - 3"),
+        ("x > 5", "x < 5"),
+        ("Explain a loop in C.", "Explain a loop in C++."),
+        ("Is -3 a number?", "Is 3 a number?"),
+        ("Pay in $", "Pay in €"),
+        ("👍", "👎"),
+    ],
+)
+def test_what_changes_the_meaning_is_seen(a, b):
+    """Marks and symbols vanished, and these scored 1.00."""
+    assert similarity.rouge_l(a, b) < 1 and similarity.rouge_l(a, b, "char") < 1
+
+
+def test_clauses_without_spaces_are_compared_by_their_characters():
+    """A Chinese, Japanese or Thai clause was one token, and the filter silently off."""
+    for a, b in [
+        ("给出保持健康的三个建议。", "给出保持身体健康的三个建议。"),
+        (
+            "健康を保つための三つの方法を教えてください",
+            "健康を保つための四つの方法を教えてください",
+        ),
+        ("บอกวิธีรักษาสุขภาพสามวิธี", "บอกวิธีรักษาสุขภาพสี่วิธี"),
+    ]:
+        assert 0.7 < similarity.rouge_l(a, b) < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("don't stop at 3.14", ["don't", "stop", "at", "3.14"]),
+        ("well-known\n- a list", ["well", "known", "a", "list"]),  # no minus
+        ("전세와 월세는? 5호선", ["전세와", "월세는", "5호선"]),
+        ("كَتَبَ", ["كتب"]),  # vowel signs may be left out
+        ("东京タワー", ["东", "京", "タワー"]),
+        ("if a%2==0: x²−1", ["if", "a", "%", "2", "=", "=", "0", "x2", "-", "1"]),
+    ],
+)
+def test_words_by_unicodes_own_rules(text, tokens):
+    assert similarity.tokenize(text) == tokens
+
+
 def test_hangul_is_normalised():
     import unicodedata
 
@@ -183,9 +229,109 @@ def test_most_similar_equals_sorting_all_scores():
     assert [(match.score, -match.index) for match in index.most_similar([query])[0]] == scores
 
 
-def test_threshold_outside_the_scale_is_named():
-    with pytest.raises(utils.CourseError, match="threshold is 70"):
-        similarity.rouge_l_duplicates(["a"], 70)
+@pytest.mark.parametrize("first", ["templated", "varied"])
+def test_rejected_texts_are_not_compared_with_one_another(first, monkeypatch):
+    """3,000 of a template behind 3,000 others took 25 times as long as before them, and 0.8 GB."""
+    varied = sentences(300, seed=8)
+    rng = random.Random(9)
+    templated = [f"Farm to Market Road {rng.randrange(10**6)} is a road" for _ in range(2000)]
+    counted = []
+    verified = similarity.RougeLIndex._verified
+
+    def counting(self, texts, pool, i, j):
+        found = verified(self, texts, pool, i, j)
+        counted.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(similarity.RougeLIndex, "_verified", counting)
+    parts = [templated, varied] if first == "templated" else [varied, templated]
+    result = similarity.rouge_l_duplicates(parts[0] + parts[1])
+    assert (
+        sum(i in result.kept for i, text in enumerate(parts[0] + parts[1]) if "Farm" in text) == 1
+    )
+    assert sum(counted) < 600_000, "2,000 x 2,000 pairs would be 4 million"
+
+
+def test_a_template_behind_a_full_block_is_compared_in_small_groups():
+    texts = sentences(5000, seed=11) + [
+        f"운행하는 버스 {i}번 노선을 알려 주세요" for i in range(800)
+    ]
+    result = similarity.rouge_l_duplicates(texts)
+    assert [i for i in result.kept if i >= 5000] == [5000]
+
+
+def test_long_texts_differ_by_their_wide_signatures():
+    rng = random.Random(12)
+    texts = [" ".join(str(rng.randrange(3000)) for _ in range(2000)) for _ in range(30)]
+    texts.append(texts[3] + " and a last word")
+    result = similarity.rouge_l_duplicates(texts)
+    assert set(result.removed) == {30} and result.removed[30].index == 3
+
+
+def test_a_threshold_of_one_removes_what_is_identical():
+    texts = ["전세와 월세", "전세와 월세?", "전세와 월세는", "전세와 월세"]
+    result = similarity.rouge_l_duplicates(texts, threshold=1.0)
+    assert result.kept == [0, 2] and set(result.removed) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("threshold", "said"),
+    [
+        (70, "threshold is 70, but scores lie between 0 and 1"),
+        (-0.1, "threshold is -0.1"),
+        (float("nan"), "threshold is nan"),
+        ("0.7", "threshold is '0.7'; give a number"),
+        (None, "threshold is None; give a number"),
+    ],
+)
+def test_a_threshold_that_no_score_can_have_is_named(threshold, said):
+    with pytest.raises(utils.CourseError, match=said):
+        similarity.rouge_l_duplicates(["a"], threshold)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ("전세와 월세", "put '전세와 월세' in brackets"),
+        (["a", None], "Entry 1 of the texts is None"),
+        (["a", 3], "Entry 1 of the texts is 3"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_named(texts, said):
+    for use in (similarity.rouge_l_duplicates, similarity.embed):
+        with pytest.raises(utils.CourseError, match=said):
+            use(texts)
+    with pytest.raises(utils.CourseError, match=said):
+        similarity.rouge_l_nearest(["a"], texts)
+
+
+def test_too_many_words_are_refused_before_anything_is_lost(monkeypatch):
+    import rouge
+
+    monkeypatch.setattr(rouge.sys, "maxunicode", 6)
+    index = similarity.RougeLIndex()
+    assert index.add(["a b c", "d e f"]) == [None, None]
+    with pytest.raises(utils.CourseError, match="over 6 different words"):
+        index.add(["a b d", "g h i"])
+    assert len(index) == 2 and index.add(["a b c"]) == [similarity.Match(0, 1.0)]
+
+
+@pytest.mark.parametrize("threshold", [1.5, -1.5, float("nan"), "0.9"])
+def test_a_cosine_lies_between_minus_one_and_one(threshold):
+    with pytest.raises(utils.CourseError, match="threshold is"):
+        similarity.embedding_duplicates(np.eye(2, dtype=np.float32), threshold)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        (np.full((2, 4), 2.0, np.float32), "Row 0 of the vectors has length 4 and not 1"),
+        (np.array([[np.nan, 1.0]]), "1 that are no numbers"),
+    ],
+)
+def test_vectors_that_are_no_directions_are_refused(vectors, said):
+    with pytest.raises(utils.CourseError, match=said):
+        similarity.embedding_duplicates(vectors, 0.9)
 
 
 def test_a_score_equal_to_the_threshold_is_kept():

@@ -272,6 +272,11 @@ def encode_all(
     return encoded, too_long
 
 
+def _width(piece: str) -> float:
+    """Of a token with its frame, in Latin characters; an East Asian one is about as wide as two."""
+    return 0.7 + sum(1.9 if ord(character) > 0x1100 else 1 for character in piece)
+
+
 def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
     """One encoded row as coloured tokens, from its ids and labels: grey is context, blue is what
     the model learns to say.
@@ -287,10 +292,7 @@ def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
         for i, label in zip(example["input_ids"], example["labels"], strict=True)
     ]
     pieces = [tokenizer.decode([i]).replace("\n", "⏎") for i in shown]
-    # An East Asian character is about as wide as two Latin ones
-    widths = [
-        sum(1.9 if ord(character) > 0x1100 else 1 for character in piece) + 0.7 for piece in pieces
-    ]
+    widths = [_width(piece) for piece in pieces]
     placed, x, y = [], 0.0, 0
     for piece, size, label in zip(pieces, widths, example["labels"], strict=True):
         if x + size > width:

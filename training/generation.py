@@ -51,7 +51,7 @@ class Decoding:
     def limit(self, reference: str) -> int:
         """Tokens of an answer whose reference is this: no model is judged by an essay for which it
         had no room."""
-        # Digits and signs are a token each; of letters, English or Korean, one has 3.4 bytes or more
+        # Digits and signs are a token each; of letters, in both languages, one has 3.4 bytes
         signs = sum(not letter.isalpha() and not letter.isspace() for letter in reference)
         if signs + (len(reference.encode()) - signs) / 3.4 <= self.max_new_tokens:
             return self.max_new_tokens
@@ -332,11 +332,11 @@ def write_answers(
     """`answers.jsonl`: `id, job, decoding, prompt`, `follow_ups` for several turns, `base` and
     `tuned`: one answer a turn."""
     records = []
-    for item, *answers in zip(items, base, tuned, strict=True):
+    for item, before, after in zip(items, base, tuned, strict=True):
         asked = {key: item[key] for key in ("prompt", "follow_ups") if item.get(key)}
         said = {
-            name: [vars(turn) for turn in turns]
-            for name, turns in zip(("base", "tuned"), answers, strict=True)
+            "base": [vars(turn) for turn in before],
+            "tuned": [vars(turn) for turn in after],
         }
         records.append({"id": item["id"], "job": job, "decoding": vars(decoding)} | asked | said)
     return utils.write_jsonl(path, records)

@@ -139,9 +139,12 @@ def weights_here(name: str) -> bool:
 def template(tokenizer) -> tuple[str, str, bool]:
     """One turn and two are rendered, and a prompt's tokens begin the whole row, so that generation
     shows what training showed."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
     lengths = []
     for row in (ONE_TURN, chat.TWO_TURNS):
-        ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
         prompt = ids(chat.chat_prompt(chat.question(row), tokenizer))
         lengths.append(len(prompt))
         if ids(chat.rendered(chat.conversation(row), tokenizer))[: len(prompt)] != prompt:
@@ -348,6 +351,10 @@ def end_token(name: str, tokenizer, ends: dict[int, str], weights: bool) -> tupl
     return "warn", sentence, None
 
 
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalpha, text))
+
+
 def round_trip(texts: list[str], tokenizer) -> tuple[str, str, None]:
     """Texts come back from their tokens, and a token holds more than a byte or two of them."""
     if not texts:
@@ -358,9 +365,8 @@ def round_trip(texts: list[str], tokenizer) -> tuple[str, str, None]:
     ids = tokenizer(texts, add_special_tokens=False).input_ids
     back = tokenizer.batch_decode(ids, skip_special_tokens=False)
     density = sum(len(text.encode()) for text in texts) / sum(map(len, ids))
-    letters = lambda text: [character for character in text if character.isalpha()]  # noqa: E731
     lost = [
-        text for text, again in zip(texts, back, strict=True) if letters(text) != letters(again)
+        text for text, again in zip(texts, back, strict=True) if _letters(text) != _letters(again)
     ]
     if lost:
         sentence = (

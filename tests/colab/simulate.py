@@ -1,13 +1,14 @@
 """Colab, simulated: `make colab-test`. Not a Colab, and no GPU; see below what differs.
 
 What it does: install Colab's packages at Colab's versions (pins.txt) for Python 3.13 where there is
-one, and run the notebooks in an empty folder, from the clone in their second cell on: the free path
-to the end of all three (preprocess on one machine, train and evaluation on another, the run going
-over as a zip), and the paid path up to its first paid request, which a server of our own gets.
-What it does not do: Google's kernel and page (stand_in/ answers for them), a GPU, the hub.
+one; ask pip whether every choice of models can be installed beside them; and run the notebooks in
+an empty folder, from the clone in their second cell on: the free path to the end of all three
+(preprocess on one machine, train and evaluation on another, the run going over as a zip), and the
+paid path up to its first paid request, which a server of our own gets. What it does not do:
+Google's kernel and page (stand_in/ answers for them), a GPU, the hub.
 
-    python -m tests.colab.simulate              build what is missing, then run both paths
-    python -m tests.colab.simulate free|paid    one of them
+    python -m tests.colab.simulate                      build what is missing, then all of it
+    python -m tests.colab.simulate choices|paid|free    one of the three
 """
 
 from __future__ import annotations
@@ -127,6 +128,30 @@ class Machine:
         return set(done.stdout.splitlines())
 
 
+# --- what can be installed beside Colab's packages ------------------------------------------------
+
+PLAN = """
+import bootstrap, settings, utils
+utils.gpu_capability = lambda: 8.9  # as on an L4, where most is installed
+for base_model in ("gemma-3-270m", "google/gemma-2b-it"):
+    for teacher in ("rehearsal", "gpt-4o"):
+        form = {"BASE_MODEL": base_model, "TEACHER": teacher, "JUDGE": teacher}
+        plan = bootstrap._plan(bootstrap.install_command(settings.resolve(form).requirements))
+        names = ("transformers", "huggingface-hub", "kernels", "torch")
+        print(base_model, teacher, {name: plan[name] for name in names if name in plan})
+        assert "torch" not in plan
+"""
+
+
+def choices(work: Path) -> None:
+    """Every choice of models resolves to versions that pip can have, with Colab's torch. (A GPU
+    that takes kernels, and a student that needs a newer transformers, once asked for two versions
+    of huggingface_hub.)"""
+    command = [str(COLAB / "bin" / "python"), "-c", PLAN]
+    environment = os.environ | {"OPENAI_API_KEY": "sk-simulated"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+
 # --- the two paths --------------------------------------------------------------------------------
 
 
@@ -189,7 +214,7 @@ def paid(work: Path) -> None:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or ["free", "paid"]
+    wanted = sys.argv[1:] or ["choices", "paid", "free"]
     build()
     version = subprocess.run(
         [str(COLAB / "bin" / "python"), "--version"], capture_output=True, encoding="utf-8"
@@ -201,7 +226,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="simulated-", dir=COLAB.resolve().parent))
     try:
         for name in wanted:
-            {"free": free, "paid": paid}[name](work)
+            {"choices": choices, "paid": paid, "free": free}[name](work)
     finally:
         logs = ROOT / ".cache" / "colab-test"
         logs.mkdir(parents=True, exist_ok=True)

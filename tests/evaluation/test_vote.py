@@ -5,16 +5,17 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import psutil
 import pytest
-from browser import chromium, requested, view
+from browser import chromium, requested, view, violations
 
 import utils
-from evaluation import vote
+from evaluation import report, vote
 from llm.journal import Journal
 
 HOSTILE = (
@@ -161,9 +162,11 @@ def test_two_setups_of_the_paper_by_hand():
         h="failed",
     )
     found = vote.agreement(learner, judge)
-    assert (found.s1.n, found.s1.accuracy[0]) == (7, pytest.approx(4 / 7))
-    assert (found.s2.n, found.s2.accuracy[0]) == (3, pytest.approx(2 / 3))
-    assert found.s1.accuracy[1:] == pytest.approx((0.2505, 0.8418), abs=1e-4)  # Wilson, 4 of 7
+    assert (found.s1.n, found.s1.accuracy.value) == (7, pytest.approx(4 / 7))
+    assert (found.s2.n, found.s2.accuracy.value) == (3, pytest.approx(2 / 3))
+    assert (found.s1.accuracy.low, found.s1.accuracy.high) == pytest.approx(
+        (0.2505, 0.8418), abs=1e-4
+    )  # Wilson, 4 of 7
     assert (found.failed, found.unjudged) == (1, 1)
     assert "57 % [25, 84] of 7 votes agree (chance 33 %)" in str(found) and "some judge" in str(
         found
@@ -181,10 +184,9 @@ def test_random_voters_agree_by_chance():
         cast(**{name: rng.choice(("tuned", "base", "tie")) for name in names}),
         verdicts(**{name: rng.choice(("win", "loss", "inconsistent")) for name in names}),
     )
-    assert found.s1.accuracy[0] == pytest.approx(1 / 3, abs=0.02) and found.s2.accuracy[
-        0
-    ] == pytest.approx(1 / 2, abs=0.03)
-    assert abs(found.s1.kappa[0]) < 0.04 and abs(found.s2.kappa[0]) < 0.06
+    assert found.s1.accuracy.value == pytest.approx(1 / 3, abs=0.02)
+    assert found.s2.accuracy.value == pytest.approx(1 / 2, abs=0.03)
+    assert abs(found.s1.kappa.value) < 0.04 and abs(found.s2.kappa.value) < 0.06
 
 
 def test_all_ties_leave_the_second_setup_empty():
@@ -222,27 +224,13 @@ def test_result_of_the_command_line(folder, capsys):
     assert not (utils.ROOT / "runs" / "none").exists()
 
 
-def test_gradio_elsewhere_or_nowhere(course, monkeypatch, capsys):
-    monkeypatch.setattr(utils, "installed", lambda module: False)
-    with pytest.raises(utils.CourseError, match="make vote"):
-        vote.with_gradio()
-    python = course / ".venv" / "vote" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.touch()
-    started = []
-    monkeypatch.setattr(os, "execv", lambda *arguments: started.append(arguments))
-    monkeypatch.setattr(sys, "argv", ["evaluation/vote.py", "--run", "x"])
-    vote.with_gradio()
-    assert started == [(python, [str(python), "-m", "evaluation.vote", "--run", "x"])]
-
-
 # --- the page -------------------------------------------------------------------------------------
 
 ROOT = utils.ROOT
 START = """
 import sys; from pathlib import Path
 sys.path.insert(0, {root!r})
-import utils, vote
+import utils; from evaluation import vote
 utils.ROOT = Path({course!r})
 sys.exit(vote.main(["--run", "default"]))
 """
@@ -251,30 +239,20 @@ sys.exit(vote.main(["--run", "default"]))
 @pytest.fixture
 def page(folder, course):
     """`(address, process)` of the running command."""
-    python = (
-        sys.executable
-        if utils.installed("gradio")
-        else str(ROOT / ".venv" / "vote" / "bin" / "python")
-    )
-    if not os.path.exists(python):
-        pytest.skip("this test needs Gradio: run `make vote`")
     script = START.format(root=str(ROOT), course=str(course))
-    environment = os.environ | {
-        "PYTHONUNBUFFERED": "1",
-        "GRADIO_SHARE": "True",
-        "GRADIO_SERVER_NAME": "0.0.0.0",
-    }  # must not matter
     with (course / "log").open("w") as log:
         process = subprocess.Popen(
-            [python, "-c", script], stdout=log, stderr=subprocess.STDOUT, env=environment
+            [sys.executable, "-c", script],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
+
+    def told():
+        return re.search(r"Vote at (\S+)", (course / "log").read_text())
+
     try:
-        yield (
-            wait(
-                lambda: re.search(r"Vote at (\S+)", (course / "log").read_text()), process, course
-            )[1],
-            process,
-        )
+        yield wait(told, process, course)[1], process
     finally:
         process.kill()
         process.wait()
@@ -307,54 +285,84 @@ def test_three_votes_in_a_browser(page, folder, course):
         browser.get(address)
 
         def shown(name):
-            return browser.execute_script(
-                f"return document.querySelector('#{name} textarea')?.value"
-            )
-
-        def status():
-            return browser.execute_script(
-                "return document.querySelector('#status')?.innerText.trim()"
-            )
+            script = f"return document.getElementById('{name}')?.textContent ?? ''"
+            return browser.execute_script(script)
 
         for number, (pair, button) in enumerate(
             zip(expected, ("choose-1", "choose-tie", "choose-2"), strict=False)
         ):
-            wait(lambda n=number: status() == f"{n} of 6 votes")
-            wait(
-                lambda p=pair: (
-                    [shown(name) for name in ("prompt", "first", "second")]
-                    == [p.prompt, p.first, p.second]
-                )
+            assert "6" in shown("status") and str(number) in shown("status")
+            texts = [shown(name) for name in ("prompt", "first", "second")]
+            assert texts == [pair.prompt, pair.first, pair.second]
+            source = browser.page_source.lower()
+            assert "tuned" not in source.replace(report.CSS.lower(), "")
+            assert not re.search(r"\bp\d\b|\bbase\b", source.split("</style>")[1]), (
+                "the page tells which is which"
             )
-            source = browser.execute_script("return document.documentElement.outerHTML").lower()
-            assert (
-                "tuned" not in source
-                and '"base"' not in source
-                and not re.search(r"\bp\d\b", source)
-            ), "the page tells which is which"
             browser.find_element("id", button).click()
-        wait(lambda: status() == "3 of 6 votes")
+            wait(lambda n=number: str(n + 1) in shown("status"))
         votes = [json.loads(line) for line in (folder / "votes.jsonl").read_text().splitlines()]
         assert [v["position"] for v in votes] == ["first", "tie", "second"]
         assert [v["id"] for v in votes] == [pair.id for pair in expected[:3]]
         assert votes[0]["vote"] == expected[0].first_is and votes[2]["vote"] != expected[2].first_is
 
         browser.refresh()
-        wait(lambda: status() == "3 of 6 votes" and shown("first") == expected[3].first)
+        assert shown("first") == expected[3].first
         wide = browser.execute_script(
             "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
-        assert wide <= 0 and browser.title == "Blind vote", (
-            "too wide for a phone, or a script in an answer ran"
-        )
+        assert wide <= 0, "too wide for a phone"
+        assert "owned" not in browser.title, "a script in an answer ran"
+        assert violations(browser) == []
         browser.find_element("id", "end").click()
-        wait(lambda: "You and the judge rehearsal (stand-in)" in (shown("result") or ""))
-        told = shown("result")
+        told = wait(lambda: shown("result"))
+        assert "You and the judge rehearsal (stand-in)" in told and violations(browser) == []
         assert all(url.startswith(address) for url in requested(browser)), (
             "the page asked for something that is not on this machine"
         )
-    process.send_signal(signal.SIGINT)
     assert told in (course / "log").read_text(), "and printed where the command runs"
-    assert told == str(
-        vote.agreement(ballot(folder).votes, utils.read_jsonl(folder / "verdicts.jsonl"))
-    )
+    votes = ballot(folder).votes
+    assert told == str(vote.agreement(votes, utils.read_jsonl(folder / "verdicts.jsonl")))
+    process.send_signal(signal.SIGINT)
+    wait(lambda: process.poll() is not None)
+
+
+def asked(folder):
+    from starlette.testclient import TestClient
+
+    return TestClient(vote.app(ballot(folder), folder), base_url="http://127.0.0.1")
+
+
+def test_a_page_from_elsewhere_cannot_vote_or_read(folder):
+    """Another host's name for this machine (DNS rebinding), a vote without the key of a pair."""
+    client = asked(folder)
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    for body in ("position=first", "key=x&position=first", "", "key=%ff", "position=" + "x" * 99):
+        assert client.post("/vote", content=body, follow_redirects=False).status_code == 303
+    assert not (folder / "votes.jsonl").exists()
+    key = ballot(folder).next().key
+    client.post("/vote", content=f"key={key}&position=neither")
+    assert ballot(folder).votes == {}
+    policy = client.get("/").headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_the_last_page_thanks_and_a_korean_prompt_has_korean_buttons(folder):
+    records = utils.read_jsonl(folder / "answers.jsonl")
+    korean = records[0] | {"prompt": "봄을 한 문장으로 알려 주세요."}
+    utils.write_jsonl(folder / "answers.jsonl", [korean])
+    client = asked(folder)
+    said = client.get("/").text
+    assert '<html lang="ko">' in said and "답변 1이 낫습니다" in said and "better" not in said
+    key = ballot(folder).next().key
+    after = client.post("/vote", content=f"key={key}&position=tie")
+    assert "thank you" in after.text and "<form" not in after.text
+
+
+def test_a_port_in_use_is_one_sentence(folder, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert vote.main(["--run", "default", "--port", str(port)]) == 1
+    assert f"Port {port} is in use" in capsys.readouterr().err

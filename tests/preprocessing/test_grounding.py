@@ -500,7 +500,7 @@ def test_passages_off_the_topic_are_dropped_and_the_best_come_first():
 
 
 def test_a_copied_passage_is_kept_once_and_in_its_better_version():
-    alone = dict(grounding.rank([INSURANCE, COPY], TOPIC, duplicate=1.1))
+    alone = dict(grounding.rank([INSURANCE, COPY], TOPIC, duplicate=1.0))
     ((kept, score),) = grounding.rank([INSURANCE, COPY], TOPIC)
     assert len(alone) == 2 and score == max(alone.values()) == alone[kept]
 
