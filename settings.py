@@ -11,9 +11,10 @@ or know anything about models or prices.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,37 @@ def as_count(name: str, value: object) -> int:
     return count
 
 
+def as_seconds(name: str, value: object) -> float:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = 0.0
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise CourseError(f"{name} is {value!r}; give a number of seconds, more than 0.")
+    return seconds
+
+
+def as_parameters(name: str, value: object) -> dict:
+    """Parameters of a request from a JSON object such as `{"reasoning_effort": "low"}`."""
+    try:
+        parameters = json.loads(str(value)) if str(value).strip() else {}
+    except ValueError:
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise CourseError(
+            f"{name} is {value!r}; give a JSON object such as "
+            '{"reasoning_effort": "low"} (null leaves a parameter out).'
+        )
+    return parameters
+
+
+def as_positive(name: str, value: object) -> int:
+    count = as_count(name, value)
+    if count == 0:
+        raise CourseError(f"{name} is {value!r}; give a whole number, 1 or more.")
+    return count
+
+
 def as_names(name: str, value: object) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(part.strip() for part in str(value).split(",") if part.strip())
@@ -107,11 +139,12 @@ def as_prices(name: str, value: object) -> tuple[float, float, float]:
     try:
         prompt, cached, output = (float(part) for part in str(value).split(","))
     except ValueError:
+        prompt = cached = output = -1.0
+    if not all(math.isfinite(price) and price >= 0 for price in (prompt, cached, output)):
         raise CourseError(
-            f"{name} is {value!r}; give dollars per million tokens as 'input, cached input, "
-            "output', "
-            "such as '2.50, 1.25, 10'."
-        ) from None
+            f"{name} is {value!r}; give dollars per million tokens, 0 or more, as 'input, cached "
+            "input, output', such as '2.50, 1.25, 10'."
+        )
     return prompt, cached, output
 
 
@@ -251,6 +284,17 @@ class Settings:
     prices: tuple[float, float, float] | None = _setting(
         None, "dollars per million tokens for a model that llm/models.py does not know", as_prices
     )
+    timeout: float = _setting(
+        "300", "seconds without a word from the server until an answer is given up", as_seconds
+    )
+    concurrency: int = _setting("8", "requests under way at once", as_positive)
+    parameters: Mapping[str, Any] = _setting(
+        "", 'sent with every request, as JSON: {"reasoning_effort": "low"}', as_parameters
+    )
+    teacher_tokens: int = _setting(
+        "0", "tokens of a teacher's reply, thoughts included; 0: as each request says", as_count
+    )
+    retry_failed: bool = _switch("off", "ask again what the journal has an unusable reply to")
     train_on: str = _setting(
         "both",
         "the rows to train on: this run's, the shipped ones, or both",
@@ -382,11 +426,20 @@ class Settings:
             arguments.append("bitsandbytes>=0.46")
         return arguments
 
-    def connection(self, model: str) -> dict:
-        """The arguments with which `llm.client.Client` reaches a teacher or judge."""
+    def connection(self, model: str, most_tokens: int = 0) -> dict:
+        """The arguments with which `llm.client.Client` reaches a teacher or judge, whose replies
+        may have `most_tokens` (0: as many as each request says)."""
+        limit = {"max_completion_tokens": most_tokens} if most_tokens else {}
+        options = {
+            "model": model,
+            "timeout": self.timeout,
+            "max_concurrency": self.concurrency,
+            "parameters": limit | dict(self.parameters),
+            "retry_failed": self.retry_failed,
+        }
         if model == REHEARSAL:
-            return {"model": model, "base_url": self.rehearsal_url, "api_key": REHEARSAL}
-        return {"model": model, "base_url": self.base_url, "prices": self.prices}
+            return options | {"base_url": self.rehearsal_url, "api_key": REHEARSAL}
+        return options | {"base_url": self.base_url, "prices": self.prices}
 
     def label(self, role: str) -> str:
         """How the teacher or the judge is named in rows, tables and figures: a stand-in says that

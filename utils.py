@@ -77,7 +77,7 @@ def _nvidia_smi(*arguments: str) -> str:
 
 # --- secrets --------------------------------------------------------------------------------------
 
-SETTINGS_PANEL = {"colab": "Colab's key panel", "kaggle": "Kaggle's Add-ons > Secrets"}
+PANELS = {"colab": "Colab's key panel", "kaggle": "Kaggle's Add-ons > Secrets"}
 _panel: dict[str, str | None] = {}  # what the panel answered: it is asked once for each name
 _found: dict[str, str] = {}  # for each name that was looked for, where it was found or why not
 _panel_is_silent = False
@@ -93,8 +93,8 @@ def secret(name: str) -> str | None:
     value: str | None = os.environ.get(name, "").strip()
     if value:
         return _checked(name, value, "the environment")
-    if where() in SETTINGS_PANEL and (value := _from_panel(name)):
-        return _checked(name, value, SETTINGS_PANEL[where()])
+    if where() in PANELS and (value := _from_panel(name)):
+        return _checked(name, value, PANELS[where()])
     if value := _from_dotenv(name):
         return _checked(name, value, ".env")
     _found.setdefault(name, "not there")
@@ -204,8 +204,14 @@ def require(module: str, purpose: str, instead: str) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
+def read_jsonl(
+    path: str | Path, fields: Iterable[str] = (), whole_lines: bool = False
+) -> list[dict]:
     """All records of a JSON Lines file.
+
+    Args:
+        fields: that each record must have.
+        whole_lines: leave out a last line without its end: somebody is writing it, or was killed.
 
     Raises:
         CourseError: no such file, or a line that is not a JSON object or lacks one of `fields`; it
@@ -218,7 +224,8 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> list[dict]:
             "path."
         )
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1] if whole_lines else lines, 1):
         if not line.strip():
             continue
         try:

@@ -186,7 +186,7 @@ def orders() -> None:
         child = subprocess.run(
             [sys.executable, "-m", "benchmarks.duplicates", "--order", name, "--size", str(half)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
             cwd=utils.ROOT,
         )

@@ -1,8 +1,8 @@
 """OpenAI's Batch API: many requests in one file, answered within 24 hours at half the price.
 
 What it does: submit each request in exactly one batch, whatever kills this process when, wait, and
-hand back the answers by the names
-under which they were asked. What it does not do: know about schemas or what a token costs.
+hand back the answers by the names under which they were asked. What it does not do: know about
+schemas, or book anything.
 
 How nothing is submitted twice: a note of what is about to be submitted goes to the disk first,
 under a random name which the batch carries in its metadata. If the process dies before the batch's
@@ -12,6 +12,7 @@ id is noted too, that name is looked for among the server's batches.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import time
@@ -21,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import utils
-from llm.endpoint import Endpoint, Unreadable
+from llm import answers, models
+from llm.answers import Answer
+from llm.endpoint import Endpoint, Failure
 from llm.journal import Journal
+from llm.replies import Request
 from utils import CourseError
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # in one file
 ENDED = ("completed", "failed", "expired", "cancelled")
-# Takes key, request body, completion (both JSON objects) and batch id; returns what is wrong with
-# the answer, or None
-Answered = Callable[[str, dict, dict, str], Awaitable[str | None]]
+# Takes a request, its answer and the batch's id, and keeps them
+Answered = Callable[[Request, Answer, str], Awaitable[None]]
 FIELDS = ("key", "batch", "status", "worst_usd", "keys")
 MARK = "course_submission"  # the name of the note in the batch's metadata
 
@@ -69,22 +72,19 @@ class Batches:
                 found = await endpoint.persist(functools.partial(self._find, sdk, note))
                 await self._note(note, batch=found, status="open" if found else "never created")
 
-    async def submit(
-        self, endpoint: Endpoint, sdk, bodies: dict[str, dict], worst: dict[str, float]
-    ) -> None:
-        """Submit request bodies, by key, in as many batches as their number and size ask for.
+    async def submit(self, endpoint: Endpoint, sdk, requests: dict[str, Request]) -> None:
+        """Submit requests, by key, in as many batches as their number and size ask for.
 
         Raises:
-            openai.APIError: the server does not take one; what was submitted before is noted.
+            Failure: the server does not take one; what was submitted before is noted.
         """
-        import openai
-
-        for keys, content in files(bodies):
+        for keys, content in files(requests):
+            worst = sum(requests[key].worst_usd for key in keys)
             note: dict[str, Any] = {
                 "key": uuid.uuid4().hex,
                 "batch": None,
                 "status": "open",
-                "worst_usd": sum(worst[key] for key in keys),
+                "worst_usd": worst * models.BATCH_SHARE,
                 "keys": keys,
                 "time": time.time(),
             }
@@ -97,9 +97,9 @@ class Batches:
                     functools.partial(sdk.files.create, file=upload, purpose="batch")
                 )
                 batch = await endpoint.persist(functools.partial(self._create, sdk, note, file.id))
-            except openai.APIStatusError as error:
-                # It said no; after any other error the batch may exist all the same
-                if error.status_code < 500:
+            except Failure as failure:
+                # It said no; after any other failure the batch may exist all the same
+                if failure.status is not None and 400 <= failure.status < 500:
                     await self._note(note, status="never created")
                 raise
             finally:
@@ -107,9 +107,8 @@ class Batches:
             await self._note(note, batch=batch)
 
     async def _create(self, sdk, note: dict, file: str) -> str:
-        if found := await self._find(
-            sdk, note
-        ):  # an earlier attempt may have succeeded without our hearing of it
+        # An earlier attempt may have succeeded without our hearing of it
+        if found := await self._find(sdk, note):
             return found
         batch = await sdk.batches.create(
             input_file_id=file,
@@ -131,17 +130,18 @@ class Batches:
         self,
         endpoint: Endpoint,
         sdk,
-        bodies: dict[str, dict],
+        requests: dict[str, Request],
+        named: Callable[[str, dict], Request],
         answered: Answered,
         poll_seconds: float,
         title: str,
     ) -> dict[str, str]:
-        """Wait for all batches with requests of `bodies` to end and hand over their answers, in
+        """Wait for all batches with any of `requests` to end and hand over their answers, in
         whatever order they come.
 
         Args:
-            bodies: request bodies, by key; a batch may have others too, which are then looked up in
-                its own input.
+            requests: by key; a batch may have others too.
+            named: makes those others, from their key and body in the batch's own input.
             answered: called with each answer.
 
         Returns:
@@ -150,7 +150,7 @@ class Batches:
         Raises:
             CourseError: the server refused a file as a whole, or does not know a batch.
         """
-        notes = [note for note in self.open_notes() if not bodies.keys().isdisjoint(note["keys"])]
+        notes = [note for note in self.open_notes() if not requests.keys().isdisjoint(note["keys"])]
         finished = dict.fromkeys((note["key"] for note in notes), 0)
         with utils.progress(sum(len(note["keys"]) for note in notes), f"{title}, batch") as bar:
 
@@ -158,11 +158,11 @@ class Batches:
                 finished[note["key"]] = count
                 bar.update(sum(finished.values()) - bar.n)
 
-            following = [
-                self._follow(endpoint, sdk, note, bodies, answered, poll_seconds, progress)
-                for note in notes
-            ]
-            outcomes = await asyncio.gather(*following, return_exceptions=True)
+            async def follow(note: dict) -> dict[str, str]:
+                batch = await self._ended(endpoint, sdk, note, poll_seconds, progress)
+                return await self._taken(endpoint, sdk, note, batch, requests, named, answered)
+
+            outcomes = await asyncio.gather(*map(follow, notes), return_exceptions=True)
         # Only now, so that one batch's failure does not keep the others from being collected
         errors: dict[str, str] = {}
         for outcome in outcomes:
@@ -171,61 +171,45 @@ class Batches:
             errors |= outcome
         return errors
 
-    async def _follow(
-        self, endpoint, sdk, note, bodies, answered, poll_seconds, progress
-    ) -> dict[str, str]:
-        """`collect` for one batch."""
-        import openai
+    async def _ended(self, endpoint, sdk, note, poll_seconds, progress):
+        """The server's record of a batch, once it has ended."""
+        while True:
+            with self._known(endpoint, note):
+                batch = await endpoint.persist(lambda: sdk.batches.retrieve(note["batch"]))
+            counts = batch.request_counts
+            if batch.status in ENDED:
+                progress(note, len(note["keys"]))
+                return batch
+            progress(note, (counts.completed or 0) + (counts.failed or 0) if counts else 0)
+            await asyncio.sleep(poll_seconds)
 
-        name, errors = note["batch"], {}
-        try:
-            while (
-                batch := await endpoint.persist(lambda: sdk.batches.retrieve(name))
-            ).status not in ENDED:
-                progress(
-                    note,
-                    batch.request_counts.completed + batch.request_counts.failed
-                    if batch.request_counts
-                    else 0,
-                )
-                await asyncio.sleep(poll_seconds)
-            lines = [
-                line
-                for id in (batch.output_file_id, batch.error_file_id)
-                if id
-                for line in await _download(endpoint, sdk, id)
-            ]
-            if any(line["custom_id"] not in bodies for line in lines):
+    async def _taken(self, endpoint, sdk, note, batch, requests, named, answered) -> dict[str, str]:
+        """Hand over what an ended batch has answered; why not, for the other requests in it."""
+        lines, name = [], note["batch"]
+        with self._known(endpoint, note):
+            for file in (batch.output_file_id, batch.error_file_id):
+                lines += await _download(endpoint, sdk, file) if file else []
+            taken = [answers.from_batch(line) for line in lines]
+            if any(key in note["keys"] and key not in requests for key, _ in taken):
                 asked = await _download(endpoint, sdk, batch.input_file_id)
-                bodies = {line["custom_id"]: line["body"] for line in asked}
-        except openai.NotFoundError as error:
-            raise CourseError(
-                f"{endpoint.name} does not know {name} or one of its files ({error.status_code}): "
-                "use the key that submitted it, or "
-                f"delete {self.journal.path.name} to ask its requests again, and pay for them "
-                "again."
-            ) from None
-        handed = {}
-        for line in lines:
-            key, response = line["custom_id"], line.get("response") or {}
-            if response.get("status_code") == 200 and key in bodies:
-                handed[key] = answered(key, bodies[key], response["body"], name)
-            else:
-                problem = line.get("error") or (response.get("body") or {}).get("error") or {}
-                errors[key] = (
-                    f"{problem.get('code') or 'server error'} in {name}: "
-                    f"{str(problem.get('message'))[:200]}"
-                )
-        done = {line["custom_id"] for line in lines}
-        errors |= {
-            key: f"{name} {batch.status} before it was answered: ask again"
-            for key in note["keys"]
-            if key not in done
-        }
-        problems = zip(handed, await asyncio.gather(*handed.values()), strict=True)
-        errors |= {key: problem for key, problem in problems if problem}
+                others = {line["custom_id"]: line["body"] for line in asked}
+                requests = {key: named(key, body) for key, body in others.items()} | requests
+        handed, errors = {}, {}
+        for number, (key, answer) in enumerate(taken, 1):
+            if answer.completion and key not in requests:
+                # Paid for, but nobody knows for which request: booked and kept all the same
+                key = f"{name}, line {number}"
+                requests = requests | {key: named(key, {"messages": []})}
+            if answer.completion:
+                handed[key] = answered(requests[key], answer, name)
+            elif key:
+                reason = f"{answer.code}: {answer.problem}" if answer.code else answer.problem
+                errors[key] = f"{reason} (in {name})"
+        await asyncio.gather(*handed.values())
+        for key in note["keys"]:
+            if key not in handed and key not in errors:
+                errors[key] = f"{name} {batch.status} before it was answered: ask again"
         await self._note(note, status=batch.status)
-        progress(note, len(note["keys"]))
         if batch.status == "failed":
             reasons = (batch.errors.data if batch.errors else None) or []
             reason = (
@@ -237,20 +221,39 @@ class Batches:
             )
         return errors
 
+    @contextlib.contextmanager
+    def _known(self, endpoint: Endpoint, note: dict) -> Iterator[None]:
+        """A sentence for a batch, or a file of one, that the server does not know."""
+        try:
+            yield
+        except Failure as failure:
+            if failure.status != 404:
+                raise
+            raise CourseError(
+                f"{endpoint.name} does not know {note['batch']} or one of its files (404): use the "
+                f"key that submitted it, or delete {self.journal.path.name} to ask its requests "
+                "again, and pay for them again."
+            ) from None
+
     async def _note(self, note: dict, **changes) -> None:
         note |= changes
         self.journal.write(dict(note))
         await self.journal.synced()
 
 
-def files(bodies: dict[str, dict]) -> Iterator[tuple[list[str], bytes]]:
-    """`(keys, content)` of the input files for `bodies`: JSON Lines, each within the server's
+def files(requests: dict[str, Request]) -> Iterator[tuple[list[str], bytes]]:
+    """`(keys, content)` of the input files for `requests`: JSON Lines, each within the server's
     limits on number and size."""
     keys: list[str] = []
     lines: list[bytes] = []
     size = 0
-    for key, body in bodies.items():
-        record = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    for key, request in requests.items():
+        record = {
+            "custom_id": key,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": request.body,
+        }
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         if keys and (len(keys) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
             yield keys, b"".join(lines)
@@ -262,12 +265,18 @@ def files(bodies: dict[str, dict]) -> Iterator[tuple[list[str], bytes]]:
         yield keys, b"".join(lines)
 
 
-async def _download(endpoint: Endpoint, sdk, file: str) -> list[dict]:
-    async def attempt() -> list[dict]:
-        content = (await sdk.files.content(file)).content
-        try:
-            return [json.loads(line) for line in content.split(b"\n") if line.strip()]
-        except ValueError as error:
-            raise Unreadable(f"{file} is not JSON Lines ({error})") from None
+async def _download(endpoint: Endpoint, sdk, file: str) -> list[Any]:
+    """The lines of a file, each as parsed from JSON; one that is none is None: it must not keep the
+    others, which are paid for, from being read."""
 
-    return await endpoint.persist(attempt)
+    async def attempt() -> bytes:
+        return (await sdk.files.content(file)).content
+
+    lines = []
+    for line in (await endpoint.persist(attempt)).split(b"\n"):
+        if line.strip():
+            try:
+                lines.append(answers.json_of(line))
+            except ValueError:
+                lines.append(None)
+    return lines

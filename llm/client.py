@@ -2,13 +2,18 @@
 rehearsal endpoint.
 
 What it does: send many requests at once, keep a hard budget in dollars, and write every answered
-request to an append-only journal, so
-that nothing is paid for twice, whatever happens to the process. What it does not do: know anything
-about prompts or data. Importing it imports neither openai nor torch.
+request to an append-only journal, so that nothing is paid for twice, whatever happens to the
+process. What it does not do: know anything about prompts or data. Importing it imports neither
+openai nor torch.
 
-Each idea has a module of its own: retries and errors (endpoint.py), rate limits (limits.py), the
-journal's file (journal.py), money (budget.py, models.py), batches at half the price (batches.py),
-requests and replies as data (replies.py).
+Each idea has a module of its own: what a server said as a plain record (answers.py), retries and
+failures (endpoint.py), rate limits (limits.py), the journal's file (journal.py), money (budget.py,
+models.py), batches at half the price (batches.py), requests and replies as data (replies.py), and
+objects from a text (objects.py).
+
+The way of a request: it becomes a `Request` once (key, body, worst case). Its worst case is
+reserved, and noted in the journal as possibly lost; it is sent; the answer is booked and journalled
+as it came; and only then is it read.
 """
 
 from __future__ import annotations
@@ -17,26 +22,31 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import utils
-from llm import models, replies
-from llm.batches import Batches
+from llm import endpoint, models, replies
+from llm.answers import Answer
+from llm.batches import Answered, Batches
 from llm.budget import Budget
-from llm.endpoint import Endpoint, Unreadable, is_loopback, may_be_billed
+from llm.endpoint import Endpoint, Failure, Kind
 from llm.journal import Journal
 from llm.limits import Limits
-from llm.models import PRICES
-from llm.replies import DEFAULT_TOKENS, Reply, Usage, response_format
+from llm.replies import DEFAULT_TOKENS, Reply, Request, Usage, response_format
 from utils import CourseError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+FIRST = 4  # requests under way before one has been answered; if they all fail, so do the others
+
+Read = Callable[[Reply], Reply]  # what a text says, where no schema is sent
 
 
 class Client:
@@ -53,15 +63,17 @@ class Client:
             those the server announces.
         max_concurrency: requests in flight at once.
         prices: (input, cached input, output) in dollars per million tokens, for models that
-            `PRICES` does not know.
+            `models.price` does not know.
         attempts: tries per request for errors that may pass (429, 5xx, lost connections, unreadable
             answers).
         timeout: seconds without a byte from the server after which an answer counts as lost.
         parameters: sent with every request, such as `{"reasoning_effort": "low"}`; a value of None
             leaves that parameter out.
+        retry_failed: ask again what the journal answers with a reply that cannot be used.
 
     Raises:
-        CourseError: no key, a budget but no known price, a malformed journal.
+        CourseError: no key, an address that is none, a price or budget that is no amount, a budget
+            but no known price, a malformed journal.
     """
 
     def __init__(
@@ -78,40 +90,44 @@ class Client:
         attempts: int = 5,
         timeout: float = 300.0,
         parameters: dict | None = None,
+        retry_failed: bool = False,
     ) -> None:
-        self.model, self.base_url, self.max_concurrency, self.parameters = (
-            model,
-            base_url,
-            max_concurrency,
-            parameters,
-        )
-        local = is_loopback(base_url)
-        api_key = api_key or utils.secret("OPENAI_API_KEY") or ("local" if local else None)
+        endpoint.check_address(base_url)
+        self.model, self.base_url, self.parameters = model, base_url, parameters
+        self.max_concurrency, self.retry_failed = max_concurrency, retry_failed
+        self._local = endpoint.is_local(base_url)
+        api_key = api_key or utils.secret("OPENAI_API_KEY") or ("local" if self._local else None)
         if not api_key:
             raise CourseError(
                 f"{model} needs an API key: set OPENAI_API_KEY in the environment, in Colab's key "
                 "panel or in .env."
             )
-        self.prices = prices or (models.FREE if local else PRICES.get(model))
+        # A local server that serves one of OpenAI's models passes it on, and somebody pays for it
+        self.prices = prices or models.price(model) or (models.FREE if self._local else None)
         if self.prices is None and budget_usd is not None:
             raise CourseError(
                 f"The price of {model} is unknown, so its budget cannot be kept: set PRICES to "
-                "'input, cached, output' in dollars "
-                "per million tokens, or add it to PRICES in models.py."
+                "'input, cached, output' in dollars per million tokens, or add it to PRICES in "
+                "models.py."
             )
+        if not all(math.isfinite(price) and price >= 0 for price in self.prices or ()):
+            raise CourseError(f"PRICES are {self.prices}; give dollars, 0 or more.")
         self.limits = Limits(requests_per_minute, tokens_per_minute)
         self._endpoint = Endpoint(model, base_url, api_key, self.limits, attempts, timeout)
         self._journal: Journal | None = None
         self._batches: Batches | None = None
-        spent = 0.0
         if journal:
             self._journal = Journal(journal)
             self._batches = Batches(self._journal.path.with_suffix(".batches.jsonl"))
-            spent = sum(entry["cost_usd"] for entry in self._journal.entries.values())
-        self._budget = Budget(
-            budget_usd, spent, lambda: self._batches.held_usd if self._batches else 0.0
-        )
+        self._budget = Budget(budget_usd, lambda: self._batches.held_usd if self._batches else 0.0)
+        self._served: str | None = None  # the model that answers at a local server, once known
+        self._asked: set[str] = set()  # what this client has asked, by key
         self.usage = Usage()
+        self._account()
+
+    @property
+    def _priced(self) -> bool:
+        return self.prices is not None and max(self.prices) > 0
 
     @property
     def spent_usd(self) -> float:
@@ -120,21 +136,31 @@ class Client:
 
     @property
     def lost_usd(self) -> float:
-        """Dollars, at worst, for answers of this session that never arrived: they may have been
-        billed."""
+        """Dollars, at worst, for answers that never arrived, in the journal and this session: they
+        may have been billed."""
         return self._budget.lost_usd
+
+    @property
+    def so_far(self) -> str:
+        """What this session and earlier ones have cost, in a few words."""
+        tokens = self.usage.prompt_tokens + self.usage.completion_tokens
+        said = f"${self.spent_usd:.2f}, {tokens / 1000:,.0f}k tokens"
+        return f"{said}, up to ${self.lost_usd:.2f} lost" if self.lost_usd > 0 else said
 
     def estimate(
         self, requests: list[dict], schema: type[BaseModel] | None = None, batch: bool = False
     ) -> float:
         """Worst-case dollars for `requests` that are not in the journal yet: every answer as long
         as it may be."""
-        return sum(
-            self._worst_case(body, batch) for body in self._unanswered(requests, schema).values()
-        )
+        made = [self._request(one, schema) for one in requests]
+        full = sum(one.worst_usd for one in self._unanswered(made, schema).values())
+        return full * models.BATCH_SHARE if batch else full
 
     async def complete(
-        self, requests: list[dict], schema: type[BaseModel] | None = None
+        self,
+        requests: list[dict],
+        schema: type[BaseModel] | None = None,
+        read: Read | None = None,
     ) -> list[Reply]:
         """Answer all requests, in the order asked.
 
@@ -144,49 +170,30 @@ class Client:
                 request: give `seed` to sample again.
             schema: a pydantic model with `extra="forbid"` and no defaults; sent as a strict JSON
                 schema.
+            read: reads the text of a reply, where no schema is sent; gives the reply its `parsed`
+                or its `error`.
 
         Raises:
             BudgetExceeded: the next request might exceed the budget.
-            CourseError: a wrong key, no such model, no quota left, an unreachable endpoint.
-        In both cases the requests under way are finished and kept in the journal first: run again
-            to go on.
+            CourseError: a wrong key, no such model, no quota left, an unreachable endpoint, the
+                first few requests failing all alike, another writer of the journal.
+        Before that the requests under way are finished and kept in the journal: run again to go on.
         """
-        bodies = self._unanswered(requests, schema)
-        waiting = self._batches.waiting() if self._batches else {}
-        if both := [key for key in bodies if key in waiting]:
-            raise CourseError(
-                f"{len(both)} of these requests wait in {waiting[both[0]]} and would be paid for "
-                "twice: collect it with complete_batch "
-                "(cancel it at the server first, if you do not want to wait)."
-            )
-        self.limits.refuse_oversize(
-            max((sum(replies.most_tokens(body)) for body in bodies.values()), default=0)
-        )
-        if not bodies:
-            return self._in_order(requests, schema, {})
-        work, slots, answers = _Work(), asyncio.Semaphore(self.max_concurrency), {}
-        async with self._endpoint.open() as sdk:
-            with utils.progress(len(bodies), self.model) as bar:
-
-                async def one(key: str, body: dict) -> None:
-                    try:
-                        async with slots:
-                            reply = await self._ask(sdk, key, body, schema, work)
-                        if self._journal:  # no slot is held for that: the next request may go
-                            await self._journal.synced()
-                        answers[key] = reply
-                    except Exception as error:
-                        work.halt(error)
-                    bar.update()
-
-                work.tasks = [asyncio.create_task(one(key, body)) for key, body in bodies.items()]
-                await asyncio.gather(*work.tasks, return_exceptions=True)
-        if work.stop is not None:
-            raise self._stopped(work.stop)
-        return self._in_order(requests, schema, answers)
+        made = [self._request(one, schema) for one in requests]
+        with self._writing():
+            await self._look_who_answers()
+            todo = self._unanswered(made, schema, read)
+            self._refuse_waiting(todo)
+            self.limits.refuse_oversize(max((one.tokens for one in todo.values()), default=0))
+            answers = await self._ask_all(todo, schema, read) if todo else {}
+        return self._in_order(made, schema, read, answers)
 
     async def complete_batch(
-        self, requests: list[dict], schema: type[BaseModel] | None = None, poll_seconds: float = 30
+        self,
+        requests: list[dict],
+        schema: type[BaseModel] | None = None,
+        read: Read | None = None,
+        poll_seconds: float = 30,
     ) -> list[Reply]:
         """Answer all requests at half the price, within 24 hours, by OpenAI's Batch API; the
         arguments are those of `complete`.
@@ -203,95 +210,128 @@ class Client:
             CourseError: no journal, or the server refuses a batch; what the other batches answered
                 is kept.
         """
-        import openai
-
         journal, batches = self._journal, self._batches
         if journal is None or batches is None:
             raise CourseError(
                 "complete_batch needs a journal, or a restart would submit and pay again: give "
                 "Client(journal=...)."
             )
-        bodies = self._unanswered(requests, schema)
-        if not bodies:
-            return self._in_order(requests, schema, {})
-        worst = {key: self._worst_case(body, batch=True) for key, body in bodies.items()}
+        made = [self._request(one, schema) for one in requests]
         answers: dict[str, Reply] = {}
+        with self._writing(), batches.journal.writing():
+            todo = self._unanswered(made, schema, read)
 
-        async def answered(key: str, body: dict, completion: dict, batch: str) -> str | None:
-            if self._entry(key) is not None:  # it was kept before the process was restarted
-                return None
+            async def answered(request: Request, answer: Answer, batch: str) -> None:
+                kept = journal.entries.get(request.key, {})
+                if kept.get("batch") == batch:  # since before this process was started
+                    return
+                entry = self._book(request, answer, batch=batch)
+                answers[request.key] = self._read(entry, schema, read)
+                await journal.synced()
+
             try:
-                parsed = openai.types.chat.ChatCompletion.model_validate(completion)
-            except ValueError as error:
-                return f"the answer in {batch} cannot be read: {str(error)[:100]}"
-            answers[key] = replies.read(self._book(key, body, parsed, batch=batch), schema)
-            await journal.synced()
-            return None
+                errors = {}
+                if todo:
+                    errors = await self._batch(batches, todo, answered, poll_seconds)
+            except (CourseError, Failure) as error:
+                raise self._stopped(error) from None
+        failed = {key: Reply(error=why, key=key) for key, why in errors.items()}
+        return self._in_order(made, schema, read, failed | answers)
 
-        try:
-            async with self._endpoint.open() as sdk:
-                await batches.recover(self._endpoint, sdk)
-                waiting = batches.waiting()
-                new = {key: body for key, body in bodies.items() if key not in waiting}
-                async with self._budget.reserve(
-                    sum(worst[key] for key in new), f"A batch of {len(new):,} requests"
-                ):
-                    await batches.submit(self._endpoint, sdk, new, worst)
-                errors = await batches.collect(
-                    self._endpoint, sdk, bodies, answered, poll_seconds, self.model
-                )
-        except (CourseError, openai.APIError, Unreadable) as error:
-            raise self._stopped(error) from None
-        return self._in_order(
-            requests,
-            schema,
-            {key: Reply(error=why, key=key) for key, why in errors.items()} | answers,
-        )
+    # --- many requests ----------------------------------------------------------------------------
 
-    # --- one request ------------------------------------------------------------------------------
+    async def _ask_all(
+        self, todo: dict[str, Request], schema, read: Read | None
+    ) -> dict[str, Reply]:
+        """Replies to all of `todo`, by key."""
+        # A server that has not answered yet gets a few at a time; and one only where a budget is to
+        # be kept, for nobody knows yet whether it keeps to max_completion_tokens
+        first = 1 if self._budget.limit_usd is not None and self._priced else FIRST
+        proven = self.usage.requests > 0
+        work = _Work(asyncio.Semaphore(len(todo) if proven else first), proven)
+        slots, found = asyncio.Semaphore(self.max_concurrency), {}
+        async with self._endpoint.open() as sdk:
+            with utils.progress(len(todo), self.model) as bar:
 
-    async def _ask(self, sdk, key: str, body: dict, schema, work: _Work) -> Reply:
-        import openai
+                async def one(request: Request) -> None:
+                    try:
+                        async with work.trial, slots:
+                            entry = await self._ask(sdk, request, work)
+                        # No slot is held for these: the next request may go
+                        if self._journal:
+                            await self._journal.synced()
+                        found[request.key] = self._read(entry, schema, read)
+                    except Failure as failure:
+                        work.failed(failure)
+                        found[request.key] = Reply(error=str(failure), key=request.key)
+                    except Exception as error:
+                        work.halt(error)
+                    bar.update()
+                    bar.set_postfix_str(self.so_far)
 
-        worst, tokens = self._worst_case(body), sum(replies.most_tokens(body))
+                work.tasks = [asyncio.create_task(one(request)) for request in todo.values()]
+                await asyncio.gather(*work.tasks, return_exceptions=True)
+        work.conclude()
+        if work.stop is not None:
+            raise self._stopped(work.stop)
+        return found
+
+    async def _ask(self, sdk, request: Request, work: _Work) -> dict:
+        """The journal's record of the answer to one request."""
 
         async def attempt() -> dict:
-            async with self._budget.reserve(worst, "The next request"):
-                await self.limits.acquire(tokens)
-                with work.sending():
-                    started = time.time()
-                    try:
-                        completion = await self._endpoint.send(sdk, body)
-                    except openai.RateLimitError:
-                        self.limits.refuse_oversize(tokens)  # now that the limit is known
-                        raise
-                    except BaseException as error:
-                        if may_be_billed(
-                            error
-                        ):  # nobody knows how much, so the budget counts the worst case
-                            self.usage.lost += 1
-                            self._budget.lost_usd += worst
-                        raise
-                    return self._book(
-                        key, body, completion, seconds=round(time.time() - started, 3)
-                    )
-
-        try:
-            return replies.read(await self._endpoint.persist(attempt), schema)
-        except (openai.APIError, Unreadable) as error:
-            if self._endpoint.fatal(error):
+            try:
+                return await self._send(sdk, request, work)
+            except Failure as failure:
+                if failure.status == 429:  # its headers may have told the limit
+                    self.limits.refuse_oversize(request.tokens)
                 raise
-            return Reply(error=self._endpoint.failure(error), key=key)
+
+        entry = await self._endpoint.persist(attempt)
+        work.answered()
+        return entry
+
+    async def _send(self, sdk, request: Request, work: _Work) -> dict:
+        """One attempt: reserve, wait for a turn, note the risk, send, book."""
+        async with self._budget.reserve(request.worst_usd, "The next request"):
+            await self.limits.acquire(request.tokens)
+            with work.sending(), self._at_risk(request) as lost_usd:
+                started = time.time()
+                answer = await self._endpoint.send(sdk, request.body)
+                more = {"seconds": round(time.time() - started, 3)}
+                if lost_usd:
+                    more["lost_usd"] = lost_usd
+                return self._book(request, answer, **more)
+
+    async def _batch(
+        self, batches: Batches, todo: dict[str, Request], answered: Answered, poll_seconds: float
+    ) -> dict[str, str]:
+        """Submit what does not wait in a batch yet, and collect all; what failed, and why, by
+        key."""
+        async with self._endpoint.open() as sdk:
+            await batches.recover(self._endpoint, sdk)
+            waiting = batches.waiting()
+            new = {key: one for key, one in todo.items() if key not in waiting}
+            worst = sum(one.worst_usd for one in new.values()) * models.BATCH_SHARE
+            async with self._budget.reserve(worst, f"A batch of {len(new):,} requests"):
+                await batches.submit(self._endpoint, sdk, new)
+            return await batches.collect(
+                self._endpoint, sdk, todo, self._named, answered, poll_seconds, self.model
+            )
+
+    def _refuse_waiting(self, todo: dict[str, Request]) -> None:
+        waiting = self._batches.waiting() if self._batches else {}
+        if both := [key for key in todo if key in waiting]:
+            raise CourseError(
+                f"{len(both)} of these requests wait in {waiting[both[0]]} and would be paid for "
+                "twice: collect it with complete_batch "
+                "(cancel it at the server first, if you do not want to wait)."
+            )
 
     def _stopped(self, error: Exception) -> Exception:
         """The error as one sentence, with where to go on from; an unexpected one as it is."""
-        import openai
-
-        if isinstance(error, openai.APIError | Unreadable):
-            error = CourseError(
-                self._endpoint.fatal(error)
-                or f"{self._endpoint.name}: {self._endpoint.failure(error)}."
-            )
+        if isinstance(error, Failure):
+            error = CourseError(str(error))
         if self._journal and isinstance(error, CourseError):
             return type(error)(
                 f"{error} What was answered is kept in {self._journal.path.name}; run again to go "
@@ -301,88 +341,193 @@ class Client:
 
     # --- money ------------------------------------------------------------------------------------
 
-    def _worst_case(self, body: dict, batch: bool = False) -> float:
-        prompt, answer = replies.most_tokens(body)
-        return models.cost(
-            self.prices, {"prompt_tokens": prompt, "completion_tokens": answer}, batch
-        )
+    def _account(self) -> None:
+        """Take from the journal what was spent and perhaps lost, and how far this server kept to
+        its limits."""
+        if self._journal is None:
+            return
+        records, entries = self._journal.records, self._journal.entries.values()
+        self._budget.spent_usd = sum(record.get("cost_usd", 0.0) for record in records)
+        self._budget.lost_usd = sum(entry.get("lost_usd", 0.0) for entry in entries)
+        mine = [one for one in records if one.get("request", {}).get("model") == self.model]
+        self._budget.remember([(one["cost_usd"], one.get("worst_usd", 0.0)) for one in mine])
 
-    def _book(self, key: str, body: dict, completion, **more) -> dict:
+    @contextlib.contextmanager
+    def _at_risk(self, request: Request) -> Iterator[float]:
+        """While the block runs the journal says that the request may be lost, in case this process
+        is killed; and if its answer is lost indeed, that stays.
+
+        Yields:
+            Dollars that earlier attempts at it may have cost.
+        """
+        journal = self._journal if request.worst_usd > 0 else None
+        before = journal.entries.get(request.key, {}).get("lost_usd", 0.0) if journal else 0.0
+        worst = request.worst_usd * self._budget.scale
+        if journal:
+            journal.write(replies.loss(request, before + worst))
+        try:
+            yield before
+        except BaseException as error:
+            if not isinstance(error, Failure) or error.may_be_billed:
+                self.usage.lost += 1
+                self._budget.lost_usd += worst
+            elif journal:
+                journal.write(replies.loss(request, before))
+            raise
+
+    def _book(self, request: Request, answer: Answer, **more) -> dict:
         """Count what was billed and write the journal, before anything else can go wrong with the
         answer."""
-        tokens = replies.tokens_used(completion)
-        cost = models.cost(self.prices, tokens, "batch" in more)
-        entry = replies.record(key, body, completion, cost, **more)
+        share = models.BATCH_SHARE if "batch" in more else 1.0
+        tokens = replies.tokens_used(answer, request, self._priced)
+        cost = models.cost(self.prices, tokens) * share
+        if self._served:
+            more["served"] = self._served
+        entry = replies.record(request, answer, tokens, cost, **more)
         self._budget.spent_usd += cost
-        self.usage.add(tokens, cost)
+        self.usage.add(entry)
+        self._asked.add(request.key)
         if self._journal:
             self._journal.write(entry)
+        self._budget.learn(cost, request.worst_usd * share)
         return entry
 
     # --- journal ----------------------------------------------------------------------------------
 
-    def _key(self, request: dict, schema) -> str:
-        """Hash of everything the answer depends on. A server on this machine is known by its path:
-        its port changes."""
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Be the journal's only writer, with all that others have written to it."""
+        if self._journal is None:
+            yield
+            return
+        known = len(self._journal.records)
+        with self._journal.writing():
+            if self._batches is not None:
+                self._batches.journal.catch_up()
+            if len(self._journal.records) != known:
+                self._account()
+            yield
+
+    def _request(self, asked: dict, schema) -> Request:
+        """What is sent for `asked`, its name and its worst case. A server on this machine is known
+        by its path: its port changes."""
         url = urlsplit(self.base_url or "https://api.openai.com/v1")
-        endpoint = url.path if is_loopback(self.base_url) else f"{url.netloc}{url.path}"
-        sent = models.adjusted(self.model, request, self.parameters)
-        parts = [endpoint, self.model, sent, replies.json_schema(schema) if schema else None]
-        return hashlib.sha256(
-            json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()
-        ).hexdigest()
+        loopback = endpoint.is_loopback(self.base_url)
+        place = url.path if loopback else f"{url.netloc}{url.path}"
+        sent = models.adjusted(self.model, asked, self.parameters)
+        parts = [place, self.model, sent, replies.json_schema(schema) if schema else None]
+        text = json.dumps(parts, ensure_ascii=False, sort_keys=True)
+        body: dict[str, Any] = {"model": self.model}
+        if "max_tokens" not in sent:  # without a limit on the answer there were no worst case
+            body["max_completion_tokens"] = DEFAULT_TOKENS
+        body |= sent
+        if schema is not None:
+            body["response_format"] = response_format(schema)
+        body |= body.pop("extra_body", {})  # what the SDK does with a server's own parameters
+        return self._named(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), body)
+
+    def _named(self, key: str, body: dict) -> Request:
+        prompt, answer = replies.most_tokens(body)
+        tokens = {"prompt_tokens": prompt, "completion_tokens": answer}
+        return Request(key, body, prompt, answer, models.cost(self.prices, tokens))
 
     def _entry(self, key: str) -> dict | None:
-        return self._journal.entries.get(key) if self._journal else None
+        """The journal's answer to a request, None where it has none. What another model behind the
+        name of a local server has answered is none."""
+        entry = self._journal.entries.get(key) if self._journal else None
+        if entry is None or "reply" not in entry:
+            return None
+        answered = entry.get("served") or entry.get("model")
+        return entry if not self._served or answered in (self._served, self.model) else None
 
-    def _unanswered(self, requests: list[dict], schema) -> dict[str, dict]:
-        """What must be sent for those requests that the journal does not answer, by key: equal
-        requests once."""
-        # Without a limit on the answer the worst case would have none either
-        common = {"model": self.model, "max_completion_tokens": DEFAULT_TOKENS}
-        shape = {} if schema is None else {"response_format": response_format(schema)}
-        bodies = {}
-        for request in requests:
-            if self._entry(key := self._key(request, schema)) is None:
-                bodies[key] = common | models.adjusted(self.model, request, self.parameters) | shape
-                bodies[key] |= bodies[key].pop(
-                    "extra_body", {}
-                )  # what the SDK does with a server's own parameters
-        return bodies
+    def _unanswered(
+        self, made: list[Request], schema, read: Read | None = None
+    ) -> dict[str, Request]:
+        """Those requests that are to be sent, by key: equal ones once."""
+        todo = {}
+        for request in made:
+            entry = self._entry(request.key)
+            again = self.retry_failed and request.key not in self._asked
+            if entry is None or (again and self._read(entry, schema, read).error):
+                todo[request.key] = request
+        return todo
 
-    def _in_order(self, requests: list[dict], schema, fresh: dict[str, Reply]) -> list[Reply]:
+    def _read(self, entry: dict, schema, read: Read | None) -> Reply:
+        reply = replies.read(entry, schema)
+        return reply if read is None else read(reply)
+
+    def _in_order(
+        self, made: list[Request], schema, read: Read | None, fresh: dict[str, Reply]
+    ) -> list[Reply]:
         """A reply for each request: the fresh one, else the journal's."""
-        keys = [self._key(request, schema) for request in requests]
-        answers = dict(fresh)
-        for key in dict.fromkeys(keys):
-            if key not in fresh:
-                entry = self._entry(key)
-                assert entry is not None  # what is not fresh was in the journal, or it was asked
-                answers[key] = replies.read(entry, schema)
+        answers, kept = dict(fresh), []
+        for key in dict.fromkeys(request.key for request in made):
+            if key not in fresh and (entry := self._entry(key)) is not None:
+                answers[key] = self._read(entry, schema, read)
                 answers[key].cached = True
-                self.usage.cached += 1
-        return [answers[key] for key in keys]
+                kept.append(answers[key])
+        self.usage.cached += len(kept)
+        if unusable := sum(reply.error is not None for reply in kept):
+            print(
+                f"{self.model}: {len(kept)} replies from the journal, {unusable} of them unusable "
+                "(RETRY_FAILED=on asks those again)"
+            )
+        return [answers[request.key] for request in made]
+
+    async def _look_who_answers(self) -> None:
+        """Ask a local server which model it has: many answer to any name."""
+        if not self._local or self._journal is None or self._served is not None:
+            return
+        async with self._endpoint.open() as sdk:
+            names = await self._endpoint.served(sdk)
+        alone = names[0] if len(names) == 1 else ""
+        self._served = self.model if self.model in names else alone
 
 
 @dataclass
 class _Work:
     """One call of `complete`: its tasks, those with a request under way, and the error that stops
-    it."""
+    it. Before the first answer only a few requests are under way."""
 
+    trial: asyncio.Semaphore
+    proven: bool  # has this server answered?
     tasks: list[asyncio.Task] = field(default_factory=list)
     under_way: set[asyncio.Task] = field(default_factory=set)
+    failures: list[Failure] = field(default_factory=list)
     stop: Exception | None = None
+
+    def answered(self) -> None:
+        if not self.proven:
+            self.proven = True
+            for _ in self.tasks:
+                self.trial.release()
+
+    def failed(self, failure: Failure) -> None:
+        """Stop where no other request can be answered, or the first few all were not."""
+        self.failures.append(failure)
+        if failure.kind is Kind.LASTS:
+            self.halt(failure)
+        elif not self.proven and len(self.failures) == FIRST:
+            said = f"The first {FIRST} requests all failed: {failure}"
+            self.halt(Failure(said, Kind.LASTS))
+
+    def conclude(self) -> None:
+        """Stop also where all were refused, be they ever so few."""
+        refused = [one for one in self.failures if one.kind is Kind.REFUSED]
+        if not self.proven and len(refused) == len(self.tasks):
+            self.stop = self.stop or refused[0]
 
     def halt(self, error: Exception) -> None:
         """Send nothing more, but let what is under way arrive: it is paid for."""
         self.stop = self.stop or error
-        for task in set(self.tasks) - self.under_way - {asyncio.current_task()}:
-            task.cancel()
+        for task in self.tasks:
+            if task not in self.under_way and task is not asyncio.current_task():
+                task.cancel()
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
         task = asyncio.current_task()
-        assert task is not None  # it runs in one of `tasks`
+        assert task is not None, "requests are sent by tasks"
         self.under_way.add(task)
         try:
             yield

@@ -29,7 +29,7 @@ LATE = (
     0.02  # seconds that a request may be late without delaying all after it: timers are not exact
 )
 COLD = 4  # requests sent before the first answer has said what the limits are
-LONGEST = 120.0  # seconds; what a server may ask for at most
+LONGEST = 120.0  # seconds that a server's own count of what is left may hold us back
 
 
 class Limit:
@@ -41,11 +41,10 @@ class Limit:
         self._sent: deque[tuple[float, float]] = deque()  # time and amount, of the last minute ...
         self._total = 0.0  # ... and their sum
         self._next = 0.0  # when the next may go, were it only for evenness
-        self._left, self._reset, self._seen = (
-            math.inf,
-            0.0,
-            0.0,
-        )  # the server's own count, seconds until it is full again, when
+        # The server's own count, and when it was read ...
+        self._left, self._seen = math.inf, 0.0
+        # ... seconds until it is full again, as the server says, and as we wait for it
+        self._until_full = self._reset = 0.0
 
     @property
     def per_minute(self) -> float:
@@ -63,13 +62,14 @@ class Limit:
                 self._next = self._sent[0][0] + self._total * 60 / (SHARE * value)
             self.learned = value
         if (left := _number(remaining)) is not None and (wait := seconds(reset)) is not None:
-            self._left, self._reset, self._seen = left, min(wait, LONGEST), now
+            self._left, self._until_full, self._seen = left, wait, now
+            self._reset = min(wait, LONGEST)
 
     @property
     def until_full(self) -> float:
         """Seconds until a limit that the server calls exhausted is full again; 0 if it is not
         exhausted."""
-        return self._reset if self._left < 1 else 0.0
+        return self._until_full if self._left < 1 else 0.0
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until `amount` may be sent; not positive if it may be now."""
@@ -165,15 +165,15 @@ class Limits:
         self._resume = max(self._resume, time.monotonic() + wait)
 
     def asked_to_wait(self, headers: Mapping[str, str]) -> float | None:
-        """Seconds that an answer asks us to wait, at most 120: its retry-after, else the reset of
-        the limit that is used up."""
+        """Seconds that an answer asks us to wait: its retry-after, else the reset of the limit that
+        is used up."""
         if (value := _number(headers.get("retry-after-ms"))) is not None:
-            return min(value / 1000, LONGEST)
-        if (value := _number(headers.get("retry-after"))) is not None:
-            return min(value, LONGEST)
+            return value / 1000
+        if (value := seconds(headers.get("retry-after"))) is not None:
+            return value
         try:
             date = parsedate_to_datetime(headers["retry-after"])
-            return min(max(date.timestamp() - time.time(), 0.0), LONGEST)
+            return max(date.timestamp() - time.time(), 0.0)
         except (KeyError, ValueError):
             return max(self.requests.until_full, self.tokens.until_full) or None
 

@@ -1,12 +1,14 @@
-"""What this course knows about OpenAI's models: prices, shutdown dates, parameters. Three small
-tables to change when they change.
+"""What this course knows about models: families with their prices and terms, shutdown dates,
+parameters. Three small tables to change when they change.
 
-What it does: price a request, say when a model goes, and adjust a request to what a model accepts.
-What it does not do: ask a server. It needs the standard library only.
+What it does: find a model's family, price a request, say when a model goes, and adjust a request to
+what a model accepts. What it does not do: ask a server, or guess: of a model that no table knows it
+says nothing. It needs the standard library only.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import date
 
 # Dollars per million tokens: input, cached input, output. OpenAI's price page as of 2026-11.
@@ -14,6 +16,15 @@ PRICES = {
     "gpt-4o": (2.50, 1.25, 10.00),
     "gpt-4o-mini": (0.15, 0.075, 0.60),
     "gpt-6-luna": (0.10, 0.01, 0.50),
+}
+# The same for models that the course does not offer, but readers use: by the name without a date,
+# with "ft:" for fine-tuned ones.
+OTHER_PRICES = {
+    "chatgpt-4o-latest": (5.00, 5.00, 15.00),
+    "gpt-4o-2024-05-13": (5.00, 5.00, 15.00),
+    "ft:gpt-4o": (3.75, 1.875, 15.00),
+    "ft:gpt-4o-mini": (0.30, 0.15, 1.20),
+    "o4-mini": (1.10, 0.275, 4.40),
 }
 FREE = (0.0, 0.0, 0.0)
 BATCH_SHARE = 0.5  # what a request costs in a batch, as a share of these prices
@@ -36,13 +47,50 @@ NOTICE_DAYS = 90
 REASONING = {"gpt-6-luna": {"reasoning_effort": "none"}}
 ONLY_WITHOUT_REASONING = ("temperature", "top_p")
 
+# Whose terms the output of a model is under, by the start of its name. The open ones come first:
+# gpt-oss is OpenAI's, but its weights are published under a licence of their own.
+OPEN, OPENAI, UNKNOWN = "open", "openai", "unknown"
+FAMILIES = (
+    (r"gpt-oss", OPEN),
+    (r"gemma|llama|qwen|mistral|mixtral|phi-|deepseek|exaone|solar|olmo|smollm|hyperclovax", OPEN),
+    (r"gpt-|chatgpt-|o\d+(-|$)|text-davinci|davinci|curie|babbage", OPENAI),
+)
+
+
+def bare(model: str) -> str:
+    """A model's own name in lower case: without a router's `openai/`, and of a fine-tuned model
+    (`ft:gpt-4o-2024-08-06:account::id`) that of its base."""
+    name = model.strip().lower()
+    name = name.split(":")[1] if name.startswith("ft:") else name
+    return name.rpartition("/")[2]
+
+
+def family(model: str) -> str:
+    """Under whose terms a model's output is: OPENAI, OPEN (published weights under a licence of
+    their own) or UNKNOWN."""
+    name = bare(model)
+    for pattern, terms in FAMILIES:
+        if re.match(pattern, name):
+            return terms
+    return UNKNOWN
+
+
+def price(model: str) -> tuple[float, float, float] | None:
+    """Dollars per million tokens for a model of OpenAI's, also behind a router's `openai/`, as a
+    dated version, or fine-tuned; None where the tables have none."""
+    table = PRICES | OTHER_PRICES
+    tuned = "ft:" if model.startswith("ft:") else ""
+    name = tuned + bare(model)
+    undated = re.sub(r"-\d{4}-\d{2}-\d{2}$", "", name)
+    return table.get(name) or table.get(undated)
+
 
 def cost(prices: tuple[float, float, float] | None, tokens: dict, batch: bool = False) -> float:
     """Dollars for `prompt_tokens`, `cached_tokens` (part of them) and `completion_tokens`; 0 where
     no price is known."""
     if prices is None:
         return 0.0
-    cached = tokens.get("cached_tokens", 0)
+    cached = min(tokens.get("cached_tokens", 0), tokens["prompt_tokens"])
     dollars = (
         (tokens["prompt_tokens"] - cached) * prices[0]
         + cached * prices[1]

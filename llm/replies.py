@@ -1,9 +1,9 @@
-"""What is asked and what comes back, as data: a `Reply`, its record in the journal, and how many
-tokens a request may need.
+"""What is asked and what comes back, as data: a `Request`, a `Reply`, and the journal's record of
+an answer.
 
-What it does: turn a completion into a journal record and a record into a `Reply`, with the schema
-checked. What it does not do: send or pay for anything. Importing it needs the standard library
-only.
+What it does: make a request once, with its name and its worst case; turn an answer into a journal
+record, and a record into a `Reply` with the schema checked. What it does not do: send or pay for
+anything. Importing it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,27 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llm.answers import Answer
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 DEFAULT_TOKENS = 4096  # an answer's limit where the request sets none
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, made once: what is sent, its name in the journal, and what it may need."""
+
+    key: str  # content hash
+    body: dict
+    prompt_tokens: int  # at most
+    answer_tokens: int  # at most
+    worst_usd: float  # at the full price, not a batch's
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
 
 
 @dataclass
@@ -34,6 +51,7 @@ class Reply:
     cost_usd: float = 0.0
     cached: bool = False  # came from the journal and cost nothing now
     key: str = ""  # content hash of the request; its name in the journal
+    unread: int = 0  # records in the text that are not whole, or do not match the schema
 
 
 @dataclass
@@ -46,83 +64,130 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
-    # answers that never arrived or could not be read: they may have been billed, nobody knows how
+    # Answers that never arrived or could not be read: they may have been billed, nobody knows how
     # much
     lost: int = 0
+    estimated: int = 0  # replies whose server did not count, booked at their worst case
 
-    def add(self, tokens: dict, cost_usd: float) -> None:
+    def add(self, entry: dict) -> None:
         self.requests += 1
-        self.prompt_tokens += tokens["prompt_tokens"]
-        self.completion_tokens += tokens["completion_tokens"]
-        self.cost_usd += cost_usd
+        self.prompt_tokens += entry["usage"]["prompt_tokens"]
+        self.completion_tokens += entry["usage"]["completion_tokens"]
+        self.cost_usd += entry["cost_usd"]
+        self.estimated += entry.get("estimated", False)
 
 
-def tokens_used(completion) -> dict:
-    """The three token counts that are billed, 0 where the server does not count."""
-    usage = completion.usage
-    return {
-        "prompt_tokens": usage.prompt_tokens if usage else 0,
-        "cached_tokens": getattr(
-            getattr(usage, "prompt_tokens_details", None), "cached_tokens", None
-        )
-        or 0,
-        "completion_tokens": usage.completion_tokens if usage else 0,
-    }
+# --- the journal's records ------------------------------------------------------------------------
 
 
-def record(key: str, body: dict, completion, cost_usd: float, **more) -> dict:
+def tokens_used(answer: Answer, request: Request, priced: bool) -> dict[str, int]:
+    """The three token counts that are billed. What the server does not say is the worst case where
+    it costs something, else 0."""
+    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+    if prompt is None:
+        prompt = request.prompt_tokens if priced else 0
+    if completion is None:
+        completion = request.answer_tokens if priced else 0
+    cached = answer.cached_tokens
+    return {"prompt_tokens": prompt, "cached_tokens": cached, "completion_tokens": completion}
+
+
+def record(request: Request, answer: Answer, tokens: dict, cost_usd: float, **more) -> dict:
     """The journal's record of an answered request, usable or not."""
-    choice = completion.choices[0]
+    said = {
+        "content": answer.text,
+        "refusal": answer.refusal or None,
+        "finish_reason": answer.finish_reason or None,
+    }
+    if answer.problem:
+        said["problem"] = answer.problem
+    estimated = cost_usd > 0 and None in (answer.prompt_tokens, answer.completion_tokens)
     return {
-        "key": key,
-        "model": completion.model,
-        "system_fingerprint": completion.system_fingerprint,  # where a stand-in says that it is one
-        "request": body,
-        "reply": {
-            "content": choice.message.content or "",
-            "refusal": choice.message.refusal,
-            "finish_reason": choice.finish_reason,
-        },
-        "usage": tokens_used(completion),
+        "key": request.key,
+        "model": answer.model,
+        "system_fingerprint": answer.fingerprint or None,  # where a stand-in says that it is one
+        "request": request.body,
+        "reply": said,
+        "usage": tokens,
         "cost_usd": cost_usd,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "worst_usd": request.worst_usd,
+        **({"estimated": True} if estimated else {}),
+        "time": now(),
     } | more
+
+
+def loss(request: Request, lost_usd: float) -> dict:
+    """The journal's record of a request without an answer (yet), and of what it may have cost all
+    the same."""
+    return {"key": request.key, "lost_usd": lost_usd, "time": now()}
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def read(entry: dict, schema: type[BaseModel] | None) -> Reply:
     """A journal record as a Reply, with the schema checked now, so that a stored bad answer stays a
     bad answer."""
-    from pydantic import ValidationError
-
     stored = entry["reply"]
     reply = Reply(
-        text=stored["content"],
+        text=stored["content"] or "",
         finish_reason=stored["finish_reason"],
         usage=entry["usage"],
         cost_usd=entry["cost_usd"],
         key=entry["key"],
     )
+    cut = _cut(entry)
     if stored.get("refusal"):
         reply.error = f"refused: {stored['refusal'][:100]}"
+    elif not reply.text.strip():
+        reason = stored.get("problem") or cut or f"finish_reason is {reply.finish_reason}"
+        reply.error = f"an empty reply ({reason})"
     elif schema is not None:
-        try:
-            reply.parsed = schema.model_validate_json(reply.text)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            cut = "cut off by max_completion_tokens, " if reply.finish_reason == "length" else ""
-            reply.error = (
-                f"{cut}does not match the schema{' at ' + where if where else ''}: "
-                f"{problem['msg'][:100]}"
-            )
-    elif reply.finish_reason == "length":
-        reply.error = "cut off by max_completion_tokens"
+        _fill(reply, schema, cut)
+    else:
+        reply.error = cut or None
     return reply
+
+
+def _cut(entry: dict) -> str:
+    """What cut a reply off, "" where nothing did."""
+    if entry["reply"]["finish_reason"] != "length":
+        return ""
+    used = entry["usage"]["completion_tokens"]
+    if 0 < used < most_tokens(entry["request"])[1]:  # llama.cpp says "length" for both
+        return "cut off at the end of the model's context"
+    return "cut off by max_completion_tokens"
+
+
+def _fill(reply: Reply, schema: type[BaseModel], cut: str) -> None:
+    """Read the text by the schema: strictly, else record by record as far as they are whole."""
+    from llm import objects
+
+    try:
+        reply.parsed = objects.strictly(reply.text, schema)
+        return
+    except ValueError as error:
+        problem = objects.sentence(error)
+    reply.parsed, reply.unread = objects.leniently(reply.text, schema, bool(cut))
+    if reply.parsed is None:
+        reply.error = f"{cut + ', ' if cut else ''}does not match the schema{problem}"
+
+
+# --- schemas and sizes ----------------------------------------------------------------------------
 
 
 @functools.cache
 def json_schema(schema: type[BaseModel]) -> dict:
+    """What a schema is known by in the journal's keys."""
     return schema.model_json_schema()
+
+
+@functools.cache
+def _sent_schema(schema: type[BaseModel]) -> dict:
+    """What a server is held to: where a field says so (`WithJsonSchema(mode="serialization")`),
+    less than the schema accepts from a server that is not."""
+    return schema.model_json_schema(mode="serialization")
 
 
 def response_format(schema: type[BaseModel]) -> dict:
@@ -130,7 +195,7 @@ def response_format(schema: type[BaseModel]) -> dict:
     strictly."""
     return {
         "type": "json_schema",
-        "json_schema": {"name": schema.__name__, "strict": True, "schema": json_schema(schema)},
+        "json_schema": {"name": schema.__name__, "strict": True, "schema": _sent_schema(schema)},
     }
 
 
@@ -138,7 +203,13 @@ def prompt_tokens(messages: list[dict]) -> int:
     """An upper estimate of prompt tokens without a tokenizer: a third of the UTF-8 bytes, for
     Hangul (3 bytes, about one token a syllable) as for English (about four bytes a token), and a
     little for each message's frame."""
-    return sum(math.ceil(len(message["content"].encode()) / 3) + 8 for message in messages)
+    total = 0
+    for message in messages:
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            content = json.dumps(content, ensure_ascii=False)
+        total += math.ceil(len(content.encode("utf-8", "replace")) / 3) + 8
+    return total
 
 
 def most_tokens(body: dict) -> tuple[int, int]:
@@ -146,4 +217,5 @@ def most_tokens(body: dict) -> tuple[int, int]:
     prompt."""
     schema = json.dumps(body["response_format"]) if "response_format" in body else ""
     prompt = prompt_tokens(body["messages"]) + math.ceil(len(schema) / 3)
-    return prompt, body.get("max_completion_tokens", DEFAULT_TOKENS) * (body.get("n") or 1)
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_TOKENS
+    return prompt, limit * (body.get("n") or 1)

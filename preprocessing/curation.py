@@ -11,7 +11,9 @@ Sources: Self-Instruct (arXiv 2212.10560), AlpaGasus (arXiv 2307.08701) for the 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
+from collections import Counter
 from typing import Literal
 
 import numpy as np
@@ -20,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 import prompts
 import similarity
 import utils
+from preprocessing import rows as reader
 
 PRECISION = 0.85  # of the embedding filter: of seven rows that it removes, six are duplicates
 
@@ -207,3 +210,57 @@ def critique_request(row: dict, text: bool = False) -> dict:
         "temperature": 0.0,
         "max_completion_tokens": 200,
     }
+
+
+# --- what the rules do to a file ------------------------------------------------------------------
+
+
+def rejections(rows: list[dict]) -> tuple[Counter, dict[str, list[str]]]:
+    """How many rows each rule rejects, and for each rule the beginnings of some of them. Rows in a
+    language that the course does not know are counted as such; a conversation is judged by its
+    first question and its last answer."""
+    counts: Counter = Counter()
+    examples: dict[str, list[str]] = {}
+    for row in rows:
+        asked = row.get("instruction") or reader.questions(row)[0]
+        one = {**row, "instruction": asked, "output": reader.answers(row)[-1]}
+        one.setdefault("input", "")
+        if row["language"] not in prompts.LANGUAGES:
+            rule = f"(no rules for the language {row['language']!r})"
+        else:
+            found = instruction_problem(one) or answer_problem(one)
+            if not found:
+                continue
+            rule = found.partition(" (")[0]
+        counts[rule] += 1
+        if len(examples.setdefault(rule, [])) < 3:
+            said = one["output"][-70:] if rule.startswith("output") else asked[:70]
+            examples[rule].append(said)
+    return counts, examples
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m preprocessing.curation FILE ...`: what the rules would reject of rows in any form
+    that `rows.py` knows, by rule and with examples. Nothing is written."""
+    sources = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not sources:
+            raise utils.CourseError(
+                "Name a file of rows: python -m preprocessing.curation FILE ..."
+            )
+        for source in sources:
+            rows = reader.read(source)
+            counts, examples = rejections(rows)
+            print(f"{source}: {counts.total():,} of {len(rows):,} rows are rejected by a rule")
+            for rule, count in counts.most_common():
+                print(f"{count / len(rows):6.1%}  {rule}")
+                for said in examples[rule]:
+                    print(f"          {said!r}")
+    except utils.CourseError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,22 +14,26 @@ from pathlib import Path
 
 import settings
 import utils
+from llm import models
 from preprocessing import rows as reader
 from preprocessing.ledger import Ledger
 
 TERMS = {
-    "rehearsal": "Recorded replies written for this course, under its licence (see LICENSE).",
-    "openai": "Generated with an OpenAI model: its terms forbid using the output to develop "
+    settings.REHEARSAL: "Recorded replies written for this course, under its licence (see "
+    "LICENSE).",
+    models.OPENAI: "Generated with an OpenAI model: its terms forbid using the output to develop "
     "models that compete with OpenAI.",
-    "other": "Generated with another model: its licence decides what the output may be used for.",
+    models.OPEN: "Generated with an open model: its licence decides what the output may be used "
+    "for.",
+    models.UNKNOWN: "Generated with a model whose terms this course does not know: read them "
+    "before you use or publish the rows.",
 }
 
 
-def _terms(teacher: str) -> str:
-    """The key of `TERMS` for a teacher."""
-    if teacher.startswith(settings.REHEARSAL):
-        return "rehearsal"
-    return "openai" if teacher.startswith("gpt") else "other"
+def terms_of(teacher: str) -> str:
+    """The name in `TERMS` of what the rows of a teacher are under."""
+    stand_in = teacher.startswith(settings.REHEARSAL)
+    return settings.REHEARSAL if stand_in else models.family(teacher)
 
 
 def _listed(counts: Counter) -> str:
@@ -42,7 +46,7 @@ def describe(
     """A Hugging Face data card (Markdown with YAML in front), every figure of it from this run."""
     rows = ledger.kept
     teachers = Counter(row["teacher"] for row in rows)
-    terms = {_terms(name) for name in teachers}
+    terms = {terms_of(name) for name in teachers}
     languages = Counter([row["language"] for row in rows])
     categories = Counter([row["category"] for row in rows])
     size = "10K<n<100K"

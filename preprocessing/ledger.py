@@ -38,27 +38,26 @@ class Ledger:
         teacher: str,
         passages: Sequence[Passage] = (),
     ) -> list[dict]:
-        """Book one reply: its tasks as candidates with their provenance, or the reply itself as
-        malformed. Returns the candidates."""
+        """Book one reply: its tasks as candidates with their provenance, and as malformed what
+        could not be read of it, or the reply itself. Returns the candidates."""
         self.open("malformed reply")
+        malformed = reply.unread if tasks else 1
         provenance = {
             "source": "self-instruct",
             "teacher": teacher,
             "request": reply.key[:16],
             "demonstrations": [task["id"] for task in demonstrations],
-            "cost_usd": reply.cost_usd / max(len(tasks), 1),
+            "cost_usd": reply.cost_usd / (len(tasks) + malformed),
         }
         if passages:
             provenance["urls"] = grounding.provenance(passages)
-        if not tasks:
-            row = self.add(
-                language,
-                dict.fromkeys(("category", "instruction", "input", "output"), ""),
-                provenance,
-            )
-            self.drop(row, "malformed reply", reply.error or "no tasks in it")
-            return []
-        return [self.add(language, task, provenance) for task in tasks]
+        candidates = [self.add(language, task, provenance) for task in tasks]
+        empty = dict.fromkeys(("category", "instruction", "input", "output"), "")
+        one = "one record is not whole" if tasks else "no tasks in it"
+        for _ in range(malformed):
+            row = self.add(language, empty, provenance)
+            self.drop(row, "malformed reply", reply.error or one)
+        return candidates
 
     def add(self, language: str, task: dict, provenance: dict) -> dict:
         number = sum(row["language"] == language for row in self.rows) + 1
@@ -185,10 +184,14 @@ class Ledger:
         utils.write_jsonl(folder / "ledger.jsonl", self.rows)
         if len(self.kept) < least:
             worst = max(self.stages, key=lambda stage: len(self.rejected(stage)), default="nothing")
+            advice = "raise REQUESTS"
+            if worst == "malformed reply" and self.rejected(
+                worst
+            ):  # more of them would be paid for nothing
+                advice = "set another REPLY_FORMAT or TEACHER"
             raise utils.CourseError(
                 f"Only {len(self.kept)} of {len(self.rows)} rows are left and {least} are needed "
-                f"(most were lost to {worst!r}): raise "
-                "REQUESTS or look into ledger.jsonl."
+                f"(most were lost to {worst!r}): {advice} or look into ledger.jsonl."
             )
         kept = [row.copy() for row in self.kept]
         for row in kept:

@@ -9,13 +9,12 @@ there), and what cannot be read is an error.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import re
-from typing import TYPE_CHECKING, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import prompts
+from llm import objects
 from llm.replies import Reply
 
 if TYPE_CHECKING:
@@ -29,6 +28,13 @@ BETWEEN = re.compile(  # "### 2." belongs to no record
 )
 NOTHING = re.compile(rf"^\W*({prompts.either(prompts.words('nothing'))}|)\W*$", re.I)
 NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
+CLOSING = re.compile(
+    r"(?<=\n)```[ \t]*(?:\n|\Z)"
+)  # a fence that opens nothing, on a line of its own
+LABELLED = re.compile(r"^[\s>*#\-]*(?:\d+\s*[.)]|[^\n:：]{1,24}[:：][ \t]*\S)", re.M)
+FAREWELL = re.compile(
+    rf"\n\s*\n[\s*_>-]*(?:{prompts.either(prompts.words('farewell'))})[^\n]*\s*\Z", re.I
+)
 YES, NO = prompts.words("yes"), prompts.words("no")
 
 
@@ -37,9 +43,9 @@ def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
     Refusals and failures stay as they are."""
     if reply.error and reply.finish_reason != "length":
         return reply
-    value = read(reply.text, schema, cut=reply.finish_reason == "length")
+    value, unread = _found(reply.text, schema, cut=reply.finish_reason == "length")
     error = None if value else reply.error or f"no {schema.__name__} can be read in it"
-    return dataclasses.replace(reply, parsed=value, error=error)
+    return dataclasses.replace(reply, parsed=value, error=error, unread=unread)
 
 
 def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | None:
@@ -49,39 +55,46 @@ def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | N
         schema: flat, or with one field that is a list of strings or of flat models.
         cut: the text ended at its length limit, so its last record is not whole and is left out.
     """
+    return _found(text, schema, cut)[0]
+
+
+def _found(text: str, schema: type[BaseModel], cut: bool) -> tuple[BaseModel | None, int]:
+    """`(instance, records that could not be read)`: from JSON if there is any, else by labels or
+    numbers."""
     from pydantic import ValidationError
 
-    with contextlib.suppress(ValidationError):
-        if (value := _json(text)) is not None:
-            return schema.model_validate(
-                {next(iter(schema.model_fields)): value} if isinstance(value, list) else value
-            )
-    (name, field), *others = schema.model_fields.items()
-    inner = (
-        get_args(field.annotation)[0]
-        if get_origin(field.annotation) is list and not others
-        else None
-    )
+    value, unread = objects.leniently(text, schema, cut, MAY_BE_MISSING)
+    if value is not None:
+        return value, unread
+    text = _bare(text)
+    name, inner = objects.list_field(schema)
     if inner is str:
-        lines = numbered(text, cut)
-        return schema.model_validate({name: lines}) if lines else None
-    form = inner or schema
-    found: list[BaseModel] = []
-    for record in records(text, tuple(form.model_fields), cut and inner is not None):
-        with contextlib.suppress(ValidationError):
-            found.append(form.model_validate(_typed(record, form)))
+        entries = numbered(text, cut)
+        return (schema.model_validate({name: entries}) if entries else None), int(cut)
+    wanted: Any = inner or schema
+    found, unread = [], int(cut)
+    for record in records(text, tuple(wanted.model_fields), cut and inner is not None):
+        try:
+            found.append(wanted.model_validate(_typed(record, wanted)))
+        except ValidationError:
+            unread += 1
     if not found:
-        return None
-    return schema.model_validate({name: found}) if inner else found[0]
+        return None, unread
+    return (schema.model_validate({name: found}) if inner else found[0]), unread
 
 
-def _json(text: str):
-    """The first JSON object or array in a text, None where there is none that is whole."""
-    start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
-    try:
-        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
-    except ValueError:
-        return None
+def _bare(text: str) -> str:
+    """A text without what stands around the answer: thoughts, a fence, a farewell."""
+    text = objects.without_thoughts(text)
+    first, last = text.find("```"), text.rfind("```")
+    if first >= 0:
+        odd = text.count("```") % 2 == 1  # else fences come in pairs, as around code in an answer
+        opening = LABELLED.search(text, 0, first) is None  # nothing of the answer stands before it
+        if opening != odd and CLOSING.match(text, last):
+            text = text[:last]
+        if opening:
+            text = text[first:].partition("\n")[2]
+    return FAREWELL.sub("", text)
 
 
 def records(text: str, fields: tuple[str, ...], cut: bool = False) -> list[dict[str, str]]:

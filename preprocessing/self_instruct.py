@@ -8,10 +8,12 @@ twenty whole tasks at once. Not in here: what becomes of the tasks (`curation.py
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 import prompts
 import utils
@@ -21,6 +23,7 @@ from preprocessing import parsing
 
 SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
 INSTANCES = 5  # at most, of one instruction
+FEW = 3  # replies that cannot be read, and no other, are enough to stop
 # Of a task in a reply, at most, by the length that is asked for: twenty long ones are as much as
 # gpt-4o writes (16,384)
 TOKENS = {"short": 400, "medium": 500, "varied": 600, "long": 800}
@@ -32,8 +35,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# A server that keeps to the schema can write these categories only; from one that does not, any
+# text is read, and a rule rejects what is none (curation.problem), with a reason
+Category = Annotated[
+    str,
+    WithJsonSchema({"type": "string", "enum": list(prompts.CATEGORIES)}, mode="serialization"),
+]
+
+
 class Task(Strict):
-    category: str
+    category: Category
     instruction: str
     input: str
     output: str
@@ -49,7 +60,7 @@ class Instructions(Strict):
 
 class Kind(Strict):
     is_classification: bool
-    category: str
+    category: Category
 
 
 class InputFirst(Strict):
@@ -129,10 +140,37 @@ async def ask(
     batch: bool = False,
 ) -> list[Reply]:
     """Ask a teacher with a strict JSON schema, or, with `text`, read plain text (the requests must
-    ask for it); `batch`: half the price."""
+    ask for it); `batch`: half the price.
+
+    Raises:
+        CourseError: none of several replies can be read, so more of them would be paid for nothing.
+    """
     send = teacher.complete_batch if batch else teacher.complete
-    replies = await send(requests, None if text else schema)
-    return [parsing.filled(reply, schema) for reply in replies] if text else replies
+    if text:
+        replies = await send(requests, None, functools.partial(parsing.filled, schema=schema))
+    else:
+        replies = await send(requests, schema)
+    _stop_at_junk(teacher.model, replies, schema, text)
+    return replies
+
+
+def _stop_at_junk(model: str, replies: list[Reply], schema: type[BaseModel], text: bool) -> None:
+    said = [reply for reply in replies if reply.text]
+    if len(said) < FEW or any(reply.parsed for reply in said):
+        return
+    if all(reply.finish_reason == "length" for reply in said):
+        advice = "They are cut off: raise TEACHER_TOKENS."
+    elif text:
+        advice = (
+            "REPLY_FORMAT is 'text' already, so this model does not follow a format: set another "
+            "TEACHER."
+        )
+    else:
+        advice = "Set REPLY_FORMAT to 'text' if the server cannot be held to a JSON schema."
+    raise utils.CourseError(
+        f"None of {len(said)} replies of {model} can be read as {schema.__name__}, so nothing more "
+        f"is asked ({said[0].error}; it begins {said[0].text.strip()[:60]!r}). {advice}"
+    )
 
 
 def request(
@@ -325,8 +363,8 @@ def usable_instances(reply: Reply) -> tuple[list[tuple[str, str]], str | None]:
     where none is left.
 
     Dropped: an empty output, one that repeats its input or ends in a colon, and repeated pairs; at
-    most `INSTANCES` stay. One input with two different outputs drops the whole task. A reply cut by
-    its length does not match its schema and has no instances.
+    most `INSTANCES` stay. One input with two different outputs drops the whole task. Of a reply cut
+    by its length the last instance is not whole and was not read.
     """
     if reply.parsed is None:
         return [], reply.error or "no instances"

@@ -8,8 +8,8 @@ program. What it does not do: know what is asked (generate.py). All nodes must s
 under the same path.
 
 Money: before a shard starts, its worst case is reserved, as `llm/budget.py` does for one request;
-then its client gets no more than that. What a dead worker had under way may have been billed, so
-its worst case counts as spent; a file remembers it over crashes.
+then its client gets no more than that. What a dead worker had under way may have been billed; its
+journal says so, and it counts as spent.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Client(llm.client.Client):
         # Requests that the endpoint failed to answer, and that the next run asks again
         self.unanswered = 0
 
-    async def complete(self, requests: list[dict], schema=None) -> list[Reply]:
-        """`llm.client.Client.complete`, counting."""
-        found = await super().complete(requests, schema)
+    async def complete(self, requests: list[dict], schema=None, read=None) -> list[Reply]:
+        """`llm.Client.complete`, counting."""
+        found = await super().complete(requests, schema, read)
         self.unanswered += sum(self._entry(reply.key) is None for reply in found)
         return found
 
@@ -112,12 +112,12 @@ def work(
     """Do one shard, in a Ray task.
 
     Returns:
-        `state` ("done", "unreachable" or "stopped"), `message`, `unanswered` (requests),
-        `spent_usd` (of the journal) and `lost_usd` (at worst, for answers that never arrived).
+        `state` ("done", "unreachable" or "stopped"), `message` and `unanswered` (requests).
     """
     path = Path(journal)
     with alone(path):
-        client = pool.connect(url, path, None if lease_usd is None else spent(path) + lease_usd)
+        limit = None if lease_usd is None else sum(account(path)) + lease_usd
+        client = pool.connect(url, path, limit)
         message, state = "", "done"
         try:
             records = asyncio.run(job.ask(client, items))
@@ -133,21 +133,14 @@ def work(
                 str(error),
                 "unreachable" if "cannot be reached" in str(error) else "stopped",
             )
-        lost = {
-            "lost_usd": client.lost_usd,
-            "spent_usd": client.spent_usd,
-            "unanswered": client.unanswered,
-        }
-        return {"state": state, "message": message} | lost
+        return {"state": state, "message": message, "unanswered": client.unanswered}
 
 
-def spent(journal: Path) -> float:
-    """Dollars in a journal."""
-    return (
-        sum(entry["cost_usd"] for entry in Journal(journal).entries.values())
-        if journal.exists()
-        else 0.0
-    )
+def account(journal: Path) -> tuple[float, float]:
+    """Dollars in a journal: spent, and at worst lost with answers that never arrived."""
+    kept = Journal(journal)
+    spent = sum(record.get("cost_usd", 0.0) for record in kept.records)
+    return spent, sum(entry.get("lost_usd", 0.0) for entry in kept.entries.values())
 
 
 # To be taken apart: it is three loops in one
@@ -169,22 +162,22 @@ def run(  # noqa: C901, PLR0912, PLR0915
     import ray
 
     output = Path(output)
-    # "at_risk_usd": what an attempt may have spent beyond its journal; 0 once it ended by itself
+    # "at_risk_usd": what an attempt may have spent beyond its journal, when journals did not say so
     ledger = Journal(output / "ledger.jsonl", ("key", "at_risk_usd"))
     jobs = [utils.fingerprint(job.name, pool.model, items, len(shards)) for items in shards]
     done = {key for key in jobs if ledger.entries.get(f"done {key}")}
     place = lambda number: output / f"{number:05d}.jsonl"  # noqa: E731
     journals = [output / "journal" / f"{number:05d}.jsonl" for number in range(len(shards))]
-    costs = []
+    accounts = []
     for journal in journals:
         with alone(journal):
-            costs.append(spent(journal))
-    lost = sum(entry["at_risk_usd"] for entry in ledger.entries.values())
+            accounts.append(account(journal))
+    before = sum(entry["at_risk_usd"] for entry in ledger.entries.values())
     waiting = deque(
         number for number, key in enumerate(jobs) if key not in done or not place(number).exists()
     )
     free = deque(url for _ in range(pool.at_once) for url in pool.urls)
-    running: dict[object, tuple[int, str | None, float, str, float]] = {}
+    running: dict[object, tuple[int, str | None, float]] = {}
     dead: dict[str | None, str] = {}
     tries, unanswered, moved = [0] * len(shards), 0, 0
     stopped: CourseError | None = None
@@ -197,7 +190,9 @@ def run(  # noqa: C901, PLR0912, PLR0915
             with alone(journals[number]):
                 client = pool.connect(url, journals[number], None)
             lease = job.worst(client, shards[number])
-            held = sum(costs) + lost + sum(one[2] for one in running.values())
+            spent = sum(one[0] for one in accounts)
+            lost = before + sum(one[1] for one in accounts)
+            held = spent + lost + sum(one[2] for one in running.values())
             if budget_usd is not None and held + lease > budget_usd + NOTHING:
                 if not running:
                     unsure = (
@@ -207,17 +202,13 @@ def run(  # noqa: C901, PLR0912, PLR0915
                     )
                     stopped = BudgetExceeded(
                         f"Shard {number} of {len(shards)} may cost ${lease:.4f}, and "
-                        f"${sum(costs):.4f} of the budget of ${budget_usd:.2f} "
+                        f"${spent:.4f} of the budget of ${budget_usd:.2f} "
                         f"is spent{unsure}: raise --budget-usd or use smaller shards. What was "
                         "answered is kept; run again to go on."
                     )
                 break  # what is under way may turn out cheaper
             waiting.popleft(), free.popleft()
             tries[number] += 1
-            # No more requests than this can be under way when a worker dies
-            risk = min(lease, lease / max(1, len(shards[number])) * client.max_concurrency)
-            attempt = f"{number} {len(ledger.entries)}"
-            ledger.write({"key": attempt, "at_risk_usd": risk})
             allowed = None if budget_usd is None else lease
             ref = start.remote(
                 pool,
@@ -228,7 +219,7 @@ def run(  # noqa: C901, PLR0912, PLR0915
                 str(place(number).resolve()),
                 allowed,
             )
-            running[ref] = number, url, lease, attempt, risk
+            running[ref] = number, url, lease
         if stopped and not running:
             break
         if not running:
@@ -238,7 +229,7 @@ def run(  # noqa: C901, PLR0912, PLR0915
                 "answered is kept: run again."
             )
         (ref,), _ = ray.wait(list(running), num_returns=1)
-        number, url, _, attempt, risk = running.pop(ref)
+        number, url, _ = running.pop(ref)
         try:
             result = ray.get(ref)
         except (
@@ -246,7 +237,7 @@ def run(  # noqa: C901, PLR0912, PLR0915
             ray.exceptions.NodeDiedError,
             ray.exceptions.OutOfMemoryError,
         ) as error:
-            costs[number], lost = spent(journals[number]), lost + risk
+            accounts[number] = account(journals[number])
             if url not in dead:
                 free.append(url)
             if tries[number] >= TRIES:
@@ -256,8 +247,7 @@ def run(  # noqa: C901, PLR0912, PLR0915
                 )
             waiting.append(number)
             continue
-        costs[number], lost = result["spent_usd"], lost + result["lost_usd"]
-        ledger.write({"key": attempt, "at_risk_usd": result["lost_usd"]})
+        accounts[number] = account(journals[number])
         unanswered += result["unanswered"]
         if result["state"] == "done":
             if not result["unanswered"]:  # else the next run asks again what has no answer
@@ -280,6 +270,6 @@ def run(  # noqa: C901, PLR0912, PLR0915
         "moved": moved,
         "dead": list(dead),
         "unanswered": unanswered,
-        "spent_usd": sum(costs),
-        "lost_usd": lost,
+        "spent_usd": sum(spent for spent, _ in accounts),
+        "lost_usd": before + sum(lost for _, lost in accounts),
     }

@@ -41,6 +41,12 @@ def run(client: Client, requests: list[dict], schema=None) -> list[Reply]:
     return asyncio.run(client.complete(requests, schema))
 
 
+def kept(path) -> list[dict]:
+    """The answers in a journal, in the order written; not its notes of what may be lost."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [record for record in records if "reply" in record]
+
+
 def served(url: str) -> dict:
     """What the endpoint has counted so far."""
     with urllib.request.urlopen(f"{url}/served") as response:

@@ -50,11 +50,9 @@ def test_a_local_server_needs_no_key(course):
     chosen = settings.resolve(
         {"TEACHER": "qwen", "JUDGE": "qwen", "BASE_URL": "http://localhost:8000/v1"}
     )
-    assert chosen.connection("qwen") == {
-        "model": "qwen",
-        "base_url": "http://localhost:8000/v1",
-        "prices": None,
-    }
+    asked = chosen.connection("qwen")
+    assert (asked["model"], asked["base_url"]) == ("qwen", "http://localhost:8000/v1")
+    assert asked["prices"] is None and "api_key" not in asked
     assert "this machine" in str(chosen)
 
 
@@ -331,3 +329,48 @@ def test_a_model_that_is_about_to_be_shut_down_is_named(monkeypatch, capsys):
         models.warn_of_retirement(["gpt-4o", "gpt-6-luna", "rehearsal"])
         shown = capsys.readouterr().out
         assert ("OpenAI announced to shut gpt-4o down on 2027-01-14" in shown) is said
+
+
+def test_how_the_teacher_is_asked_can_be_set(course, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    chosen = settings.resolve(
+        {
+            "TIMEOUT": "30",
+            "CONCURRENCY": "2",
+            "PARAMETERS": '{"reasoning_effort": "low", "temperature": null}',
+            "TEACHER_TOKENS": "9000",
+            "RETRY_FAILED": "on",
+        }
+    )
+    teacher = chosen.connection("gpt-4o", chosen.teacher_tokens)
+    assert (teacher["timeout"], teacher["max_concurrency"]) == (30.0, 2)
+    assert teacher["retry_failed"] is True
+    assert teacher["parameters"] == {
+        "max_completion_tokens": 9000,
+        "reasoning_effort": "low",
+        "temperature": None,
+    }
+    assert "max_completion_tokens" not in chosen.connection("gpt-4o")["parameters"], "the judge's"
+    assert settings.resolve({}).connection("gpt-4o")["parameters"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TIMEOUT", "0"),
+        ("TIMEOUT", "nan"),
+        ("CONCURRENCY", "0"),
+        ("CONCURRENCY", "two"),
+        ("PARAMETERS", "reasoning_effort=low"),
+        ("PARAMETERS", "[1]"),
+        ("TEACHER_TOKENS", "-1"),
+        ("RETRY_FAILED", "maybe"),
+        ("PRICES", "1, nan, 2"),
+        ("PRICES", "1, -1, 2"),
+        ("BUDGET_USD", "nan"),
+        ("BUDGET_USD", "-1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_its_name(course, name, value):
+    with pytest.raises(utils.CourseError, match=f"{name} is "):
+        settings.resolve({name: value})

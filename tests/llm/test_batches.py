@@ -13,7 +13,7 @@ import utils
 from llm import batches
 from llm.budget import BudgetExceeded
 from llm.client import Client
-from llm.replies import Reply
+from llm.replies import Reply, Request
 from preprocessing.self_instruct import TaskBatch
 from rehearsal import stand_ins
 
@@ -57,9 +57,8 @@ def test_same_answers_at_half_the_price_and_one_journal(tmp_path):
 
 
 def test_large_inputs_are_split_by_number_and_by_size(tmp_path, monkeypatch):
-    bodies = {
-        str(number): {"messages": [{"role": "user", "content": "가" * 30}]} for number in range(10)
-    }
+    body = {"messages": [{"role": "user", "content": "가" * 30}]}
+    bodies = {str(number): Request(str(number), body, 100, 100, 0.0) for number in range(10)}
     line = len(next(batches.files(bodies))[1]) // 10
     monkeypatch.setattr(batches, "MOST_REQUESTS", 4)
     assert [len(keys) for keys, _ in batches.files(bodies)] == [4, 4, 2]
@@ -81,9 +80,9 @@ def test_what_was_answered_is_kept_and_the_rest_can_be_asked_again(tmp_path, fat
     missing = [reply for reply in replies if reply.error]
     assert len(missing) == 4 and one.usage.requests == 4 and one.spent_usd > 0
     reason = {
-        "expired": "batch_expired in",
+        "expired": "batch_expired: ",
         "cancelled": "cancelled before it was answered: ask again",
-        "partial": "server error in",
+        "partial": "server_error: The server had an error. (in",
     }
     assert all(reason[fate] in reply.error for reply in missing)
     again = client(url, journal=tmp_path / "j")

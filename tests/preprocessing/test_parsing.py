@@ -1,7 +1,10 @@
 """Replies in plain text: what is read, and what is not guessed."""
 
+import json
+
 import pytest
 
+from llm import replies as replies_module
 from llm.replies import Reply
 from preprocessing import parsing
 from preprocessing.curation import Critique
@@ -135,3 +138,127 @@ def test_refusals_and_failures_stay_as_they_are():
         parsing.filled(cut, Instructions).parsed.instructions == ["Name a river."]
         and parsing.filled(cut, Instructions).error is None
     )
+
+
+# --- what stands around an answer, and what is wrong inside it ------------------------------------
+
+
+def task(number: int, **more) -> dict:
+    made = {"category": "writing", "instruction": f"과제 {number}: 시를 써 주세요.", "input": ""}
+    return made | {"output": f'그래요 {{"{number}"}}, 좋아요.'} | more
+
+
+def tasks_in(text: str, cut: bool = False) -> list[str]:
+    found = parsing.read(text, TaskBatch, cut)
+    return [one.instruction for one in found.tasks] if found else []
+
+
+THREE = [task(number) for number in range(3)]
+NAMES = [one["instruction"] for one in THREE]
+AS_JSON = json.dumps({"tasks": THREE}, ensure_ascii=False, indent=1)
+AS_LINES = "\n".join(json.dumps(one, ensure_ascii=False) for one in THREE)
+AS_LABELS = "\n\n".join("\n".join(f"{k}: {v or '없음'}" for k, v in one.items()) for one in THREE)
+FORMS = {"json": AS_JSON, "lines": AS_LINES, "array": json.dumps(THREE), "labels": AS_LABELS}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}",
+        "<think>One like {{this}}? Or [that]?</think>\n{}",
+        "thoughts that the template opened {{ }}\n</think>\n\n{}",
+        "Here you are:\n\n{}",
+        "```\n{}\n```",
+        "Sure!\n```json\n{}\n```\nLet me know if you'd like more!",
+        "{}\n\nLet me know if you need anything else.",
+        "{}\n\n더 필요한 과제가 있으면 말씀해 주세요.",
+        "{}\n```",
+        "<think>hm</think>물론입니다.\n\n```\n{}\n```\n\n도움이 되었기를 바랍니다.",
+    ],
+)
+def test_what_stands_around_an_answer_is_no_part_of_it(form, around):
+    text = around.replace("{{", "{").replace("}}", "}").replace("{}", FORMS[form])
+    found = parsing.read(text, TaskBatch)
+    assert [one.instruction for one in found.tasks] == NAMES
+    assert [one.output for one in found.tasks] == [one["output"] for one in THREE]
+
+
+def test_an_answer_that_has_fences_and_farewells_of_its_own_keeps_them():
+    code = "```python\nprint(1)\n```\n\nFeel free to use it.\n\nIt prints 1."
+    text = f"category: code\ninstruction: Print.\noutput: {code}"
+    assert parsing.read(text, TaskBatch).tasks[0].output == code
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"category": "code", "instruction": 3, "input": "", "output": {"a": 1}}',
+        '{"category": "code", "instruction": "cut of',
+        '{"category": "code"}',
+    ],
+)
+def test_one_bad_record_among_twenty_costs_that_one(bad):
+    records = [json.dumps(task(number), ensure_ascii=False) for number in range(19)]
+    text = '{"tasks": [' + ", ".join([*records[:7], bad, *records[7:]]) + "]}"
+    filled = parsing.filled(Reply(text=text), TaskBatch)
+    assert len(filled.parsed.tasks) == 19 and filled.unread == 1 and filled.error is None
+
+
+def test_a_reply_cut_in_record_20_still_gives_19():
+    whole = json.dumps({"tasks": [task(number) for number in range(20)]}, ensure_ascii=False)
+    # Also where the last record's text has a brace in it, which could be taken for its end
+    for end in (-5, -12):
+        assert len(tasks_in(whole[:end], cut=True)) == 19
+    reply = replies_module.read(
+        {
+            "key": "k",
+            "reply": {"content": whole[:-5], "finish_reason": "length"},
+            "request": {"messages": [], "max_completion_tokens": 100},
+            "usage": {"completion_tokens": 100},
+            "cost_usd": 0.0,
+        },
+        TaskBatch,
+    )
+    assert len(reply.parsed.tasks) == 19 and reply.unread == 1 and reply.error is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        AS_JSON.replace('."\n  }', '.",\n  }'),  # trailing commas in records
+        AS_JSON.replace("}\n ]", "},\n ]"),  # and after the last one
+        AS_JSON.replace('"input": ""', '"input": null'),
+        AS_JSON.replace('"input": "",', ""),
+        AS_JSON.replace('"category"', '"Category"'),
+        AS_JSON.replace('"category": "writing"', '"id": 7, "category": "writing"'),
+        AS_JSON.replace("시를 써", "시를\t써"),  # a control character in a string
+    ],
+)
+def test_nearly_correct_json_is_read(text):
+    assert [name.replace("\t", " ") for name in tasks_in(text)] == NAMES
+
+
+def test_half_a_surrogate_pair_cannot_reach_the_data_set():
+    """It ended a run with a UnicodeEncodeError when the data set was written, after everything had
+    been paid for."""
+    text = json.dumps({"tasks": [task(1, output="좋아요 \ud83d")]})
+    (one,) = parsing.read(text, TaskBatch).tasks
+    assert one.output == "좋아요 \ufffd" and one.output.encode()
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"category":' * 20_000, '{"tasks": [' * 5_000])
+def test_20000_brackets_are_no_answer_and_no_crash(text):
+    for schema in (TaskBatch, Instructions, Kind):
+        assert parsing.read(text, schema) is None
+
+
+def test_a_list_inside_an_instruction_is_not_the_list_of_instructions():
+    text = '1. Sort ["pear", "fig"] by length.\n2. Name a river.'
+    assert len(parsing.read(text, Instructions).instructions) == 2
+
+
+def test_two_answers_that_contradict_each_other_are_none():
+    text = '{"reason": "good", "score": 5}\nOr rather: {"reason": "bad", "score": 1}'
+    assert parsing.read(text, Critique) is None
+    assert parsing.read('{"reason": "good", "score": 5}', Critique).score == 5

@@ -4,6 +4,7 @@ critique, gate and card."""
 import random
 
 import pytest
+from raw_server import Said, completion, serving
 
 import prompts
 import similarity
@@ -508,3 +509,60 @@ def test_a_gate_passed_against_another_evaluation_does_not_count(tmp_path, monke
     monkeypatch.setattr(utils, "DATA", tmp_path)
     with pytest.raises(utils.CourseError, match="has not passed"):
         contamination.require_gate(data, "run preprocess.ipynb")
+
+
+# --- a teacher whose replies are all junk ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "finish", "says"),
+    [
+        ("저는 그럴 수 없습니다.", False, "stop", "Set REPLY_FORMAT to 'text'"),
+        ("Bla bla.", True, "stop", "REPLY_FORMAT is 'text' already"),
+        ('{"tasks": [{"cat', False, "length", "raise TEACHER_TOKENS"),
+    ],
+)
+def test_a_teacher_whose_replies_are_all_junk_stops_the_cell_that_saw_it(
+    content, text, finish, says
+):
+    """It was paid for all requests, and the last cell said "raise REQUESTS"."""
+    seeds = self_instruct.load_seeds(("ko",))
+    asked = [
+        self_instruct.batch_request(seeds[i : i + 3], "ko", 20, i, text=text) for i in range(4)
+    ]
+    with serving(Said(completion(content, finish_reason=finish))) as server:
+        teacher = Client("teacher", server.url, "key")
+        with pytest.raises(utils.CourseError) as caught:
+            run(self_instruct.ask(teacher, asked, TaskBatch, text=text))
+        assert says in str(caught.value) and "None of 4 replies of teacher" in str(caught.value)
+        (alone,) = run(self_instruct.ask(teacher, asked[:1], TaskBatch, text=text))
+        assert alone.error, "one bad reply is no verdict on a teacher"
+
+
+def test_the_categories_are_an_enumeration_on_the_wire_and_no_reason_to_lose_a_row():
+    seeds = self_instruct.load_seeds(("en",))
+    said = {"tasks": [{"category": "poetry", "instruction": "Sing.", "input": "", "output": "La."}]}
+    with serving(Said(completion(said))) as server:
+        teacher = Client("teacher", server.url, "key")
+        asked = self_instruct.batch_request(seeds[:3], "en", 20, 1)
+        (reply,) = run(self_instruct.ask(teacher, [asked], TaskBatch))
+        schema = server.asked[0]["response_format"]["json_schema"]["schema"]
+    assert schema["$defs"]["Task"]["properties"]["category"]["enum"] == list(prompts.CATEGORIES)
+    assert reply.parsed.tasks[0].category == "poetry", "a rule rejects it later, with a reason"
+
+
+def test_what_could_not_be_read_of_a_reply_is_in_the_ledger():
+    ledger, answer = Ledger(), reply("One task.", "Another task.")
+    answer.unread, answer.cost_usd = 1, 0.03
+    rows = ledger.receive(answer, self_instruct.tasks_of(answer), "en", [], "gpt-4o")
+    assert len(rows) == 2 and len(ledger.rows) == 3
+    (lost,) = ledger.rejected("malformed reply")
+    assert lost["reason"] == "one record is not whole"
+    assert sum(row["cost_usd"] for row in ledger.rows) == pytest.approx(0.03)
+
+
+def test_too_few_rows_from_junk_do_not_ask_for_more_requests(tmp_path):
+    ledger = Ledger()
+    ledger.receive(Reply(error="no TaskBatch can be read in it"), [], "en", [], "gpt-4o")
+    with pytest.raises(utils.CourseError, match="set another REPLY_FORMAT or TEACHER"):
+        ledger.save(tmp_path, least=2)
