@@ -144,9 +144,7 @@ def test_a_parameter_that_is_refused_is_left_out_and_remembered(status, error):
 def test_an_old_server_is_told_the_limit_by_its_old_name():
     def answers(path: str, body: dict, number: int) -> Said:
         if "max_completion_tokens" in body:
-            detail = [
-                {"loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are"}
-            ]
+            detail = [{"loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are"}]
             return Said({"detail": detail}, 422)
         return Said(completion())
 
