@@ -159,8 +159,11 @@ def contradictions(records: Sequence[dict]) -> list[dict]:
 class Gate(Protocol):
     """What the headline asks of a judge's calibration (`calibration.Calibration`)."""
 
-    accuracy: Estimate
-    values: list[float]  # 1 where it was right, of the labelled pairs in open languages
+    @property
+    def accuracy(self) -> Estimate: ...
+
+    @property
+    def values(self) -> list[float]: ...
 
     @property
     def unseen(self) -> list[str]: ...

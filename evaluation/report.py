@@ -49,10 +49,9 @@ def write(records: Sequence[dict], results: dict, path: str | Path) -> Path:
             category, prompt, base, tuned, outcome, value, orders`, and where there are any
             `reference`, `scores` (`base`, `tuned`), `difficulty` and `follow_ups`, the later turns,
             each with `prompt`, `reference`, `base` and `tuned`.
-        results: `headline` (one sentence), `judge` and `teacher` as they are to be named, and where
-            known `run`, `base_model`, `calibration` (one sentence) and `notes` (more sentences,
-            such as a judge that is also the teacher). `names`: of the two models, where they are
-            not "base" and "tuned".
+        results: `headline`, and `judge` as it is to be named; where known `teacher`, `run`,
+            `base_model`, `calibration` (in sentences), `notes` (more sentences, such as a judge
+            that is also the teacher) and `names` of the two models, if not "base" and "tuned".
 
     Raises:
         CourseError: a record or the results lack a field that the page cannot do without.
@@ -99,7 +98,7 @@ def page(records: Sequence[dict], results: dict) -> str:
                 f"The report needs the field {missing[0]!r} of every prompt, and "
                 f"{record.get('id', 'one')!r} lacks it."
             )
-    if missing := [field for field in ("headline", "judge", "teacher") if not results.get(field)]:
+    if missing := [field for field in ("headline", "judge") if not results.get(field)]:
         raise CourseError(
             f"The report needs results[{missing[0]!r}]: run the cells above it again."
         )

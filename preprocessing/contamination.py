@@ -2,43 +2,73 @@
 is examined with.
 
 What it does: find rows too close to an evaluation prompt, a judge pair or a seed, by words and by
-meaning, and keep a record of the
-check beside the data, without which `train.ipynb` refuses it. What it does not do: choose the
-thresholds (`preprocess.ipynb` does).
+meaning, and keep a record of the check beside the data, without which `train.ipynb` refuses it.
+What it does not do: choose the thresholds (`preprocess.ipynb` does), or find every paraphrase: how
+many of the labelled ones it finds is measured (`recall`) and stands in the record.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import prompts
 import similarity
 import utils
+from preprocessing import curation
 from preprocessing import rows as reader
 
 HELD = ("eval_prompts.jsonl", "judge_calibration.jsonl", "seed_tasks.jsonl")
 PROMPT_FIELDS = ("id", "language", "category", "prompt", "reference")
 LEXICAL = 0.7  # ROUGE-L, as everywhere
+GRAM = 4  # words in a row: what of a prompt is looked for in a longer text
+CONTAINED = 0.8  # share of a prompt's grams that says that it stands in a text
+SHORTEST = 8  # words of a prompt that is looked for so: shorter ones stand in many texts
+
+
+@dataclass(frozen=True)
+class Held:
+    """A text that nothing may be trained on."""
+
+    name: str  # its id
+    text: str
+    alone: str  # the same without its input: with another input it is still the same task
+
+
+def held_out() -> list[Held]:
+    """Evaluation prompts with what is asked after them, the questions of the judge's pairs, and the
+    seeds."""
+    found = []
+    for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", PROMPT_FIELDS):
+        found.append(Held(item["id"], item["prompt"], item["prompt"]))
+        for turn in item.get("follow_ups", ()):
+            found.append(Held(item["id"], turn["prompt"], turn["prompt"]))
+    for pair in utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt")):
+        found.append(Held(pair["id"], pair["prompt"], pair["prompt"]))
+    for seed in utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", ("id", "instruction")):
+        found.append(Held(seed["id"], prompts.user_message(seed), seed["instruction"]))
+    return found
 
 
 def contaminated(
-    rows: list[dict], lexical: float, semantic: float
+    rows: list[dict], lexical: float, semantic: float, held: list[Held] | None = None
 ) -> list[tuple[dict, str, similarity.Match, str]]:
-    """Rows too close to an evaluation prompt, a judge pair or a seed: `[(row, its id, match,
-    "ROUGE-L" or "embedding")]`. Of a conversation every question counts.
+    """Rows too close to a held-out text: `[(row, its id, match, how)]`, where `how` is "ROUGE-L",
+    "embedding" or "contained". Of a conversation every question counts, and a held-out text may
+    also stand within a longer input or an answer, as in the transcript of a chat.
 
     Args:
         lexical: ROUGE-L above which a row counts as copied; its instruction is compared alone and
             with its input.
-        semantic: cosine of E5 embeddings above which it counts as a paraphrase.
+        semantic: cosine of E5 embeddings above which it counts as a paraphrase. Not every
+            paraphrase scores that high: see `recall`.
+        held: what rows may not resemble; by default `held_out()`.
     """
-    held = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", PROMPT_FIELDS)
-    held += utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt"))
-    seeds = utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", ("id", "instruction"))
-    names = [entry["id"] for entry in held + seeds]
-    asked = [entry["prompt"] for entry in held] + [prompts.user_message(seed) for seed in seeds]
-    # A seed's instruction counts alone too: with another input it is still the same task
-    worded = [entry["prompt"] for entry in held] + [seed["instruction"] for seed in seeds]
+    held = held_out() if held is None else held
+    asked, worded = [one.text for one in held], [one.alone for one in held]
     owners, texts, alone = [], [], []
     for row in rows:
         for question in reader.questions(row):
@@ -55,10 +85,51 @@ def contaminated(
     for row, (whole, instruction, meant) in zip(owners, near, strict=True):
         copied = max(whole, instruction, key=lambda match: match.score)
         if copied.score > lexical:
-            found.setdefault(id(row), (row, names[copied.index], copied, "ROUGE-L"))
+            found.setdefault(id(row), (row, held[copied.index].name, copied, "ROUGE-L"))
         elif meant.score > semantic:
-            found.setdefault(id(row), (row, names[meant.index], meant, "embedding"))
+            found.setdefault(id(row), (row, held[meant.index].name, meant, "embedding"))
+    for row, match in zip(rows, contained(rows, asked), strict=True):
+        if match:
+            found.setdefault(id(row), (row, held[match.index].name, match, "contained"))
     return list(found.values())
+
+
+def contained(rows: list[dict], asked: list[str]) -> list[similarity.Match | None]:
+    """For each row the text of `asked` that stands within one of its texts, answers too, if any:
+    the share of its runs of four words that stand there is its score. What is asked in eight words
+    or more is looked for."""
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    sizes: dict[int, int] = {}
+    for place, text in enumerate(asked):
+        words = similarity.tokenize(text)
+        if len(words) >= SHORTEST:
+            grams = _grams(words)
+            sizes[place] = len(grams)
+            for gram in grams:
+                holders[gram].append(place)
+    matches: list[similarity.Match | None] = []
+    for row in rows:
+        best = None
+        for text in (*reader.questions(row), *reader.answers(row)):
+            grams = _grams(similarity.tokenize(text))
+            shared = Counter(place for gram in grams for place in holders.get(gram, ()))
+            for place, count in shared.items():
+                share = count / sizes[place]
+                if share >= CONTAINED and (best is None or share > best.score):
+                    best = similarity.Match(place, share)
+        matches.append(best)
+    return matches
+
+
+def _grams(words: list[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)}
+
+
+def recall(lexical: float, semantic: float) -> float:
+    """Share of the labelled paraphrases (data/duplicate_pairs.jsonl) that the gate would find: what
+    it does not find may still be in a data set that passed."""
+    _, same, scores = curation.labelled_pairs(lexical)
+    return float((scores["E5"][same] > semantic).mean())
 
 
 def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
@@ -78,6 +149,7 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
         "left": len(left),
         "lexical": lexical,
         "semantic": semantic,
+        "recall": round(recall(lexical, semantic), 2),  # of labelled paraphrases
     }
     utils.write_json(data.parent / "contamination.json", report)
     if left:
@@ -110,19 +182,47 @@ def state(data: Path) -> dict:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     """`python -m preprocessing.contamination data/instruction.jsonl`: check a data set and write
-    its record (`make gate` for the shipped one)."""
-    import sys
-
-    from preprocessing import curation
-
-    _, same, scores = curation.labelled_pairs(LEXICAL)
-    report = pass_gate(
-        Path(sys.argv[1]), LEXICAL, curation.calibrate(scores["E5"], same, curation.PRECISION)
+    its record beside it (`make gate` for the shipped one). With `--held-out` rows of any form are
+    compared with one's own, and nothing is written. A mistake ends in one sentence and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.contamination")
+    parser.add_argument("rows", metavar="FILE", help="rows to train on, in any form, or a hub id")
+    parser.add_argument(
+        "--held-out", nargs="+", metavar="FILE", help="your own evaluation rows, in any form"
     )
-    print(", ".join(f"{name} {value}" for name, value in report.items()))
+    chosen = parser.parse_args(arguments)
+    try:
+        _, same, scores = curation.labelled_pairs(LEXICAL)
+        semantic = curation.calibrate(scores["E5"], same, curation.PRECISION)
+        if chosen.held_out:
+            return _compare(chosen.rows, chosen.held_out, semantic)
+        report = pass_gate(Path(chosen.rows), LEXICAL, semantic)
+        print(", ".join(f"{name} {value}" for name, value in report.items()))
+    except utils.CourseError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _compare(source: str, held_sources: list[str], semantic: float) -> int:
+    """Say which rows resemble one's own held-out rows; status 1 if there are any."""
+    held = []
+    for name in held_sources:
+        for row in reader.read(name):
+            for question in reader.questions(row):
+                held.append(Held(row["id"], question, row.get("instruction", question)))
+    rows = reader.read(source)
+    left = contaminated(rows, LEXICAL, semantic, held)
+    for row, name, match, how in left[:20]:
+        print(f"{how:<9} {match.score:.3f}  {row['id']} resembles {name}")
+        print(f"          {reader.questions(row)[0][:80]!r}")
+    print(f"{len(left):,} of {len(rows):,} rows resemble one of {len(held):,} held-out texts.")
+    print(
+        f"Of paraphrases this finds about {recall(LEXICAL, semantic):.0%}: read some rows yourself."
+    )
+    return 1 if left else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

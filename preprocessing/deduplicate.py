@@ -84,6 +84,23 @@ def deduplicated(
     return kept, pairs
 
 
+def unlike(rows: list[dict], others: list[dict], threshold: float = 0.7) -> list[dict]:
+    """The rows that neither ask what one of `others` asks (ROUGE-L above the threshold) nor answer
+    what it answers, word for word and in eight words or more."""
+    if not rows or not others:
+        return rows
+    asked = [text_of(row, ("instruction", "input")) for row in rows]
+    taken = [text_of(row, ("instruction", "input")) for row in others]
+    answered = {tuple(similarity.tokenize(text_of(row, ("output",)))) for row in others}
+    left = []
+    for row, match in zip(rows, similarity.rouge_l_nearest(asked, taken), strict=True):
+        answer = tuple(similarity.tokenize(text_of(row, ("output",))))
+        same_answer = len(answer) >= 8 and answer in answered
+        if match.score <= threshold and not same_answer:
+            left.append(row)
+    return left
+
+
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m preprocessing.deduplicate", description=__doc__.splitlines()[0]

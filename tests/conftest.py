@@ -15,11 +15,16 @@ import tiny_models
 import settings
 import utils
 
+PACKAGED = {"student", "smoke", "merged"}  # fixtures that load the packaged student
+
 
 def pytest_collection_modifyitems(items):
     """The notebooks first: they take longest, and `make test` gives each of two processes a file at
-    a time."""
+    a time. Whoever asks for the packaged student, even for its tokenizer, is marked so."""
     items.sort(key=lambda item: item.path.name != "test_run.py")
+    for item in items:
+        if PACKAGED.intersection(item.fixturenames) or item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.packaged)
 
 
 @pytest.fixture(autouse=True)

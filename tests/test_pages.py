@@ -362,6 +362,7 @@ def test_the_join_in_the_figure_is_what_rouge_does():
     assert near == {(i, j): np.bitwise_count(bits[i] ^ bits[j]).sum() for i, j in near}
 
 
+@pytest.mark.packaged
 def test_the_tokens_in_the_mask_figure_are_the_students():
     from transformers import AutoTokenizer
 

@@ -360,6 +360,7 @@ def test_empty_texts_are_not_duplicates():
 # --- embeddings
 
 
+@pytest.mark.packaged
 def test_embeddings_are_unit_vectors_and_know_languages():
     texts = [
         "How do I get my deposit back?",
@@ -372,6 +373,7 @@ def test_embeddings_are_unit_vectors_and_know_languages():
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
 
 
+@pytest.mark.packaged
 def test_embedding_nothing_and_one():
     assert similarity.embed([]).shape == (0, 384)
     assert similarity.embed(["하나"]).shape == (1, 384)

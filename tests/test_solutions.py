@@ -85,6 +85,7 @@ def test_a_threshold_belongs_to_its_tokenizer_and_its_script(stand_in):
     assert all(0.5 < score <= 0.7 for found in gone.values() for *_, score in found)
 
 
+@pytest.mark.packaged
 def test_recall_is_the_price_of_precision_and_few_pairs_prove_it():
     strict, usual, loose = preprocess.exercise_2()
     assert strict["threshold"] > usual["threshold"] > loose["threshold"]
@@ -94,6 +95,7 @@ def test_recall_is_the_price_of_precision_and_few_pairs_prove_it():
     assert {pair["language"] for pair in loose["false_alarms"]} == {"en", "ko"}
 
 
+@pytest.mark.packaged
 def test_a_narrow_domain_runs_dry_sooner_and_lies_closer(stand_in):
     found = asyncio.run(preprocess.exercise_3(stand_in, ("ko",), requests=12))
     everything, domain = found["everything"], found["housing in Korea"]
@@ -134,6 +136,7 @@ def test_a_stop_token_that_pretraining_never_saw_is_not_learnt(base, short, tmp_
     assert unknown["after"] < known["after"] - 5 and unknown["stop_rate"] < known["stop_rate"]
 
 
+@pytest.mark.packaged
 def test_a_higher_rank_is_a_smaller_scale_and_rslora_undoes_that(base, short, tmp_path):
     rows, held_out = short
     found = train.exercise_3(
@@ -176,6 +179,7 @@ def test_the_added_pairs_are_what_the_exercise_asks_for():
     assert not known & {pair["prompt"] for pair in added}
 
 
+@pytest.mark.packaged
 def test_half_the_interval_takes_four_times_the_prompts(stand_in):
     """Two models of known strength, one of which gives the better of two answers in two prompts of
     three, judged by the stand-in."""

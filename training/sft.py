@@ -23,7 +23,7 @@ from typing import Literal
 
 import settings
 import utils
-from preprocessing import contamination
+from preprocessing import contamination, deduplicate
 from training.adapter import disk_errors
 from training.chat import Stop, encode_all
 from training.losses import answer_loss, held_out_loss
@@ -63,7 +63,12 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
         contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
         shipped = utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
         print(f"{len(shipped)} shipped rows: {utils.short(utils.DATA / 'instruction.jsonl')}")
-        rows += shipped
+        fresh = deduplicate.unlike(rows, shipped)
+        if len(fresh) < len(rows):
+            print(
+                f"{len(rows) - len(fresh)} rows of this run repeat a shipped one and are left out"
+            )
+        rows = fresh + shipped
     rows = [row for row in rows if row["language"] in chosen.languages]
     names = [row["id"] for row in rows]
     if len(set(names)) < len(names):
@@ -103,6 +108,8 @@ def split(
             "rows or lower HELD_OUT."
         )
     train, held = _parted(rows, held_out, seed)
+    # What is nearly the same must not be trained on and held out
+    train = deduplicate.unlike(train, held)
     if most and most < len(train):
         _, train = _parted(train, most, seed)
     return train, held

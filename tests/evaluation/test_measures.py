@@ -51,6 +51,7 @@ def test_flaws(answer, language, reference, expected):
     )
 
 
+@pytest.mark.packaged
 def test_measures_of_a_set():
     """Prompts without a reference count for everything but likeness."""
     items = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from client_tools import ask, client, kept, run
@@ -48,13 +49,13 @@ def good(name: str, body: object, **expected) -> Case:
     return Case(name, Said(body), **expected)
 
 
-def counted(name: str, usage: object, booked: object) -> Case:
+def counted(name: str, usage: object, booked: tuple[int, int] | str) -> Case:
     return Case(name, Said(completion(usage=usage)), booked=booked)
 
 
 def failing(name: str, said: Said, error: str | None = None, **expected) -> Case:
     """No answer, nothing billed; asked once unless `expected` says more."""
-    nothing = {"kept": 0, "booked": (0, 0), "text": ""}
+    nothing: dict[str, Any] = {"kept": 0, "booked": (0, 0), "text": ""}
     return Case(name, said, error=error, **nothing | expected)
 
 
@@ -64,7 +65,9 @@ def fault(message: str, status: int, **more) -> Said:
 
 def stream(*pieces: str, usage: bool = True) -> str:
     """What a server sends that streams without being asked to."""
-    chunks = [{"choices": [{"delta": {"content": piece}}], "model": "teacher"} for piece in pieces]
+    chunks: list[dict] = [
+        {"choices": [{"delta": {"content": piece}}], "model": "teacher"} for piece in pieces
+    ]
     chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
     if usage:
         chunks.append({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5}})

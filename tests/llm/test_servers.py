@@ -232,7 +232,8 @@ class Batch:
     """A Batch API whose output is whatever `lines` makes of the keys that were submitted."""
 
     def __init__(self, lines) -> None:
-        self.lines, self.keys = lines, []
+        self.lines = lines
+        self.keys: list[str] = []
         self.uploaded = b""
 
     def __call__(self, path: str, body: dict, number: int) -> Said:
@@ -261,7 +262,7 @@ class Batch:
         return [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
 
 
-def line(key: str | None, body: object, status: object = 200, **more) -> dict:
+def line(key: object, body: object, status: object = 200, **more) -> dict:
     return {"custom_id": key, "response": {"status_code": status, "body": body}} | more
 
 

@@ -58,6 +58,19 @@ def test_by_embedding_a_cosine_decides(mine, capsys):
     assert "rows resemble another" in capsys.readouterr().out
 
 
+def test_rows_that_ask_or_answer_the_same_are_told():
+    """Word for word the same answer under another question was trained on and held out."""
+    answer = "Put the towels in last, and leave the door open until they are dry."
+    one = {"instruction": "How do I dry towels?", "input": "", "output": answer}
+    reworded = one | {"instruction": "What is the best way to get towels dry at home?"}
+    nearly = one | {"instruction": "How do I dry my towels?", "output": "On a line."}
+    other = one | {"instruction": "Name a river.", "output": "Han."}
+    assert deduplicate.unlike([reworded, nearly, other], [one]) == [other]
+    short = one | {"instruction": "Is it true?", "output": "Yes."}
+    assert deduplicate.unlike([short], [other | {"output": "Yes."}]) == [short]
+    assert deduplicate.unlike([CHAT], [other]) == [CHAT] and deduplicate.unlike([one], []) == [one]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

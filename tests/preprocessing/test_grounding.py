@@ -490,6 +490,7 @@ STEW = Passage(
 TOWER = Passage("Eiffel Tower", "A wrought-iron lattice tower in Paris.", "https://a.kr/4", "webkr")
 
 
+@pytest.mark.packaged
 def test_passages_off_the_topic_are_dropped_and_the_best_come_first():
     ranked = grounding.rank([STEW, DEPOSIT, TOWER, INSURANCE], TOPIC)
     assert {passage.url for passage, _ in ranked} == {DEPOSIT.url, INSURANCE.url}
@@ -499,12 +500,14 @@ def test_passages_off_the_topic_are_dropped_and_the_best_come_first():
     )
 
 
+@pytest.mark.packaged
 def test_a_copied_passage_is_kept_once_and_in_its_better_version():
     alone = dict(grounding.rank([INSURANCE, COPY], TOPIC, duplicate=1.0))
     ((kept, score),) = grounding.rank([INSURANCE, COPY], TOPIC)
     assert len(alone) == 2 and score == max(alone.values()) == alone[kept]
 
 
+@pytest.mark.packaged
 def test_keep_counts_different_passages():
     assert len(grounding.rank([COPY, INSURANCE, DEPOSIT], TOPIC, keep=2)) == 2
 

@@ -150,7 +150,7 @@ def task(number: int, **more) -> dict:
 
 def tasks_in(text: str, cut: bool = False) -> list[str]:
     found = parsing.read(text, TaskBatch, cut)
-    return [one.instruction for one in found.tasks] if found else []
+    return [one.instruction for one in found.tasks] if isinstance(found, TaskBatch) else []
 
 
 THREE = [task(number) for number in range(3)]

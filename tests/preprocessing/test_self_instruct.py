@@ -428,6 +428,7 @@ def test_figures_come_out():
         plt.close(figure)
 
 
+@pytest.mark.packaged
 def test_contamination_is_found_word_for_word_and_reworded():
     rows = [
         task(
@@ -445,6 +446,7 @@ def test_contamination_is_found_word_for_word_and_reworded():
     assert [how for *_, how in meaning] == ["embedding"]
 
 
+@pytest.mark.packaged
 def test_gate_is_recorded_and_a_contaminated_file_is_refused(tmp_path):
     clean = utils.write_jsonl(tmp_path / "instruction.jsonl", [task(id="a")])
     report = contamination.pass_gate(clean, 0.7, 0.95)
@@ -469,6 +471,7 @@ def test_gate_is_recorded_and_a_contaminated_file_is_refused(tmp_path):
     assert utils.read_json(tmp_path / "contamination.json")["left"] == 1
 
 
+@pytest.mark.packaged
 def test_a_request_in_a_later_turn_is_compared_with_the_evaluation_too():
     """A row of turns once had no `instruction`, so the gate stopped at it; compared by its first
     turn alone, an evaluation prompt asked in the second would pass."""

@@ -170,6 +170,7 @@ GOOD = {
 BAD = {"en": "Bread rises because yeast makes gas.", "ko": "빵은 효모가 가스를 만들어서 부풀어요."}
 
 
+@pytest.mark.packaged
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_rule_prefers_the_answer_like_the_reference_in_both_orders(endpoint, language):
     client = Client(stand_ins.MODEL, endpoint, stand_ins.KEY)
@@ -180,6 +181,7 @@ def test_rule_prefers_the_answer_like_the_reference_in_both_orders(endpoint, lan
     assert all("not a language model" in order["explanation"] for order in record["orders"])
 
 
+@pytest.mark.packaged
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_same_answers_tie_and_single_scores_are_in_range(endpoint, language):
     client = Client(stand_ins.MODEL, endpoint, stand_ins.KEY)
@@ -195,6 +197,7 @@ def test_same_answers_tie_and_single_scores_are_in_range(endpoint, language):
     assert scores[0] > scores[1] >= scores[2] == 1
 
 
+@pytest.mark.packaged
 def test_penalties():
     reference = "Salt lowers the freezing point of water."
     assert stand_ins.score("Salt makes water freeze at a lower", reference) < stand_ins.score(
@@ -229,6 +232,7 @@ def test_judge_prompts_can_be_taken_apart(language):
     assert second == {"prompt": "f", "answer": "c"} and "reference" not in first
 
 
+@pytest.mark.packaged
 @pytest.mark.parametrize("language", ["en", "ko"])
 @pytest.mark.parametrize("reply_format", ["schema", "text"])
 def test_stand_in_serves_every_protocol(endpoint, language, reply_format):

