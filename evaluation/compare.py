@@ -343,8 +343,8 @@ def run(options: argparse.Namespace) -> int:
         if turns != {wanted}:
             found = (turns - {wanted}).pop()
             raise CourseError(
-                f"{item['id'][:60]!r} has {found} answers of a model and {wanted} turns: one answer "
-                "is wanted, and one more for each of the prompt's follow_ups (see --prompts)."
+                f"{item['id'][:60]!r} has {found} answers of a model and {wanted} turns: one is "
+                "wanted, and one more for each of the prompt's follow_ups (see --prompts)."
             )
     chosen = settings.resolve({name.upper(): vars(options)[name] for name in SETTINGS})
     if chosen.judge == settings.REHEARSAL and not all(item["reference"] for item in items):
