@@ -31,10 +31,11 @@ bench: $(VENV)/.ready ## measure near-duplicates, client, loss and judging besid
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.loss
 	$(BIN)/python -m benchmarks.judge
+	$(BIN)/python -m benchmarks.judge_statistics
 	[ ! -d ../shared/reference ] || $(BIN)/python -m benchmarks.judge_reference ../shared/reference
 
-bench-gpu: $(VENV)/.ready ## train gemma-2b at full size with random weights on a GPU: speed and memory against the prediction
-	$(BIN)/python -m benchmarks.gpu_train $(ARGS)
+bench-gpu: $(VENV)/.ready ## what a GPU does with the course: loss, precision, training, answers; random weights (ARGS="--tiny --device cpu")
+	$(BIN)/python -m benchmarks.gpu_battery $(ARGS)
 
 sweep: $(VENV)/.ready ## learning rates against steps on the packaged student, into benchmarks/results/ (resumable)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
@@ -82,9 +83,21 @@ clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: i
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z-]+:.*## ' Makefile
 
+# On Linux the usual PyTorch brings CUDA libraries, which a machine without an NVIDIA driver never uses. uv knows where
+# PyTorch keeps its CPU build; pip, below, is content with it.
+define CPU_TORCH
+if [ "$$(uname)" = Linux ] && ! nvidia-smi >/dev/null 2>&1; then \
+	{ $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv \
+	&& UV_HTTP_TIMEOUT=20 UV_HTTP_RETRIES=1 $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python \
+		--torch-backend cpu "$$(grep '^torch==' constraints.txt)"; } 2>/dev/null \
+	|| echo "PyTorch's CPU build cannot be reached from here, so pip takes the usual one, which may bring 2.6 GB of CUDA libraries more."; \
+fi
+endef
+
 $(VENV)/.ready: requirements.txt requirements/student.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This course needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@$(CPU_TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements/student.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
 	@touch $@

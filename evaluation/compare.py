@@ -54,6 +54,20 @@ class Model:
     source: str
     prompts: dict[str, dict] = field(default_factory=dict)  # id -> item, as far as the file knows
     answers: dict[str, list[str]] = field(default_factory=dict)  # id -> one text a turn
+    has_ids: bool = True  # else the prompts themselves stand for ids
+
+    def call_by_prompt(self) -> None:
+        """Let the prompts stand for ids. Raises CourseError where one was asked twice."""
+        texts = {key: item["prompt"] for key, item in self.prompts.items()}
+        if len(set(texts.values())) < len(texts):
+            raise CourseError(
+                f"{self.source} asks a prompt twice, and another file has no ids to tell them "
+                "apart: give every row an id."
+            )
+        self.answers = {texts[key]: answers for key, answers in self.answers.items()}
+        self.prompts = {
+            item["prompt"]: item | {"id": item["prompt"]} for item in self.prompts.values()
+        }
 
 
 def read_answers(path: str | Path, name: str = "") -> Model:
@@ -88,6 +102,7 @@ def read_answers(path: str | Path, name: str = "") -> Model:
                 "every file."
             )
         key = str(row.get("id") or prompt)
+        model.has_ids = model.has_ids and bool(row.get("id"))
         if key in model.answers:
             raise CourseError(f"{at}: {key[:60]!r} was answered before in this file.")
         known = {name: row[name] for name in KNOWN if isinstance(row.get(name), str)}
@@ -106,38 +121,46 @@ def _first(row: dict, names: Sequence[str]) -> str | None:
 
 
 def same_prompts(models: Sequence[Model]) -> list[dict]:
-    """The prompts that all models answered, in the order of the first file.
+    """The prompts that all models answered, in the order of the first file; called by their text
+    where a file has no ids.
 
     Raises:
         CourseError: the files differ in their prompts, two models have one name, or the numbers of
             turns differ.
     """
     first = models[0]
+    if not all(model.has_ids for model in models):
+        for model in models:
+            model.call_by_prompt()
     for name, times in Counter(model.name for model in models).items():
         if times > 1:
             raise CourseError(f"Two models are called {name!r}: name them with --names.")
     for model in models[1:]:
-        for a, b in ((first, model), (model, first)):
-            missing = [key for key in a.answers if key not in b.answers]
-            if missing:
-                raise CourseError(
-                    f"{b.source} lacks an answer to {len(missing)} of the {len(a.answers)} prompts "
-                    f"of {a.source}, {missing[0][:60]!r} among them: both must answer the same."
-                )
+        _answers_all(model, first)
+        _answers_all(first, model)
     items = []
-    for key in first.answers:
-        item: dict = {}
-        for model in models:
+    for key, item in first.prompts.items():
+        for model in models[1:]:
             theirs = model.prompts[key]
-            if theirs["prompt"] != first.prompts[key]["prompt"]:
+            if theirs["prompt"] != item["prompt"]:
                 raise CourseError(
                     f"{model.source} asks something else under the id {key!r} than {first.source}."
                 )
             if len(model.answers[key]) != len(first.answers[key]):
                 raise CourseError(f"{model.source}: {key[:60]!r} has another number of turns.")
-            item = theirs | item
+            item = theirs | item  # what the first file does not say of a prompt, another may
         items.append(item)
     return items
+
+
+def _answers_all(model: Model, other: Model) -> None:
+    """CourseError unless `model` answers every prompt of `other`."""
+    missing = [key for key in other.answers if key not in model.answers]
+    if missing:
+        raise CourseError(
+            f"{model.source} lacks an answer to {len(missing)} of the {len(other.answers)} prompts "
+            f"of {other.source}, {missing[0][:60]!r} among them: both must answer the same."
+        )
 
 
 def complete(items: list[dict], extra: Sequence[dict], language: str = "") -> list[dict]:

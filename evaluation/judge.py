@@ -235,15 +235,8 @@ class Judge:
     async def _ask(self, asked: list[_Asked], schema: type[BaseModel]) -> list[tuple[_Asked, dict]]:
         """Every request with what was said to it: `verdict` or `score`, `error` and
         `explanation`."""
-        try:
-            replies = await self.client.complete(
-                [one.request for one in asked], self._schema(schema)
-            )
-        except CourseError as error:
-            if self.reply_format == "schema" and "response_format" in str(error):
-                why = 'The server of the judge knows no JSON schemas: set REPLY_FORMAT to "text".'
-                raise CourseError(f"{error} {why}") from None
-            raise
+        requests = [one.request for one in asked]
+        replies = await self.client.complete(requests, self._schema(schema))
         return [(one, self._read(reply, schema)) for one, reply in zip(asked, replies, strict=True)]
 
     def _read(self, reply: Reply, schema: type[BaseModel]) -> dict:

@@ -250,6 +250,7 @@ class Client:
         proven = self.usage.requests > 0
         work = _Work(asyncio.Semaphore(len(todo) if proven else first), proven)
         slots, found = asyncio.Semaphore(self.max_concurrency), {}
+        estimated = self.usage.estimated
         async with self._endpoint.open() as sdk:
             with utils.progress(len(todo), self.model) as bar:
 
@@ -266,12 +267,13 @@ class Client:
                         found[request.key] = Reply(error=str(failure), key=request.key)
                     except Exception as error:
                         work.halt(error)
+                    bar.set_postfix_str(self.so_far, refresh=False)
                     bar.update()
-                    bar.set_postfix_str(self.so_far)
 
                 work.tasks = [asyncio.create_task(one(request)) for request in todo.values()]
                 await asyncio.gather(*work.tasks, return_exceptions=True)
         work.conclude()
+        self._say_what_was_not_counted(estimated)
         if work.stop is not None:
             raise self._stopped(work.stop)
         return found
@@ -326,6 +328,13 @@ class Client:
                 f"{len(both)} of these requests wait in {waiting[both[0]]} and would be paid for "
                 "twice: collect it with complete_batch "
                 "(cancel it at the server first, if you do not want to wait)."
+            )
+
+    def _say_what_was_not_counted(self, before: int) -> None:
+        if count := self.usage.estimated - before:
+            print(
+                f"{self.model}: the server did not count the tokens of {count} replies, so they "
+                "are booked at the most that they may have cost"
             )
 
     def _stopped(self, error: Exception) -> Exception:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import settings
 import utils
-from training import adapter, chat, machine, sft, student
+from training import adapter, chat, losses, machine, sft, student
 from utils import CourseError
 
 # What train.ipynb shows and explains; a test holds the two together
@@ -104,7 +104,10 @@ def train(
         "fp16": device.dtype == "float16",
         "seed": chosen.seed,
     }
-    training_settings |= {"gradient_checkpointing": device.name == "cuda"} | changes
+    training_settings |= {"gradient_checkpointing": device.name == "cuda"}
+    if not losses.keeps_rows_apart(model, train_set):  # a convolution, say
+        training_settings["padding_free"] = False
+    training_settings |= changes
     steps = (
         training_settings.get("max_steps")
         or -(-len(train_set) // global_batch) * training_settings["num_train_epochs"]

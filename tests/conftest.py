@@ -153,6 +153,8 @@ def judged_by():
     def start(answer, reply_format: str = "schema", finish: str = "stop", **options) -> judge.Judge:
         def respond(body: dict, number: int) -> tuple[int, dict]:
             said = answer(body)
+            if isinstance(said, tuple):  # a status and a body of its own
+                return said
             completion = stand_ins.completion(
                 body, said if isinstance(said, str) else "", finish, number
             )

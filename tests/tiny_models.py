@@ -10,6 +10,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -24,7 +25,7 @@ LLAMA = (
 )
 # Family: its model type in transformers, its template in TRL, (bos, eos, turn tokens), the token
 # that closes a turn
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "gemma": ("gemma", "gemma", GEMMA, "<end_of_turn>"),
     "gemma3": ("gemma3_text", "gemma3", GEMMA, "<end_of_turn>"),
     "llama3": ("llama", "llama3", LLAMA, "<|eot_id|>"),
@@ -33,14 +34,148 @@ FAMILIES = {
 }
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\nBEGIN{% endif %}"
+)
+THINKING = CHATML.replace(
+    "BEGIN", "<think>\n{% if enable_thinking is false %}{{ '\n</think>\n\n' }}{% endif %}"
+)
+# Each has one peculiarity of a family that people swap in. The templates were written for these
+# tests: (model type, changes of its config, template, (bos, eos, turn tokens), what ends a turn)
+PECULIAR: dict[str, Any] = {
+    "granite: bos is eos, scaled logits": (
+        "granite",
+        {"logits_scaling": 8.0},
+        "{% for m in messages %}<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}"
+        "<|end_of_text|>\n{% endfor %}{% if add_generation_prompt %}"
+        "<|start_of_role|>assistant<|end_of_role|>{% endif %}",
+        ("<|end_of_text|>", "<|end_of_text|>", ["<|start_of_role|>", "<|end_of_role|>"]),
+        "<|end_of_text|>",
+    ),
+    "cohere: scaled logits": (
+        "cohere",
+        {"logit_scale": 0.0625},
+        CHATML.replace("BEGIN", ""),
+        ("<bos>", "<eos>", ["<|im_start|>", "<|im_end|>"]),
+        "<|im_end|>",
+    ),
+    "smollm2: every turn begins with bos": (
+        "llama",
+        {},
+        CHATML.replace("BEGIN", ""),
+        ("<|im_start|>", "<|im_end|>", []),
+        "<|im_end|>",
+    ),
+    "falcon-h1: scaled logits, recurrent layers": (
+        "falcon_h1",
+        {
+            "lm_head_multiplier": 0.0195,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+        },
+        CHATML.replace("BEGIN", ""),
+        ("<bos>", "<eos>", ["<|im_start|>", "<|im_end|>"]),
+        "<|im_end|>",
+    ),
+    "lfm2: a convolution": (
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
+        "{{ bos_token }}" + CHATML.replace("BEGIN", ""),
+        ("<|startoftext|>", "<|endoftext|>", ["<|im_start|>", "<|im_end|>"]),
+        "<|im_end|>",
+    ),
+    "qwen3.5: thinks unless told otherwise": ("qwen3", {}, THINKING, QWEN, "<|im_end|>"),
+    "r1: always thinks": (
+        "qwen2",
+        {},
+        CHATML.replace("BEGIN", "<think>\n"),
+        QWEN,
+        "<|im_end|>",
+    ),
+    "gpt-oss: names a channel": (
+        "llama",
+        {},
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' final' if m.role == 'assistant' }}:"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
+        QWEN,
+        "<|im_end|>",
+    ),
+    "llama 3.2: writes today's date": (
+        "llama",
+        {},
+        "{{ bos_token }}{% if date_string is not defined %}"
+        "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date_string }}\n"
+        + CHATML.replace("BEGIN", ""),
+        ("<bos>", "<eos>", ["<|im_start|>", "<|im_end|>"]),
+        "<|im_end|>",
+    ),
+    "llama 2: joins by a space": (
+        "llama",
+        {},
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} "
+        "[/INST]{% elif m.role == 'assistant' %} {{ m.content }} {{ eos_token }}{% else %}"
+        "{{ raise_exception('no such role') }}{% endif %}{% endfor %}",
+        ("<s>", "</s>", []),
+        "</s>",
+    ),
+    "glm: a turn ends where the next begins": (
+        "llama",
+        {},
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        (None, "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>"]),
+        "<|user|>",
+    ),
+    "alpaca: turns in plain text": (
+        "llama",
+        {},
+        "{{ bos_token }}{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}### assistant:\n{% endif %}",
+        ("<bos>", "<eos>", []),
+        "<eos>",
+    ),
+    "gemma 3 4b: sees": (
+        "gemma3",
+        {},
+        CHATML.replace("BEGIN", ""),
+        ("<bos>", "<eos>", ["<|im_start|>", "<|im_end|>"]),
+        "<|im_end|>",
+    ),
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
 def build(folder: Path, family: str, template: bool = True) -> Path:
     """Save a random two-layer model of `family` and its tokenizer; without `template` it is a base
     model that has none."""
     import torch
     import trl
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        PreTrainedTokenizerFast,
+    )
 
-    kind, name, (bos, eos, turns), _ = FAMILIES[family]
+    if family in FAMILIES:
+        kind, name, (bos, eos, turns), _ = FAMILIES[family]
+        path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+        text, changes = path.read_text(encoding="utf-8"), {}
+    else:
+        kind, changes, text, (bos, eos, turns), _ = PECULIAR[family]
+        changes = {"initializer_range": 0.3} | changes  # so that a wrong scale changes the loss
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level(),
         bos_token=bos,
@@ -49,26 +184,30 @@ def build(folder: Path, family: str, template: bool = True) -> Path:
         additional_special_tokens=turns,
     )
     if template:
-        tokenizer.chat_template = (
-            Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
-        ).read_text(encoding="utf-8")
+        tokenizer.chat_template = text
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=1024,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    options = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    } | changes
+    if kind == "gemma3":
+        config = AutoConfig.for_model(
+            kind, text_config=options, vision_config=VISION, mm_tokens_per_image=4
+        )
+        AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    else:
+        config = AutoConfig.for_model(kind, **options)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

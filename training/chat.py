@@ -1,25 +1,51 @@
 """From a row to token ids: the chat template, the token that ends an answer, and the label mask.
 
-What it does: render prompts in the model's own template, one way everywhere (training, generation,
-evaluation). What it does not do: train or generate. Importing it imports neither torch nor
-transformers.
+What it does: ask a template once what it does (`probe`), and render prompts in it, one way
+everywhere (training, generation, evaluation). What it does not do: train or generate. Importing it
+imports neither torch nor transformers.
 
 Sources: Gemma (arXiv 2403.08295), TRL's completion-only loss (huggingface/trl).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
+import json
+import re
+import weakref
+from typing import Any
 
 import prompts
 from utils import CourseError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
+# The day that templates are told it is (Llama 3.2, Granite 3.3 and Mistral Small write today's
+# date). Fixed, because a date that moves makes another data set every midnight, so that a finished
+# adapter would be trained again and the evaluation would ask other prompts than training did.
+DATE = datetime.date(2026, 1, 1)
+# How templates are asked for an answer without a thought: the variable and its value in Jinja
+SWITCHES = {
+    "enable_thinking": "false",  # Qwen 3, SmolLM 3, GLM 4.5, Nemotron 3
+    "thinking": "false",  # DeepSeek 3.1, Granite 3.3
+    "reasoning": "false",  # Command A
+    "thinking_budget": "0",  # Seed-OSS
+}
+THOUGHTS = {  # what begins a thought, and what ends it
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "[THINK]": "[/THINK]",
+    "<seed:think>": "</seed:think>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|think_start|>": "<|think_end|>",
+    "<|channel>thought": "<channel|>",
+}
 TURN_PROBE = [
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "The capital of France is Paris."},
 ]
-TWO_TURNS = {
+TWO_TURNS: dict[str, Any] = {
     "id": "a row with `messages`",
     "messages": [
         {"role": "user", "content": "전세가 뭐예요?"},
@@ -59,26 +85,206 @@ class Stop:
         )
 
 
-def closing(tokenizer) -> tuple[int, str]:
-    """`(turn_end, text)`: the token with which the chat template closes a turn, and a conversation
-    up to where it should come.
+UNCHANGED = "The template is used as it is."
 
-    A template that closes turns with plain text, or not at all, leaves `<eos>`: a newline, say,
-    would end every answer early.
+
+@dataclasses.dataclass
+class Template:
+    """What a tokenizer's chat template does, asked once by `probe`. Print it."""
+
+    text: str  # the template, amended as `notes` say
+    notes: list[str]  # what was amended, and why: whole sentences
+    turn_end: int  # the token that closes a turn; `<eos>` where plain text does
+    finished: str  # a conversation up to where a turn should end
+    system: bool  # it has a system role; else a system message goes into the first user turn
+    leading_bos: int  # how often `<bos>` stands at the very start
+    begins: bool  # a prompt's tokens begin the finished row
+    turns: str  # "kept", "rewritten" or "refused": what becomes of earlier turns in later ones
+    special: list[str]  # the text of all special tokens, which in a message is only text
+    special_starts: set[str]  # their first characters
+
+    def __str__(self) -> str:
+        sentences = list(self.notes)
+        if not self.system:
+            sentences.append(
+                "It has no system role, so a system message begins the first user turn."
+            )
+        if self.turns != "kept":
+            sentences.append(
+                "It rewrites earlier turns, so of a row with several turns only the last answer is "
+                "trained."
+                if self.turns == "rewritten"
+                else "It refuses a second turn, so rows and prompts may have one turn only."
+            )
+        return " ".join(sentences) or UNCHANGED
+
+
+_PROBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # a tokenizer and its Template
+
+
+def probe(tokenizer) -> Template:
+    """What the tokenizer's chat template does, found out by rendering short conversations, once.
+
+    Where it would open a thought or write today's date, the *tokenizer's own copy* of the template
+    is amended (see `Template.notes`), so that everything that renders with this tokenizer, or with
+    the copy that is saved beside an adapter, agrees.
 
     Raises:
-        CourseError: the tokenizer has no `<eos>`.
+        CourseError: the tokenizer has no `<eos>`, or its template refuses a single turn.
     """
     if tokenizer.eos_token_id is None:
         raise CourseError(
             "The tokenizer has no <eos>, so no answer can end: set tokenizer.eos_token, save it "
             "and use that folder as BASE_MODEL."
         )
-    answer = TURN_PROBE[-1]["content"]
-    before, _, after = rendered(TURN_PROBE, tokenizer).rpartition(answer)
-    ids = tokenizer(after, add_special_tokens=False).input_ids
-    marked = bool(ids) and ids[0] in tokenizer.added_tokens_decoder
-    return ids[0] if marked else tokenizer.eos_token_id, before + answer
+    known = _PROBED.get(tokenizer)
+    if known is None or known.text != tokenizer.chat_template:
+        known = _PROBED[tokenizer] = _probe(tokenizer)
+    return known
+
+
+def _probe(tokenizer) -> Template:
+    if isinstance(tokenizer.chat_template, dict):  # Command R has one more for tools
+        tokenizer.chat_template = tokenizer.get_chat_template()
+    question, answer = (message["content"] for message in TURN_PROBE)
+    whole = rendered(TURN_PROBE, tokenizer)
+    if question not in whole or answer not in whole:
+        raise CourseError(
+            "The chat template leaves out what is said, as those of vision models do that want "
+            "parts instead of text: set a language model as BASE_MODEL."
+        )
+    notes = [note for note in (_fix_date(tokenizer), _end_thought(tokenizer)) if note]
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= set(tokenizer.all_special_tokens)
+    prompt = _encoded(rendered(TURN_PROBE[:1], tokenizer, add_generation_prompt=True), tokenizer)
+    row = _encoded(rendered(TURN_PROBE, tokenizer), tokenizer)
+    leading = 0
+    while prompt[leading : leading + 1] == [tokenizer.bos_token_id]:
+        leading += 1
+    return Template(
+        text=tokenizer.chat_template,
+        notes=notes,
+        turn_end=_turn_end(tokenizer, special),
+        finished=rendered(TURN_PROBE, tokenizer).rpartition(answer)[0] + answer,
+        system=_has_system_role(tokenizer),
+        leading_bos=leading,
+        begins=row[: len(prompt)] == prompt,
+        turns=_earlier_turns(tokenizer),
+        special=sorted((text for text in special if text.strip()), key=len, reverse=True),
+        special_starts={text[0] for text in special if text.strip()},
+    )
+
+
+def _turn_end(tokenizer, special: set[str]) -> int:
+    """The special token after a finished answer or, where none is written there, the one that
+    begins the next turn (GLM stops at `<|user|>`); `<eos>` where plain text separates turns.
+
+    Special, because Gemma's tokenizer counts a run of newlines among its added tokens, and with
+    that as its end every answer would stop at its first blank line.
+    """
+    after = [rendered(TURN_PROBE, tokenizer).partition(TURN_PROBE[1]["content"])[2].lstrip()]
+    with contextlib.suppress(CourseError):  # a second turn may be refused
+        two = TWO_TURNS["messages"][:3]
+        after.append(rendered(two, tokenizer).partition(two[1]["content"])[2])
+    for text in after:
+        following = _encoded(text, tokenizer)[:1]
+        if following and tokenizer.convert_ids_to_tokens(following[0]) in special:
+            return following[0]
+    return tokenizer.eos_token_id
+
+
+def _fix_date(tokenizer) -> str:
+    """Tell the template that today is `DATE`; returns what to say of it, or nothing."""
+    if "strftime_now" not in tokenizer.chat_template or "macro strftime_now" in (
+        tokenizer.chat_template
+    ):
+        return ""
+    # A macro of the same name hides transformers' function; it fills in any format
+    parts = "".join(
+        f" | replace({json.dumps('%' + letter)}, {json.dumps(DATE.strftime('%' + letter))})"
+        for letter in ("-d", "-m", *"aAbBdejmyYHIMSp")
+    )
+    tokenizer.chat_template = (
+        f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro %}}\n"
+        f"{tokenizer.chat_template}"
+    )
+    return f"It writes today's date, which is held at {DATE} so that nothing changes at midnight."
+
+
+def _end_thought(tokenizer) -> str:
+    """Let the prompt end where an answer begins, not inside a thought or before one.
+
+    First by what the template offers (`SWITCHES`); else by writing, after the prompt, what the
+    template itself writes before an answer (gpt-oss names its channel there), or the end of the
+    thought that it opened.
+
+    Returns:
+        what to say of it, or nothing.
+    """
+    original = tokenizer.chat_template
+    plain = rendered(TURN_PROBE[:1], tokenizer, add_generation_prompt=True)
+    for switch, value in SWITCHES.items():
+        if not re.search(rf"\b{switch}\b", original):
+            continue
+        tokenizer.chat_template = f"{{% set {switch} = {value} %}}\n{original}"
+        prompt = rendered(TURN_PROBE[:1], tokenizer, add_generation_prompt=True)
+        if prompt != plain and not _open_thought(prompt):
+            return (
+                f"It lets the model think before it answers; with {switch} = {value} it answers "
+                "at once, in training, generation and evaluation alike."
+            )
+    tokenizer.chat_template = original
+    thought = _open_thought(plain)
+    if thought:
+        lead = f"\n{THOUGHTS[thought]}\n\n" if plain.endswith("\n") else THOUGHTS[thought]
+    else:
+        row = rendered(TURN_PROBE, tokenizer)
+        lead = row.removeprefix(plain).partition(TURN_PROBE[-1]["content"])[0]
+        if not row.startswith(plain) or not lead.strip():
+            return ""
+    tokenizer.chat_template = (
+        original.removesuffix("\n")  # Jinja drops it only at the very end
+        + f"{{% if add_generation_prompt %}}{{{{ {json.dumps(lead, ensure_ascii=False)} }}}}"
+        + "{% endif %}"
+    )
+    if thought:
+        return (
+            f"It opens a thought ({thought}) and offers no way to leave it out, so the thought is "
+            "closed at once, in training, generation and evaluation alike."
+        )
+    return f"It writes {lead!r} before an answer but not after a prompt, so prompts get it too."
+
+
+def _open_thought(prompt: str) -> str:
+    """What opened the thought that a prompt ends in, or nothing."""
+    asked = prompt.rpartition(TURN_PROBE[0]["content"])[2]
+    for begin, end in THOUGHTS.items():
+        if asked.rfind(begin) > asked.rfind(end):
+            return begin
+    return ""
+
+
+def _has_system_role(tokenizer) -> bool:
+    """False where the template refuses a system message or leaves it out silently."""
+    system = {"role": "system", "content": "Answer as a pirate."}
+    try:
+        return system["content"] in rendered([system, TURN_PROBE[0]], tokenizer)
+    except CourseError:
+        return False
+
+
+def _earlier_turns(tokenizer) -> str:
+    """Whether the second answer is asked for behind the first as it was learnt."""
+    messages = TWO_TURNS["messages"]
+    try:
+        first, second = (
+            _encoded(rendered(asked, tokenizer, add_generation_prompt=True), tokenizer)
+            for asked in (messages[:1], messages[:3])
+        )
+    except CourseError:
+        return "refused"
+    learnt = first + _encoded(messages[1]["content"], tokenizer)
+    return "kept" if second[: len(learnt)] == learnt else "rewritten"
 
 
 def choose_stop(model, tokenizer) -> Stop:
@@ -94,11 +300,12 @@ def choose_stop(model, tokenizer) -> Stop:
     """
     import torch
 
-    turn_end, text = closing(tokenizer)
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
+    template = probe(tokenizer)
+    turn_end = template.turn_end
+    ids = torch.tensor([_encoded(template.finished, tokenizer)], device=model.device)
     with torch.no_grad():
-        logits = model(**ids).logits[0, -1].float()
-    if logits.isnan().any():  # no comparison with NaN is true, so every token would have rank 1
+        logits = model(input_ids=ids).logits[0, -1].float()
+    if not torch.isfinite(logits).all():  # compared with NaN every token would have rank 1
         dtype = str(model.dtype).removeprefix("torch.")
         raise CourseError(
             f"This model's logits are not numbers (NaN) in {dtype} on {model.device.type}: fp16 "
@@ -143,10 +350,17 @@ def conversation(row: dict) -> list[dict]:
         ]
     for message in messages:
         _text(message.get("content"), f"{name}: the content of a message")
-    if [message.get("role") for message in messages[-2:]] != ["user", "assistant"]:
+    roles = [message.get("role") for message in messages]
+    if roles[-2:] != ["user", "assistant"]:
         raise CourseError(
             f"{name}: its last two messages must be the user's and the assistant's, because the "
             "last one is what is learnt."
+        )
+    turns = roles[1:] if roles[0] == "system" else roles
+    if turns != ["user", "assistant"] * (len(turns) // 2):
+        raise CourseError(
+            f"{name}: after at most one system message, user and assistant must take turns, but "
+            f"here speak {', '.join(map(str, roles))}: mend that row."
         )
     # Templates trim what the assistant said; an answer that was not trimmed would be learnt in a
     # form that generation never renders
@@ -166,8 +380,7 @@ def _text(value, what: str) -> None:
 
 
 def question(row: dict) -> str | list[dict]:
-    """What is asked before a row's last answer, in a form that `chat_prompt` and `generate`
-    take."""
+    """What is asked before a row's last answer, in a form that `prompt_ids` and `generate` take."""
     *asked, _ = conversation(row)
     return asked if len(asked) > 1 else asked[0]["content"]
 
@@ -178,22 +391,95 @@ def rendered(messages: list[dict], tokenizer, **options) -> str:
 
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except TemplateError as error:
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise CourseError(
             f"The chat template of this base model refuses a conversation ({error}): mend that "
             "row or set another BASE_MODEL."
         ) from None
 
 
+def folded(messages: list[dict], tokenizer) -> list[dict]:
+    """Messages as the template can take them: without a system role (Gemma 1) the system message
+    begins the first user turn, as Gemma's makers advise."""
+    if messages[0]["role"] != "system" or probe(tokenizer).system:
+        return messages
+    system, first, *others = messages
+    return [first | {"content": f"{system['content'].strip()}\n\n{first['content']}"}, *others]
+
+
 def chat_prompt(asked: str | list[dict], tokenizer) -> str:
     """The user's message, or the messages so far, in the model's own template, up to where the
-    answer begins.
+    answer begins: to be read. `prompt_ids` has its tokens. `<bos>` is already in it."""
+    text, hidden = _hidden_prompt(asked, tokenizer)
+    return _SIGN.sub(lambda found: hidden[int(found[1])], text)
 
-    Training, generation, evaluation and the model card all render prompts with this. `<bos>` is
-    already in it.
+
+def prompt_ids(asked: str | list[dict], tokenizer) -> list[int]:
+    """The tokens of `chat_prompt`. Training, generation and evaluation all ask with these.
+
+    What a message says is text: a question *about* `<end_of_turn>` ends no turn.
     """
+    return _joined(*_hidden_prompt(asked, tokenizer), tokenizer)
+
+
+def text_ids(text: str, tokenizer) -> list[int]:
+    """The tokens of what somebody says, in which the name of a special token is only text."""
+    hidden: list[str] = []
+    return _joined(_hide(text, hidden, tokenizer), hidden, tokenizer)
+
+
+def _hidden_prompt(asked: str | list[dict], tokenizer) -> tuple[str, list[str]]:
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    return rendered(messages, tokenizer, add_generation_prompt=True)
+    hidden: list[str] = []
+    signs = [
+        message | {"content": _hide(message["content"], hidden, tokenizer)}
+        for message in folded(messages, tokenizer)
+    ]
+    return rendered(signs, tokenizer, add_generation_prompt=True), hidden
+
+
+# Unicode's noncharacters are for use inside a program: no text has them
+_SIGN = re.compile("\ufdd0([0-9]+)\ufdd1")
+
+
+def _hide(text: str, hidden: list[str], tokenizer) -> str:
+    """`text` with a sign for the name of each special token, which is appended to `hidden`."""
+    template = probe(tokenizer)
+    if template.special_starts.isdisjoint(text):  # nearly always; Gemma has 6,000 special tokens
+        return text
+    present = [name for name in template.special if name in text]
+    if not present:
+        return text
+
+    def sign(found: re.Match) -> str:
+        hidden.append(found[0])
+        return f"\ufdd0{len(hidden) - 1}\ufdd1"
+
+    return re.sub("|".join(map(re.escape, present)), sign, text)
+
+
+def _joined(text: str, hidden: list[str], tokenizer) -> list[int]:
+    """Token ids of a rendered text, in which each sign stands for a text of `hidden`."""
+    ids: list[int] = []
+    for i, piece in enumerate(_SIGN.split(text)):
+        if i % 2 == 0:
+            ids += _encoded(piece, tokenizer)
+            continue
+        name = hidden[int(piece)]
+        plain = tokenizer(name, add_special_tokens=False, split_special_tokens=True).input_ids
+        if tokenizer.convert_tokens_to_ids(name) in plain:
+            raise CourseError(
+                f"A message contains {name}, which this tokenizer can only read as a control "
+                "token: reword that message or set another BASE_MODEL."
+            )
+        ids += plain
+    return ids
+
+
+def _encoded(text: str, tokenizer) -> list[int]:
+    # The template writes <bos> itself, so no special tokens are added: two <bos> is a classic
+    # mistake
+    return tokenizer(text, add_special_tokens=False).input_ids if text else []
 
 
 def encode(row: dict, tokenizer, stop: Stop) -> dict:
@@ -203,30 +489,34 @@ def encode(row: dict, tokenizer, stop: Stop) -> dict:
     and *learns* to say the stop token. For a base model these differ between turns: it reads
     `<end_of_turn>` and learns `<eos>`.
 
+    A template may rewrite earlier turns (Qwen 3 drops their thoughts, Llama 2 joins them by a
+    space). An answer that generation would never show so is not trained: what is left are the
+    answers since the last rewriting, at least the last one.
+
     Returns:
         `{"input_ids": [...], "labels": [...]}` of equal length, `labels` with `IGNORED` wherever
         nothing is learnt.
+
+    Raises:
+        CourseError: as `conversation`, or the template refuses the row.
     """
     ids: list[int] = []
     labels: list[int] = []
-    messages, seen = conversation(row), ""
+    messages = conversation(row)
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        context = chat_prompt(messages[:i], tokenizer)
-        if not context.startswith(seen):
-            raise CourseError(
-                f"Row {row.get('id', '?')}: the chat template rewrites earlier turns, so they "
-                "cannot be trained in one row: split it."
-            )
-        # The template writes <bos> itself, so no special tokens are added: two <bos> is a classic
-        # mistake.
-        between = tokenizer(context[len(seen) :], add_special_tokens=False).input_ids
-        answer = tokenizer(message["content"], add_special_tokens=False).input_ids
+        try:
+            context = prompt_ids(messages[:i], tokenizer)
+            answer = text_ids(message["content"], tokenizer)
+        except CourseError as error:
+            raise CourseError(f"Row {row.get('id', '?')}: {error}") from None
+        if context[: len(ids)] != ids:
+            ids, labels = [], []
         ends_a_turn = [stop.id] if ids else []
+        between = context[len(ids) :]
         labels += ends_a_turn + [IGNORED] * (len(between) - len(ends_a_turn)) + answer
         ids += between + answer
-        seen = context + message["content"]
     return {"input_ids": ids + [stop.id], "labels": labels + [stop.id]}
 
 
@@ -241,23 +531,20 @@ def encode_all(
         (open-instruct#1876).
 
     Raises:
-        CourseError: no row, no row that is short enough, or a row that is not what `conversation`
-            expects.
+        CourseError: no row, no row that is short enough, a row that is not what `conversation`
+            expects, or a template that writes `<bos>` twice.
     """
     encoded, too_long = [], []
+    if rows and probe(tokenizer).leading_bos > 1:
+        raise CourseError(
+            f"The chat template begins with {tokenizer.bos_token} twice, which the model has never "
+            "seen: take one of them out, save the tokenizer and use that folder as BASE_MODEL."
+        )
     for row in rows:
         example = encode(row, tokenizer, stop)
         if len(example["input_ids"]) > max_length:
             too_long.append(row["id"])
             continue
-        if (
-            example["labels"][-1] != stop.id
-            or example["input_ids"].count(tokenizer.bos_token_id) > 1
-        ):
-            raise CourseError(
-                f"Row {row['id']} has two <bos> or no stop token: its chat template is not one "
-                "this course knows."
-            )
         encoded.append(example)
     if not rows:
         raise CourseError(

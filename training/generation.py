@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import utils
-from training.chat import Stop, chat_prompt
+from training.chat import Stop, prompt_ids
 from utils import CourseError
 
 if TYPE_CHECKING:
@@ -76,9 +76,8 @@ def generate(
     import torch
 
     limits = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
-
-    rendered = [chat_prompt(text, tokenizer) for text in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(rendered[i]))
+    asked = [prompt_ids(text, tokenizer) for text in texts]
+    order = sorted(range(len(texts)), key=lambda i: len(asked[i]))
     answers: dict[int, Answer] = {}
     how = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -90,12 +89,8 @@ def generate(
     with torch.inference_mode(), utils.progress(len(texts), "answers") as bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            inputs = tokenizer(
-                [rendered[i] for i in chunk],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
+            inputs = tokenizer.pad(
+                {"input_ids": [asked[i] for i in chunk]}, return_tensors="pt", padding_side="left"
             ).to(model.device)
             options = how | {"eos_token_id": stop.ids, "pad_token_id": tokenizer.pad_token_id}
             room = [limits[i] for i in chunk]
@@ -148,7 +143,7 @@ def _written(model, inputs, stop: Stop, limits: list[int], options: dict) -> lis
         ids = output.sequences[kept]
         mask = torch.nn.functional.pad(mask, (0, new.shape[1]), value=1)[kept]
         cache = output.past_key_values
-        if cache is not None and len(going) < len(new):
+        if rows and cache is not None and len(going) < len(new):
             cache.batch_select_indices(kept)
     return [ids[:limit] for ids, limit in zip(written, limits, strict=True)]
 
@@ -256,11 +251,7 @@ class Vllm:
 
         # As token ids, because vLLM would put a second <bos> before a rendered text
         asked = [
-            {
-                "prompt_token_ids": self.tokenizer(
-                    chat_prompt(conversation, self.tokenizer), add_special_tokens=False
-                ).input_ids
-            }
+            {"prompt_token_ids": prompt_ids(conversation, self.tokenizer)}
             for conversation in conversations
         ]
         lora = LoRARequest("tuned", 1, str(self.adapter)) if adapter else None

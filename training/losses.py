@@ -11,9 +11,11 @@ Sources: the chunked head follows the idea of Cut Your Losses (arXiv 2411.09009)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import time
+import weakref
 
 from training.chat import IGNORED
 from training.machine import peak_memory
@@ -81,11 +83,72 @@ def _frozen_head():
     return FrozenHead.apply
 
 
-def _parts(model):
-    """`(causal language model, softcap)` under any PEFT wrapper; Gemma 2 squashes its logits with a
-    tanh, the others do not."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base, getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What stands between a model's last hidden state and its logits:
+    `logits = cap(scale * head(hidden))`, with `cap(x) = softcap * tanh(x / softcap)` or nothing."""
+
+    scale: float  # 1 for most; Granite, Cohere, Falcon-H1 and MiniCPM have another
+    softcap: float | None  # Gemma 2
+
+
+_HEADS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # a model and its Head, or None
+
+
+def head_of(model, input_ids) -> Head | None:
+    """What the model does to its logits, measured once on a few tokens.
+
+    Configs are no guide: Granite divides by its `logits_scaling`, HyperCLOVA X multiplies by it,
+    and every family has a name of its own.
+
+    Args:
+        model: a causal language model, with or without a LoRA adapter.
+        input_ids: (batch, length) int64, of which the first eight of one row are read.
+
+    Returns:
+        None where the logits are something else than a scaled and capped product with the head.
+    """
+    base = _base(model)
+    if base not in _HEADS:
+        _HEADS[base] = _measured_head(base, input_ids[:1, :8])
+    return _HEADS[base]
+
+
+def _measured_head(base, input_ids) -> Head | None:
+    import torch
+
+    seen = []
+    watched = base.base_model.register_forward_hook(
+        lambda module, inputs, output: seen.append(getattr(output, "last_hidden_state", None))
+    )
+    try:
+        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+            logits = base(input_ids=input_ids, use_cache=False).logits.float()
+            if not seen or seen[0] is None:
+                return None
+            head = base.get_output_embeddings()
+            product = head(seen[0].to(head.weight.dtype)).float()
+    finally:
+        watched.remove()
+    softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    x, y = product.flatten(), logits.flatten()
+    if softcap:  # undone, but where the tanh is flat it cannot be
+        steep = y.abs() < 0.9 * softcap
+        x, y = x[steep], softcap * (y[steep] / softcap).atanh()
+    scale = (x @ y / (x @ x)).item()  # least squares
+    scale = 1.0 if abs(scale - 1) < 1e-3 else scale
+    expected = _capped(scale * product, softcap)
+    apart = ((expected - logits).norm() / logits.norm()).item()
+    return Head(scale, softcap) if apart < (1e-3 if base.dtype == torch.float32 else 3e-2) else None
+
+
+def _capped(logits, softcap: float | None):
+    return softcap * (logits / softcap).tanh() if softcap else logits
+
+
+def _base(model):
+    """The causal language model under any PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD_CHUNK, **kwargs):
@@ -96,7 +159,8 @@ def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD
     `chunk` of them at a time. The value and the gradients of the adapter are those of the full
     computation (see tests/training/test_losses.py). The head must be frozen, as it is under LoRA,
     for its gradient is not computed; a trained head takes PyTorch's ordinary path, for all trained
-    positions at once. In bf16 or fp32 (fp16 underflows).
+    positions at once, and a model whose logits are more than scaled and capped (see `head_of`) the
+    way of `full_logits_loss`. In bf16 or fp32 (fp16 underflows).
 
     Args:
         model: a causal language model, with or without a LoRA adapter.
@@ -110,7 +174,9 @@ def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD
     import torch
     from torch.nn import functional as F
 
-    base, softcap = _parts(model)
+    base, of = _base(model), head_of(model, input_ids)
+    if of is None:
+        return full_logits_loss(model, input_ids, labels, attention_mask=attention_mask, **kwargs)
     hidden = base.base_model(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
     ).last_hidden_state
@@ -118,14 +184,13 @@ def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD
     trained = targets != IGNORED
     hidden, targets, head = hidden[:, :-1][trained], targets[trained], base.get_output_embeddings()
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters()):
-        logits = head(hidden).float()
-        loss = F.cross_entropy(
-            softcap * (logits / softcap).tanh() if softcap else logits, targets, reduction="sum"
-        )
+        logits = _capped(of.scale * head(hidden).float(), of.softcap)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
     else:
-        loss = _frozen_head()(
-            hidden, head.weight, getattr(head, "bias", None), targets, softcap, chunk
-        )
+        bias = getattr(head, "bias", None)
+        if of.scale != 1:  # the scale of the product is one of the hidden state too
+            hidden, bias = of.scale * hidden, None if bias is None else of.scale * bias
+        loss = _frozen_head()(hidden, head.weight, bias, targets, of.softcap, chunk)
     return loss, trained.sum()
 
 
@@ -154,7 +219,7 @@ def trl_loss(model, input_ids, labels, **kwargs):
     """
     from trl.trainer.utils import add_fused_lm_head
 
-    base, _ = _parts(model)
+    base = _base(model)
     before = vars(base).get("forward")
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))  # what SFTTrainer asks for
     try:
@@ -167,11 +232,9 @@ def trl_loss(model, input_ids, labels, **kwargs):
     return -output.log_probs.sum(), output.label_mask.sum()
 
 
-WAYS = {
-    "full logits": full_logits_loss,
-    "TRL's fused head": trl_loss,
-    "trained positions only": answer_loss,
-}
+TRL = "TRL's fused head"
+OURS = "trained positions only"
+WAYS = {"full logits": full_logits_loss, TRL: trl_loss, OURS: answer_loss}
 
 
 def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
@@ -219,6 +282,84 @@ def compare(model, batch: dict, repeats: int = 2) -> list[dict]:
         }
         for way in WAYS
     ]
+
+
+# How far two ways to the same loss may lie apart, in nats per token
+TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
+
+
+def disagreement(model, row: dict, way: str) -> str:
+    """Nothing if one row's loss by `way` is that of the model's own logits, else a sentence.
+
+    Args:
+        row: from `chat.encode`.
+        way: a key of `WAYS`.
+    """
+    import torch
+
+    batch = padded([row], 0, model.device)
+    values = []
+    with torch.no_grad():
+        for loss_of in (full_logits_loss, WAYS[way]):
+            loss, count = loss_of(model, **batch)
+            values.append((loss / count).item())
+    dtype = str(_base(model).dtype).removeprefix("torch.")
+    apart = abs(values[0] - values[1])
+    if apart <= TOLERANCE[dtype]:  # False for NaN
+        return ""
+    return (
+        f"By {way} a row's loss is {values[1]:.4f}, by the model's own logits {values[0]:.4f} nats "
+        "a token: this model does something to its logits that is not known here, so it is trained "
+        "on its own logits, which takes more memory."
+    )
+
+
+def keeps_rows_apart(model, rows: list[dict]) -> bool:
+    """True if rows laid end to end are to this model what they are alone.
+
+    Attention can be kept within each row; a convolution (LFM2) or a recurrent state (Mamba, linear
+    attention) mostly runs on into the next one. The model is asked: two rows, packed and padded.
+
+    Args:
+        rows: two or more from `chat.encode`; short ones do.
+    """
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    two = [
+        {name: example[name] for name in ("input_ids", "labels")}
+        for example in sorted(rows, key=lambda example: len(example["input_ids"]))[:2]
+    ]
+    packed = dict(DataCollatorForLanguageModeling(0, padding_free=True)(two))
+    packed = {
+        name: value.to(model.device) if torch.is_tensor(value) else value
+        for name, value in packed.items()
+    }
+    with torch.no_grad():
+        alone, count = answer_loss(model.eval(), **padded(two, 0, model.device))
+        try:
+            together, _ = answer_loss(model, **packed)
+        except (RuntimeError, TypeError, ValueError):  # such as transformers' own refusal
+            return False
+    dtype = str(_base(model).dtype).removeprefix("torch.")
+    return abs(alone - together).item() / count.item() <= TOLERANCE[dtype]
+
+
+def verdict(values: dict[str, float], dtype: str) -> str:
+    """One sentence on the losses of `compare`: whether the ways agree, and what follows.
+
+    Args:
+        values: nats per token of each way.
+        dtype: of the model, as in `machine.Device`.
+    """
+    right = values["full logits"]
+    wrong = [way for way in values if not abs(values[way] - right) <= TOLERANCE[dtype]]
+    if not wrong:
+        return f"The {len(values)} ways agree to within {TOLERANCE[dtype]:g} nats a token."
+    return (
+        f"By {' and '.join(wrong)} the loss is another one than that of the model's own logits, "
+        "so this model is not trained that way."
+    )
 
 
 def held_out_loss(model, encoded: list[dict], pad: int, batch_size: int = 8) -> float:

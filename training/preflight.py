@@ -35,7 +35,7 @@ GPU_TFLOPS = {
 # What training reaches of the matrix-product ceiling. CPU: 0.31 to 0.67 in benchmarks/loss.py on
 # two cores of AMD EPYCs, with bf16 and without, so the time is a rough guide. GPU: the middle of
 # what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet
-# (benchmarks/gpu_train.py does).
+# (benchmarks/gpu_battery.py does).
 # Apple's GPU: not measured either, taken as the other GPUs.
 EFFICIENCY = {"cuda": 0.37, "mps": 0.37, "cpu": 0.50}
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
@@ -130,10 +130,11 @@ class Prediction:
                 min(self.tokens, 4096) * 32768 * (size if self.device.name == "cuda" else size + 16)
             )  # Triton folds in place
         else:
+            # In float32 product, logits and softmax share one buffer; in 16 bits the product has
+            # its own, and the softmax is narrowed for its product with the head
+            each = 4 if size == 4 else 2 + 4 + 2
             head = (
-                min(round(self.tokens * self.trained) + 1, HEAD_CHUNK)
-                * self.of.vocabulary
-                * (size + 8)
+                min(round(self.tokens * self.trained) + 1, HEAD_CHUNK) * self.of.vocabulary * each
             )
         slow = self.device.name == "cpu" and size == 2
         head += self.head_layout if slow else 0

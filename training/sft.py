@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 import time
@@ -24,9 +25,10 @@ from typing import Literal
 import settings
 import utils
 from preprocessing import contamination, deduplicate
+from training import losses
 from training.adapter import disk_errors
 from training.chat import Stop, encode_all
-from training.losses import answer_loss, held_out_loss
+from training.losses import held_out_loss
 from utils import CourseError
 
 # --- data -----------------------------------------------------------------------------------------
@@ -133,6 +135,21 @@ def _parted(rows: list[dict], size: int, seed: int) -> tuple[list[dict], list[di
 # --- training -------------------------------------------------------------------------------------
 
 
+def _checked_loss(model, args, row: dict):
+    """The function of losses.py to train with, None for TRL's own: on an NVIDIA GPU, and with
+    several processes, where the model's wrapper must see the forward pass.
+
+    One row's loss is held against that of the model's own logits; where they differ those are
+    trained on, and a sentence says so.
+    """
+    ours = args.device.type != "cuda" and args.world_size == 1
+    wrong = losses.disagreement(model, row, losses.OURS if ours else losses.TRL)
+    if wrong:
+        print(wrong)
+        return losses.full_logits_loss
+    return losses.answer_loss if ours else None
+
+
 def _require_finite_loss(loss, step: int) -> None:
     """Raises CourseError where `loss`, a scalar tensor, is not a number."""
     if not loss.isfinite():
@@ -176,7 +193,8 @@ def trainer_class():
 
     - Rows are lists from `encode_all`, or datasets of such rows.
     - Without an NVIDIA GPU the loss is `answer_loss`: on one, TRL's fused head skips masked
-      positions, but on a CPU it scores them all.
+      positions, but on a CPU it scores them all. Whichever it is, the first row's loss is held
+      against the model's own logits, and where they differ training takes those and says so.
     - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate":
       ..., "samples": [...]}`. Numbers are logged as `eval_loss` and `eval_stop_rate` (and go to
       wandb), samples stay in `state.log_history`.
@@ -188,9 +206,11 @@ def trainer_class():
     from trl import SFTTrainer
 
     class CourseTrainer(SFTTrainer):
-        def __init__(self, *args, train_dataset, eval_dataset=None, watch=None, **kwargs):
+        def __init__(self, model, args, *, train_dataset, eval_dataset=None, watch=None, **kwargs):
+            self.loss_of = _checked_loss(model, args, train_dataset[0])
             super().__init__(
-                *args,
+                model,
+                args,
                 train_dataset=_as_dataset(train_dataset),
                 eval_dataset=_as_dataset(eval_dataset),
                 **kwargs,
@@ -202,11 +222,10 @@ def trainer_class():
             self.remove_callback(PrinterCallback)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            # With several processes the model's wrapper must see the forward pass
-            if self.args.device.type == "cuda" or self.accelerator.num_processes > 1:
+            if self.loss_of is None:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-                loss, tokens = answer_loss(model, **inputs)
+                loss, tokens = self.loss_of(model, **inputs)
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
             return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -247,6 +266,20 @@ def trainer_class():
             return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     return CourseTrainer
+
+
+def count_steps(rows: int, training_settings: dict) -> int:
+    """Optimiser steps of a training on one device: in each pass so many batches, and a step for
+    every `gradient_accumulation_steps` of them or what is left.
+
+    Args:
+        training_settings: as SFTConfig takes them; `max_steps`, where it is there, counts.
+    """
+    if "max_steps" in training_settings:
+        return training_settings["max_steps"]
+    batches = math.ceil(rows / training_settings["per_device_train_batch_size"])
+    each = math.ceil(batches / training_settings["gradient_accumulation_steps"])
+    return math.ceil(each * training_settings["num_train_epochs"])
 
 
 def plumbing(output: Path, steps: int, report_to: str) -> dict:

@@ -17,9 +17,17 @@ from pathlib import Path
 
 import settings
 import utils
-from training import attention, gguf_reader
+from training import attention, gguf_reader, precision
 from training.machine import Device, suited
 from utils import CourseError
+
+# Where the weights of a language model lie in a checkpoint that can also see: in Gemma 3's and
+# Mistral 3's, and in Gemma 4's and SmolVLM's
+TEXT_WEIGHTS = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.model\.": "model.",
+    r"^model\.(language_model|text_model)\.": "model.",
+}
 
 
 def packaged_student() -> Path:
@@ -169,6 +177,10 @@ def _explained(name: str) -> Iterator[None]:
 def load_base(name: str, device: Device, quantize: str = "none"):
     """Load a base model and its tokenizer.
 
+    Of a checkpoint that can also see (Gemma 3 from 4B on) only the language model is loaded, so
+    that no adapter lands on a vision tower. In 16 bits the model is first asked whether it computes
+    what it would in 32 (see precision.py), and loaded in float32 if it does not.
+
     Args:
         name: `settings.PACKAGED_STUDENT`, a hub id or a local folder.
         device: from `choose_device`. Where the model cannot compute so (see `machine.suited`),
@@ -193,7 +205,9 @@ def load_base(name: str, device: Device, quantize: str = "none"):
     # a bar for three seconds of reading would stay in the notebook as a widget
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(name)  # before the weights, which may be gigabytes, are fetched
-    fits = suited(device, load_config(name))
+    config = load_config(name)
+    text = config.get_text_config()
+    fits = suited(device, config)
     device.dtype, device.attention, device.reason = fits.dtype, fits.attention, fits.reason
     bits = four_bit(device) if quantize == "4bit" else {}
     options = {
@@ -202,8 +216,13 @@ def load_base(name: str, device: Device, quantize: str = "none"):
     } | bits
     try:
         with _explained(name):
-            model = AutoModelForCausalLM.from_pretrained(
-                place := source(name), token=_token(place), **options
+            model, info = AutoModelForCausalLM.from_pretrained(
+                place := source(name),
+                config=text,
+                key_mapping=None if text is config else TEXT_WEIGHTS,
+                output_loading_info=True,
+                token=_token(place),
+                **options,
             )
             model = model if bits else model.to(device.name)
     except (
@@ -218,6 +237,19 @@ def load_base(name: str, device: Device, quantize: str = "none"):
                 "BASE_MODEL, or on a GPU QUANTIZE to '4bit'."
             ) from None
         raise
+    if info["missing_keys"]:  # transformers would fill them with random numbers
+        raise CourseError(
+            f"The weights of {name} lack {len(info['missing_keys'])} that its config names, such "
+            f"as {min(info['missing_keys'])}: check the folder or choose another BASE_MODEL."
+        )
+    model.eval()
+    wrong = "" if device.dtype == "float32" else precision.trouble(model, tokenizer)
+    if wrong:
+        del model
+        device.dtype, device.reason = "float32", f"{device.reason}; {wrong}, so fp32"
+        if device.attention != "eager":  # FlashAttention has no float32
+            device.attention = "sdpa"
+        return load_base(name, device, quantize)
     # Prefill hands the head one position of each row, a strided view, for which PyTorch's CPU
     # matmul copies the whole 262k-row head once per row (a profile of one batch of 12 prompts
     # showed 17 s of copies; from contiguous memory there are none).
@@ -228,7 +260,7 @@ def load_base(name: str, device: Device, quantize: str = "none"):
     model.name_or_path = model.config.name_or_path = (
         settings.PACKAGED_HUB_ID if name == settings.PACKAGED_STUDENT else name
     )
-    return model.eval(), tokenizer
+    return model, tokenizer
 
 
 def four_bit(device: Device) -> dict:

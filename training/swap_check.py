@@ -4,8 +4,9 @@ machine, its weights answer.
 Run: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko] (or: python -m training.swap_check MODEL
 [--language ko])
 What it does: render, mask and measure the shipped rows with the model's own template, choose the
-end token, attach LoRA to an empty model, predict memory, and say ok, warn or FAIL for each with
-what to do; the exit status is 1 after a FAIL. What it does not do: download or train weights. From
+end token, hold the loss and packed rows against the model's own logits, attach LoRA to an empty
+model, predict memory, and say ok, warn or FAIL for each with what to do; the exit status is 1 after
+a FAIL. What it does not do: download or train weights. From
 the hub it fetches the tokenizer's and the config's few files only.
 
 The checks call what the notebooks call (chat.py, student.py, preflight.py), so that what passes
@@ -23,10 +24,10 @@ from pathlib import Path
 
 import settings
 import utils
-from training import architecture, chat, machine, preflight, student
+from training import architecture, chat, losses, machine, preflight, student
 from utils import CourseError
 
-ONE_TURN = {"id": "a row of one turn", "messages": chat.TURN_PROBE}
+SHORT_ROWS = ({"id": "a row of one turn", "messages": chat.TURN_PROBE}, chat.TWO_TURNS)
 MAX_LENGTH, BATCH, RANK, ANSWERS, LONGEST = 512, 4, 4, 28, 96  # as in train.ipynb
 SPARSE = 2.0  # bytes of text in a token; a Hangul syllable has three
 # share of the weights outside the embedding that lie in linear layers; less is a mixture of experts
@@ -101,8 +102,15 @@ def check(
                 "There is no config.json, so neither could be asked: copy it beside the tokenizer.",
             )
         )
-    if ends:
-        ask("end token", end_token, name, tokenizer, ends, weights)
+    if ends and weights:
+        model = ask("precision", precision, name, device)
+        if model is not None:
+            ask("end token", end_token, model, tokenizer)
+            if encoded:
+                ask("loss", loss, model, encoded)
+                ask("packing", packing, model, encoded)
+    elif ends:
+        ask("end token", end_token_by_rule, tokenizer, ends)
     for language in languages:
         texts = [
             message["content"]
@@ -136,37 +144,27 @@ def weights_here(name: str) -> bool:
 # --- the checks: each returns (status, sentence, what later checks need) --------------------------
 
 
-def template(tokenizer) -> tuple[str, str, bool]:
-    """One turn and two are rendered, and a prompt's tokens begin the whole row, so that generation
-    shows what training showed."""
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False).input_ids
-
-    lengths = []
-    for row in (ONE_TURN, chat.TWO_TURNS):
-        prompt = ids(chat.chat_prompt(chat.question(row), tokenizer))
-        lengths.append(len(prompt))
-        if ids(chat.rendered(chat.conversation(row), tokenizer))[: len(prompt)] != prompt:
-            sentence = (
-                f"In {row['id']} the prompt's tokens do not begin the finished row, as if prompt "
-                "and answer were joined by a space: "
-                "training and generation both follow the prompt, so they agree; read a few "
-                "answers after training."
-            )
-            return "warn", sentence, True
-    return (
-        "ok",
-        f"One turn and two are rendered ({lengths[0]} and {lengths[1]} tokens of prompt), and "
-        "each prompt begins its row.",
-        True,
-    )
+def template(tokenizer) -> tuple[str, str, chat.Template]:
+    """What `chat.probe` found. Two turns must be rendered, for the evaluation asks them."""
+    found = chat.probe(tokenizer)
+    lengths = [len(chat.prompt_ids(chat.question(row), tokenizer)) for row in SHORT_ROWS]
+    sentence = f"One turn and two are rendered ({lengths[0]} and {lengths[1]} tokens of prompt)."
+    if str(found) != chat.UNCHANGED:
+        sentence += f" {found}"
+    if not found.begins:
+        sentence += (
+            " The prompt's tokens do not begin the finished row, as if prompt and answer were "
+            "joined by a space or a thought: training and generation both follow the prompt, so "
+            "they agree; read a few answers after training."
+        )
+    status = "ok" if found.begins and found.turns == "kept" else "warn"
+    return status, sentence, found
 
 
 def turn_end(tokenizer) -> tuple[str, str, dict[int, str]]:
     """The token with which the template closes a turn; with `<eos>` it is what may end an
     answer."""
-    end, _ = chat.closing(tokenizer)
+    end = chat.probe(tokenizer).turn_end
     ends = {
         i: tokenizer.convert_ids_to_tokens(i) for i in dict.fromkeys((end, tokenizer.eos_token_id))
     }
@@ -184,16 +182,14 @@ def _stop(end: int, ends: dict[int, str], tokenizer) -> chat.Stop:
 
 
 def bos(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
-    """`<bos>` at most once in a row of two turns, and once where the tokenizer has one."""
+    """`<bos>` once at the very start, where the tokenizer has one. Elsewhere it may stand: in
+    Granite and OLMo 2 it ends documents too, in SmolLM2 it begins every turn."""
     if tokenizer.bos_token_id is None:
         return "ok", "The tokenizer has none, and none is written.", None
-    end = next(iter(ends))
-    count = chat.encode(chat.TWO_TURNS, tokenizer, _stop(end, ends, tokenizer))["input_ids"].count(
-        tokenizer.bos_token_id
-    )
+    count = chat.probe(tokenizer).leading_bos
     if count > 1:
         sentence = (
-            f"{tokenizer.bos_token} stands {count} times in a row of two turns: take all "
+            f"{tokenizer.bos_token} stands {count} times at the start of every row: take all "
             "but the first out of the chat template."
         )
         return "FAIL", sentence, None
@@ -203,22 +199,19 @@ def bos(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
             f"put {{{{ bos_token }}}} first in the template."
         )
         return "warn", sentence, None
-    return (
-        "ok",
-        f"{tokenizer.bos_token} stands {('nowhere', 'once')[count]} in a row of two turns.",
-        None,
-    )
+    if count == 0:
+        return "ok", f"Rows begin without {tokenizer.bos_token}, which here ends them.", None
+    return "ok", f"{tokenizer.bos_token} stands once at the start of a row.", None
 
 
 def mask(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
     """What is learnt of a row is its answers, each with its stop token, whichever token that will
     be."""
-    for row in (ONE_TURN, chat.TWO_TURNS):
-        answers = [
-            message["content"]
-            for message in chat.conversation(row)
-            if message["role"] == "assistant"
-        ]
+    all_turns = chat.probe(tokenizer).turns == "kept"
+    for row in SHORT_ROWS:
+        messages = chat.conversation(row)
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        answers = answers if all_turns else answers[-1:]
         for end in ends:
             labels = chat.encode(row, tokenizer, _stop(end, ends, tokenizer))["labels"]
             learnt: list[str] = []
@@ -328,12 +321,23 @@ def memory(config, device: machine.Device, encoded: list[dict]) -> tuple[str, st
     return "ok", sentence, True
 
 
-def end_token(name: str, tokenizer, ends: dict[int, str], weights: bool) -> tuple[str, str, None]:
-    """Which token would end an answer: from the weights' rank of the turn's end, or, without them,
-    what the rule would do."""
-    if weights:
-        stop = str(chat.choose_stop(student.load_base(name, machine.choose_device())[0], tokenizer))
-        return "ok", f"{stop[0].upper()}{stop[1:]}.", None
+def precision(name: str, device: machine.Device) -> tuple[str, str, object]:
+    """The model with its weights, in the precision that it computes in; see `precision.trouble`."""
+    wanted = device.dtype
+    model, _ = student.load_base(name, device)
+    if device.dtype != wanted:
+        return "warn", f"{device.dtype} in place of {wanted}: {device.reason}.", model
+    return "ok", f"{device.dtype}, and the scores are numbers.", model
+
+
+def end_token(model, tokenizer) -> tuple[str, str, None]:
+    """Which token ends an answer, from the weights' rank of the turn's end."""
+    stop = str(chat.choose_stop(model, tokenizer))
+    return "ok", f"{stop[0].upper()}{stop[1:]}.", None
+
+
+def end_token_by_rule(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
+    """What the rule would do with weights that are not here."""
     end = next(iter(ends))
     if len(ends) == 1:
         return (
@@ -347,6 +351,25 @@ def end_token(name: str, tokenizer, ends: dict[int, str], weights: bool) -> tupl
         "the weights rank it among the first 100 "
         f"(instruction-tuned), else in {tokenizer.eos_token}: see the rank in train.ipynb, "
         "section 3, before you train."
+    )
+    return "warn", sentence, None
+
+
+def loss(model, encoded: list[dict]) -> tuple[str, str, None]:
+    """One row's loss, as training computes it here, against the model's own logits."""
+    row = min(encoded, key=lambda example: len(example["input_ids"]))
+    way = losses.TRL if model.device.type == "cuda" else losses.OURS
+    wrong = losses.disagreement(model, row, way)
+    return ("warn", wrong, None) if wrong else ("ok", "It is that of the model's logits.", None)
+
+
+def packing(model, encoded: list[dict]) -> tuple[str, str, None]:
+    """Whether rows may lie end to end."""
+    if losses.keeps_rows_apart(model, encoded):
+        return "ok", "Rows laid end to end stay apart.", None
+    sentence = (
+        "Rows laid end to end run into one another in this model, as in convolutions and recurrent "
+        "layers, so train.ipynb pads them instead: slower, and right."
     )
     return "warn", sentence, None
 

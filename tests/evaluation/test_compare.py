@@ -59,6 +59,20 @@ def test_alpaca_evals_outputs_and_plain_rows_are_read(tmp_path):
     assert [item["prompt"] for item in items] == ["Name a tree.", "나무 하나를 말해 줘."]
 
 
+def test_a_file_with_ids_meets_one_without(files, tmp_path):
+    """AlpacaEval's files have no ids: the prompts themselves tell which answers belong together."""
+    other = tmp_path / "other.json"
+    rows = [{"instruction": text, "output": "x", "generator": "g"} for text in ASKED.values()]
+    other.write_text(json.dumps(rows), encoding="utf-8")
+    for order in ([files[0], other], [other, files[0]]):
+        models, items = read(*order)
+        assert [item["id"] for item in items] == list(ASKED.values())
+        assert all(set(model.answers) == set(ASKED.values()) for model in models)
+    twice = answer_file(tmp_path, "twice", "twice", lambda row: row | {"prompt": "The same."})
+    with pytest.raises(utils.CourseError, match="asks a prompt twice"):
+        read(twice, other)
+
+
 def test_prompts_get_what_a_judge_needs(files):
     _, items = read(*files[:2])
     extra = [{"id": "p1", "reference": "A whale.", "category": "open_qa"}]

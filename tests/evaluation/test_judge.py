@@ -12,7 +12,7 @@ import settings
 import utils
 from evaluation import calibration, judge, stats, verdicts
 from evaluation.outcomes import Outcome
-from rehearsal import stand_ins
+from rehearsal import server, stand_ins
 
 ONE = {
     "id": "one",
@@ -275,6 +275,12 @@ def test_a_server_without_schemas_is_told_what_to_set(judged_by):
     assert 'needs REPLY_FORMAT = "text"' in record["orders"][0]["error"]
 
 
+def test_a_server_that_refuses_schemas_is_told_what_to_set(judged_by):
+    refused = server.error(400, "response_format is not supported by this model")
+    with pytest.raises(utils.CourseError, match="REPLY_FORMAT to 'text'"):
+        asyncio.run(judged_by(lambda body: refused).compare([ONE], ["a"], ["b"]))
+
+
 def test_thinking_past_the_limit_is_told_from_failing(judged_by):
     """Its error names JUDGE_TOKENS, in the record and in the gate's sentence."""
     bodies = []
@@ -388,6 +394,18 @@ def test_second_judge_is_a_setting(course):
         match="SECOND_JUDGE is gpt-4o, a paid model, but there is no OPENAI_API_KEY",
     ):
         settings.resolve({"SECOND_JUDGE": "gpt-4o"})
+
+
+def test_the_limits_of_answers_and_replies_are_settings(course, monkeypatch):
+    """96 tokens on a CPU cut off 72 % of gemma-2b-it's published answers; a GPU has the time."""
+    monkeypatch.setattr(utils, "has_gpu", lambda: False)
+    assert settings.resolve({}).answer_tokens == 96 and settings.resolve({}).judge_tokens == 400
+    monkeypatch.setattr(utils, "has_gpu", lambda: True)
+    assert settings.resolve({}).answer_tokens == 512
+    assert settings.resolve({"PROFILE": "smoke"}).answer_tokens == 32
+    monkeypatch.setenv("COURSE_ANSWER_TOKENS", "700")
+    chosen = settings.resolve({"JUDGE_TOKENS": "4000"})
+    assert chosen.answer_tokens == 700 and chosen.judge_tokens == 4000
 
 
 def test_a_judge_that_was_the_teacher_is_said(course):

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 import time
 
 import pytest
@@ -300,10 +301,12 @@ def test_another_model_behind_the_same_name_is_not_served_the_old_answers(tmp_pa
 
 
 def test_the_cost_so_far_is_shown_while_asking(tmp_path, capfd):
-    with serving(of_tokens(50)) as server:
-        one = client(server.url, journal=tmp_path / "j", **LIMIT)
+    slow = Said(of_tokens(50).body, delay=0.2)  # a bar is drawn ten times a second at most
+    with serving(slow) as server:
+        one = client(server.url, journal=tmp_path / "j", max_concurrency=2, **LIMIT)
         run(one, ask(12))
-        assert "$6.00, 1k tokens" in capfd.readouterr().err
+        drawn = capfd.readouterr().err
+        assert re.search(r"<00:0\d.*, \$[1-5]\.\d\d, \dk tokens", drawn), "time left and cost"
         assert one.so_far == "$6.00, 1k tokens"
     with serving(Said(b"")) as server:
         one = client(server.url, attempts=1, **LIMIT)

@@ -411,7 +411,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_whatever_a_server_says(case, tmp_path):
+def test_whatever_a_server_says(case, tmp_path, capsys):
     path = tmp_path / "requests.jsonl"
     priced = {"journal": path, "prices": (1.0, 1.0, 1.0), "budget_usd": 1.0, "model": "teacher"}
     with serving(case.said) as server:
@@ -434,6 +434,7 @@ def test_whatever_a_server_says(case, tmp_path):
     assert len(kept(path)) == case.kept
     if case.booked == WORST:
         assert one.spent_usd == pytest.approx(worst) and one.usage.estimated == 1
+        assert "did not count the tokens of 1 replies" in capsys.readouterr().out
     else:
         assert one.spent_usd == pytest.approx(sum(case.booked) / 1e6)
     assert one.lost_usd == pytest.approx(case.lost * worst) and one.usage.lost == case.lost

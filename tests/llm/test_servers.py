@@ -206,7 +206,7 @@ def test_the_context_of_a_real_server_is_not_the_limit_of_the_answer(tmp_path):
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(assemble(tmp_path / "student.gguf"))
-    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel = 256, 2, 1
+    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel = 256, 1, 1
     parameters.port = 0
     server = xllamacpp.Server(parameters)
     real = Client(
@@ -219,8 +219,10 @@ def test_the_context_of_a_real_server_is_not_the_limit_of_the_answer(tmp_path):
     ]
     over, cut, limited = run(real, requests)
     assert over.error.startswith("the request is too long (400)"), over.error
-    if cut.finish_reason == "length":
-        assert cut.error == "cut off at the end of the model's context"
+    assert (cut.finish_reason, cut.error) in (
+        ("length", "cut off at the end of the model's context"),
+        ("stop", None),  # it came to an end before that
+    )
     assert limited.error in (None, "cut off by max_completion_tokens")
     assert len(kept(tmp_path / "j")) == 2
 

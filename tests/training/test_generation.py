@@ -206,10 +206,10 @@ def test_conversation_is_rendered_in_the_chat_template_with_one_bos(tiny):
         {"role": "assistant", "content": "a"},
         {"role": "user", "content": "f"},
     ]
-    text = generation.chat_prompt(messages, tokenizer)
+    text = chat_prompt(messages, tokenizer)
     assert text.count(tokenizer.bos_token) == 1 and text.endswith("<start_of_turn>model\n")
     assert text.index("p") < text.index("a<end_of_turn>") < text.index("f<end_of_turn>")
-    assert generation.chat_prompt(messages[:1], tokenizer) == generation.chat_prompt("p", tokenizer)
+    assert chat_prompt(messages[:1], tokenizer) == chat_prompt("p", tokenizer)
 
 
 def test_one_model_answers_with_and_without_its_adapter(tiny, stop):

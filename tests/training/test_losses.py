@@ -91,8 +91,9 @@ def test_three_ways_one_loss_and_one_gradient(kind):
     import torch
 
     model = build(kind)
-    assert (losses._parts(model)[1] is not None) == ("soft-capped" in kind)
     batch = losses.padded(encoded(), 0, "cpu")
+    of = losses.head_of(model, batch["input_ids"])
+    assert of == losses.Head(1.0, 5.0 if "soft-capped" in kind else None)
     value, gradients = value_and_gradients(model, losses.full_logits_loss, batch)
     assert len(gradients) == 2 * 7 * 2 and all(
         gradient.abs().max() > 0 for gradient in gradients.values()
@@ -263,8 +264,9 @@ def test_row_by_row_is_the_same_attention_on_fewer_scores(kind, monkeypatch):
         asked.append((query.shape[2], key.shape[2]))
         return plain(query, key, value, **kwargs)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     model = build(kind, by_row=True)
+    losses.head_of(model, batch["input_ids"])  # once, on a few tokens
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     other, theirs = value_and_gradients(model, losses.answer_loss, batch)
     lengths = [len(row["input_ids"]) for row in rows]
     assert asked == [(length, length) for length in lengths] * 2 and max(lengths) > 8, (

@@ -16,8 +16,10 @@ from training import machine, preflight, student, swap_check
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, one_thread):
-    """Every eighth shipped row, a stated speed and one thread: the checks are the same."""
+    """Every eighth shipped row of one short turn, a stated speed and one thread: the checks are the
+    same. (Short, for the tiny vocabulary makes many tokens of a long one.)"""
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[::8]
+    rows = [row for row in rows if len(row.get("input") or "") + len(row.get("output", "")) < 400]
     monkeypatch.setattr(utils, "read_jsonl", lambda path: rows)
     monkeypatch.setattr(preflight, "matmul_flops", lambda device: 1e11)
 
@@ -51,7 +53,7 @@ def test_a_whole_folder_is_ready(family_folder, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert (
         "FAIL" not in said
-        and "warn" not in said
+        and ("warn" in said) == (name == "qwen3")  # it rewrites earlier turns
         and "asked with: tokenizer, config, weights" in said
     )
     assert (
@@ -87,7 +89,8 @@ def test_no_weights_are_loaded_where_there_are_none(family_folder, tmp_path, mon
     bare = without(shutil.copytree(folder, tmp_path / name), "model.safetensors")
     monkeypatch.setattr(student, "load_base", lambda *args: pytest.fail("weights were asked for"))
     findings = found(bare)
-    assert [check for check, finding in findings.items() if finding.status != "ok"] == ["end token"]
+    warned = [check for check, finding in findings.items() if finding.status != "ok"]
+    assert warned == ["chat template"] * (name == "qwen3") + ["end token"]
     assert (
         f"By the rule answers end in {FAMILIES[name][3]} if the weights rank it among the first 100"
         in findings["end token"].sentence
@@ -165,7 +168,7 @@ BEGIN = "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_
 @pytest.mark.parametrize(
     ("template", "check", "status", "sentence"),
     [
-        (TEMPLATE + BEGIN, "chat template", "ok", "each prompt begins its row"),
+        (TEMPLATE + BEGIN, "chat template", "ok", "One turn and two are rendered"),
         (
             TEMPLATE.replace("{{ bos_token }}", "") + BEGIN,
             "<bos>",
@@ -186,15 +189,15 @@ BEGIN = "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_
         ),
         (
             TEMPLATE + BEGIN.replace("{% endif", "<think>{% endif"),
-            "label mask",
-            "FAIL",
-            "rewrites earlier turns",
+            "chat template",
+            "warn",
+            "the thought is closed at once",
         ),
         (
             TEMPLATE + "{{ messages | length }}" + BEGIN,
-            "label mask",
-            "FAIL",
-            "rewrites earlier turns",
+            "chat template",
+            "warn",
+            "rewrites earlier turns, so of a row with several turns only the last answer",
         ),
         (
             "{{ raise_exception('one turn only') if messages | length > 2 }}" + TEMPLATE + BEGIN,
