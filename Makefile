@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check vote gate card figures results estimates outputs owner colab-test clean help
+.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check vote gate card figures korean results estimates outputs owner colab-test clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -60,6 +60,9 @@ card: $(VENV)/.ready ## write data/README.md, the statistics of the shipped data
 figures: $(VENV)/.ready ## draw the concept figures of the pages again, assets/*.svg, from code and data
 	$(BIN)/python -m assets.draw
 
+korean: $(VENV)/.ready ## build *.ko.ipynb from the notebooks and translations/ko/ (ARGS=--update: changed English cells into translations/ko/)
+	$(BIN)/python -m translations.build $(ARGS)
+
 results: $(VENV)/.ready ## put the figures of runs/default/ into both READMEs (ARGS="--run NAME")
 	$(BIN)/python -m assets.results $(ARGS)
 
@@ -75,7 +78,7 @@ outputs: ## copy notebooks, figures and the adapter of runs/default/ over the co
 
 owner: ## set the GitHub account in badges and the bootstrap cell: make owner NAME=you
 	@test -n "$(NAME)" || { echo "Say whose: make owner NAME=you"; exit 2; }
-	sed -i.bak -E 's#github(\.com)?/[^/" )]+/instruction-tuning-from-scratch#github\1/$(NAME)/instruction-tuning-from-scratch#g' *.ipynb *.md && rm -f *.bak
+	sed -i.bak -E 's#github(\.com)?/[^/" )]+/instruction-tuning-from-scratch#github\1/$(NAME)/instruction-tuning-from-scratch#g' *.ipynb *.md $(wildcard translations/ko/*.po) && rm -f *.bak translations/ko/*.bak
 
 clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: it may hold paid replies)
 	rm -rf $(VENV) .cache runs/smoke .pytest_cache .ruff_cache

@@ -179,8 +179,8 @@ class RougeLIndex:
     pairs in a second. Only what passes meets rapidfuzz's bit-parallel LCS. After the bitmap filter
     for set similarity joins (Sandes et al., arXiv 1711.07295).
 
-    Texts are compared with the kept ones, never rejected ones with one another, so time and memory
-    do not depend on how many copies of a text there are, nor on the order.
+    Texts are compared with the kept ones, and with one another only in groups of 512, so time and
+    memory are bounded by the kept texts and not by pairs of rejected ones, in any order.
     """
 
     def __init__(self, threshold: float = 0.7, tokenizer: str = "unicode") -> None:

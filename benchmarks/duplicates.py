@@ -198,7 +198,9 @@ def orders() -> None:
             f"{row['kept']:,} kept",
         )
     seconds = [row["seconds"] for row in found]
-    assert max(seconds) <= 1.5 * min(seconds), "an order takes more than 1.5 times the best one"
+    # A text behind many kept ones is compared with all of them, before them with few: twice the
+    # work at most, where pairs of rejected texts took 25 times the best order's
+    assert max(seconds) <= 2.5 * min(seconds), "an order takes more than 2.5 times the best one"
     assert max(row["gib"] for row in found) <= 1, "templated texts: memory target missed"
 
 

@@ -128,7 +128,7 @@ def _grams(words: list[str]) -> set[tuple[str, ...]]:
 def recall(lexical: float, semantic: float) -> float:
     """Share of the labelled paraphrases (data/duplicate_pairs.jsonl) that the gate would find: what
     it does not find may still be in a data set that passed."""
-    _, same, scores = curation.labelled_pairs(lexical)
+    _, same, scores = curation.labelled_pairs(lexical, turned=False)
     return float((scores["E5"][same] > semantic).mean())
 
 
@@ -193,8 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
-        _, same, scores = curation.labelled_pairs(LEXICAL)
-        semantic = curation.calibrate(scores["E5"], same, curation.PRECISION)
+        semantic = curation.gate_threshold(LEXICAL)
         if chosen.held_out:
             return _compare(chosen.rows, chosen.held_out, semantic)
         report = pass_gate(Path(chosen.rows), LEXICAL, semantic)

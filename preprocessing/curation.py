@@ -14,6 +14,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -114,15 +115,26 @@ def _breaks_off(text: str, language: prompts.Language) -> bool:
 # --- the threshold of the embedding filter --------------------------------------------------------
 
 
-def labelled_pairs(lexical: float) -> tuple[list[dict], np.ndarray, dict[str, np.ndarray]]:
+TURNED = ("opposite", "swapped")  # "pros" and "cons", "from C to F" and back
+
+
+def labelled_pairs(
+    lexical: float, turned: bool = True
+) -> tuple[list[dict], np.ndarray, dict[str, np.ndarray]]:
     """The labelled pairs of instructions that ROUGE-L lets through, for the filter that comes after
     it.
+
+    Args:
+        lexical: the threshold of ROUGE-L.
+        turned: with the pairs that ask for opposites or swap two things, which embeddings hardly
+            tell apart. The gate does without: what turns an evaluation prompt round is too close.
 
     Returns:
         `(pairs, duplicate, scores)`: n pairs with `a`, `b` and `kind`, their labels (n,) bool, and
         `{"E5": (n,), "ROUGE-L": (n,)}`.
     """
     pairs = utils.read_jsonl(utils.DATA / "duplicate_pairs.jsonl", ("a", "b", "duplicate", "kind"))
+    pairs = [pair for pair in pairs if turned or pair["kind"] not in TURNED]
     pairs = [pair for pair in pairs if similarity.rouge_l(pair["a"], pair["b"]) <= lexical]
     first = similarity.embed([pair["a"] for pair in pairs])
     second = similarity.embed([pair["b"] for pair in pairs])
@@ -153,6 +165,57 @@ def calibrate(scores: np.ndarray, duplicate: np.ndarray, precision: float) -> fl
         f"No threshold separates the labelled pairs with a precision of {precision}: use another "
         "similarity."
     )
+
+
+def gate_threshold(lexical: float) -> float:
+    """The cosine above which a row counts as a paraphrase of a held-out text: `PRECISION` of the
+    labelled pairs above it ask for the same, those left out that turn a request round."""
+    _, duplicate, scores = labelled_pairs(lexical, turned=False)
+    return calibrate(scores["E5"], duplicate, PRECISION)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """How many of what the embedding filter finds are duplicates, and whether it may remove."""
+
+    precision: float
+    low: float  # a 95 % interval (Wilson's)
+    high: float
+    pairs: int  # labelled pairs that the estimate rests on
+
+    @property
+    def kept(self) -> bool:
+        """Is the whole interval above `PRECISION`? Else rows are marked, for a person to read."""
+        return self.low >= PRECISION
+
+    def __str__(self) -> str:
+        does = "removed" if self.kept else "marked to be read, and stay"
+        return (
+            f"{self.precision:.0%} [{100 * self.low:.0f}, {100 * self.high:.0f}] of what is found "
+            f"are duplicates, by {self.pairs} labelled pairs that score as high: rows are {does}."
+        )
+
+
+def promise(found: np.ndarray, scores: np.ndarray, duplicate: np.ndarray) -> Promise:
+    """The precision on the very rows that were found: the labelled pairs in the range of their
+    scores are counted, weighted as these scores are spread.
+
+    Args:
+        found: (k,) cosines of the rows found with their neighbours; may be empty.
+        scores: (n,) cosines of the labelled pairs.
+        duplicate: (n,) their labels.
+    """
+    from scipy.stats import binomtest
+
+    lowest = found.min(initial=1.0)
+    near = scores >= lowest if (scores >= lowest).any() else scores >= np.sort(scores)[-10]
+    # Kernel weights: a labelled pair counts as often as rows were found at about its cosine
+    centre = found if len(found) else scores[near]
+    weights = np.exp(-(((scores[near][:, None] - centre[None, :]) / 0.01) ** 2)).sum(axis=1)
+    share = float((weights * duplicate[near]).sum() / max(weights.sum(), 1e-12))
+    effective = max(1, round(weights.sum() ** 2 / max((weights**2).sum(), 1e-12)))
+    interval = binomtest(round(share * effective), effective).proportion_ci(method="wilson")
+    return Promise(share, float(interval.low), float(interval.high), int(near.sum()))
 
 
 def precision_recall_figure(scores: dict[str, np.ndarray], duplicate: np.ndarray, threshold: float):

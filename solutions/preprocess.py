@@ -87,7 +87,7 @@ def exercise_2(precisions: tuple[float, ...] = (0.95, curation.PRECISION, 0.80))
         For each precision asked for: `asked, threshold, recall, precision` (an `Estimate` with its
             interval) and `false_alarms`, pairs.
     """
-    pairs, same, scores = curation.labelled_pairs(lexical=USUAL)
+    pairs, same, scores = curation.labelled_pairs(lexical=USUAL, turned=False)
     found = []
     for asked in precisions:
         threshold = curation.calibrate(scores["E5"], same, asked)

@@ -95,7 +95,16 @@ FOLDERS = ("preprocessing", "training", "evaluation", "llm", "rehearsal", "scale
 def test_the_map_names_every_folder():
     for name in READMES:
         text = read(name)
-        for folder in (*FOLDERS, "solutions", "tests", "assets", "data", "docs", "requirements"):
+        for folder in (
+            *FOLDERS,
+            "solutions",
+            "tests",
+            "assets",
+            "data",
+            "docs",
+            "requirements",
+            "translations",
+        ):
             assert f"`{folder}/`" in text, f"{name} does not name {folder}/"
 
 

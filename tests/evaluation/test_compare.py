@@ -129,6 +129,18 @@ def test_german_prompts_are_refused_and_not_judged_as_english(files, tmp_path, c
     assert "3 of 3 prompts are in a language" in capsys.readouterr().err
 
 
+def test_a_stray_guess_stops_nothing_and_is_said(capsys):
+    """One of AlpacaEval's 805 prompts is taken for Nigerian Pidgin."""
+    stray = "convert December 21 · 1:00 – 1:50pm pacific to asia/taipei time"
+    asked = ["Which of the planets is the closest one to the Sun?"] * 60 + [stray]
+    items = [{"id": str(i), "prompt": text} for i, text in enumerate(asked)]
+    assert compare.language_of(stray) not in ("en", "ko")
+    assert {item["language"] for item in compare.complete(items, [])} == {"en"}
+    assert "'60' (" in capsys.readouterr().out
+    with pytest.raises(utils.CourseError, match="1 of 61 prompts"):
+        compare.complete([*items[:-1], items[-1] | {"language": "de"}], [])
+
+
 def test_the_stand_in_refuses_prompts_without_references(files, capsys):
     assert compare.main([*map(str, files[:2]), "--judge", "rehearsal"]) == 1
     assert "some of these prompts have none" in capsys.readouterr().err

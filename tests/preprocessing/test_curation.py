@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import numpy as np
 import pytest
 
 import prompts
@@ -229,3 +230,39 @@ def test_rules_catch_what_was_recorded_as_flawed(language):
     for one in tasks:
         problem = curation.problem(one)
         assert (problem is not None) == (one["flaw"] in by_rule), (problem, one)
+
+
+# --- the promise of the embedding filter ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", prompts.LANGUAGES)
+def test_opposites_and_swapped_things_are_among_the_labelled_pairs(language):
+    """Half of the pairs were duplicates, none an opposite: on real rows 8 of 41 removed ones were
+    duplicates where six of seven had been promised."""
+    pairs, same, _ = curation.labelled_pairs(0.7)
+    kinds = [pair["kind"] for pair in pairs if pair["language"] == language]
+    assert kinds.count("opposite") >= 5 and kinds.count("swapped") >= 3
+    turned = [pair["kind"] in curation.TURNED for pair in pairs]
+    assert not same[np.array(turned)].any()
+    left, _, _ = curation.labelled_pairs(0.7, turned=False)
+    assert len(left) == len(pairs) - sum(turned)
+
+
+def test_a_promise_that_embeddings_cannot_keep_is_not_given():
+    _, same, scores = curation.labelled_pairs(0.7)
+    promise = curation.promise(np.array([0.95, 0.97, 0.98]), scores["E5"], same)
+    assert not promise.kept and promise.low < promise.precision < promise.high < 0.85
+    assert "marked to be read" in str(promise)
+
+
+def test_a_promise_is_kept_where_every_pair_as_close_is_a_duplicate():
+    scores = np.concatenate([np.full(40, 0.98), np.full(40, 0.8)])
+    same = scores > 0.9
+    promise = curation.promise(np.array([0.975, 0.985]), scores, same)
+    assert promise.kept and promise.pairs == 40 and promise.precision == 1
+    low = curation.promise(np.array([0.8, 0.98]), scores, same)
+    assert low.precision == pytest.approx(0.5) and low.low < 0.5 < low.high
+
+
+def test_nothing_found_is_nothing_promised():
+    assert 0 <= curation.promise(np.zeros(0), np.linspace(0, 1, 30), np.ones(30, bool)).low <= 1
