@@ -403,6 +403,9 @@ class Settings:
     loss_repeats: int = _size(2, 1, "measurements of each way")
     prompts: int = _size(60, 12, "evaluation prompts; 0: all", gpu=0)
     answer_tokens: int = _size(96, 32, "tokens of an answer that is judged", gpu=512)
+    long_answer_tokens: int = _size(
+        512, 64, "the same where the reference is longer than that", gpu=1024
+    )
     judge_tokens: int = _setting(
         "400", "tokens of a judge's reply; a judge that thinks aloud needs more", as_count
     )

@@ -35,8 +35,8 @@ def write(records: Sequence[dict], results: dict, path: str | Path) -> Path:
     Args:
         records: one a prompt, as `Judge.compare` returns them and `join` adds to: `id, language,
             category, prompt, base, tuned, outcome, value, orders`, and where there are any
-            `reference`, `scores` (`base`, `tuned`), `follow_up`, `follow_up_base` and
-            `follow_up_tuned`.
+            `reference`, `scores` (`base`, `tuned`), `difficulty` and `follow_ups`, the later turns,
+            each with `prompt`, `reference`, `base` and `tuned`.
         results: `headline`, and `judge` as it is to be named; where known `teacher`, `run`,
             `base_model`, `calibration` (in sentences), `notes` (more sentences, such as a judge
             that is also the teacher) and `names` of the two models, if not "base" and "tuned".
@@ -65,13 +65,16 @@ def join(
                 f"The verdict on {verdict['id']!r} stands where {item['id']!r} is expected: judge "
                 "these prompts again."
             )
-        record = {
-            key: item[key] for key in ("prompt", "reference", "follow_up") if item.get(key)
-        } | verdict
-        for name, answer in zip(("base", "tuned"), answers, strict=True):
-            first, *rest = [answer] if isinstance(answer, str) else answer
-            record |= {name: first} | {f"follow_up_{name}": second for second in rest[:1]}
-        joined.append(record)
+        record = {key: item[key] for key in ("prompt", "reference") if item.get(key)} | verdict
+        said = [[answer] if isinstance(answer, str) else answer for answer in answers]
+        record |= {"base": said[0][0], "tuned": said[1][0]}
+        later = [
+            turn | {"base": ours, "tuned": theirs}
+            for turn, ours, theirs in zip(
+                item.get("follow_ups", ()), said[0][1:], said[1][1:], strict=True
+            )
+        ]
+        joined.append(record | ({"follow_ups": later} if later else {}))
     return joined
 
 
@@ -217,10 +220,9 @@ def _card(record: dict, contradiction: bool, names: tuple[str, str] = ("base", "
         f"<h3>{label['prompt']}</h3>{_said(record['prompt'], language)}",
         _pair(record["base"], record["tuned"], record, record.get("scores") or {}, names),
     ]
-    if record.get("follow_up"):
-        second = record.get("follow_up_base", ""), record.get("follow_up_tuned", "")
-        parts.append(f"<h3>{label['follow_up']}</h3>{_said(record['follow_up'], language)}")
-        parts.append(_pair(*second, record, {}, names))
+    for turn in record.get("follow_ups", ()):
+        parts.append(f"<h3>{label['follow_up']}</h3>{_said(turn['prompt'], language)}")
+        parts.append(_pair(turn["base"], turn["tuned"], record, {}, names))
     if record.get("reference"):
         parts.append(
             f"<details><summary>{label['reference']}</summary>"

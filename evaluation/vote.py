@@ -75,7 +75,7 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
             "\n\n--- answer to the follow-up ---\n\n".join(texts[name]) for name in names
         )
         prompt = "\n\n--- follow-up ---\n\n".join(
-            [record["prompt"], *filter(None, [record.get("follow_up")])]
+            [record["prompt"], *(turn["prompt"] for turn in record.get("follow_ups", ()))]
         )
         made.append(
             Pair(

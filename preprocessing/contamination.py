@@ -47,8 +47,8 @@ def held_out() -> list[Held]:
     found = []
     for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", PROMPT_FIELDS):
         found.append(Held(item["id"], item["prompt"], item["prompt"]))
-        if item.get("follow_up"):
-            found.append(Held(item["id"], item["follow_up"], item["follow_up"]))
+        for turn in item.get("follow_ups", ()):
+            found.append(Held(item["id"], turn["prompt"], turn["prompt"]))
     for pair in utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt")):
         found.append(Held(pair["id"], pair["prompt"], pair["prompt"]))
     for seed in utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", ("id", "instruction")):

@@ -60,6 +60,7 @@ WANTED = (
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CHUNK = 1 << 18  # characters read at a time
+MOST_TURNS = 9  # of an evaluation prompt, as prompts.MOST_TURNS
 LONGEST = 1 << 26  # characters of one row at most
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
@@ -146,7 +147,7 @@ def read(
 
 def prompts(source: str | Path, languages: tuple[str, ...] = (), quiet: bool = False) -> list[dict]:
     """Evaluation prompts from the same sources: `id`, `language`, `category`, `prompt`, `reference`
-    ("" without one), and `follow_up` and `follow_up_reference` where the user goes on.
+    ("" without one), and where the user goes on `follow_ups`, each a `prompt` and a `reference`.
 
     A file of rows will do: its answers are the references. MT-Bench's `turns` are known too.
     """
@@ -186,7 +187,12 @@ def _usable(source: str | Path, found: Found, content: Content) -> Iterator[tupl
         row["category"] = _label(fields, CATEGORY) or "other"
         row |= said
         row["source"] = _label(fields, ("source",)) or name
-        for key in ("kind", "teacher", "is_classification"):  # what the course writes of a row
+        for key in (
+            "kind",
+            "teacher",
+            "difficulty",
+            "is_classification",
+        ):  # what the course writes of a row
             if isinstance(fields.get(key), str | bool):
                 row[key] = fields[key]
         yield f"{name}-{where.split()[-1]}", row
@@ -297,7 +303,7 @@ def _single(fields: dict, asked: str, answered: str, found: Found) -> dict:
 
 
 def _prompt(fields: dict, found: Found) -> dict:
-    """`prompt`, `reference`, `follow_up` and `follow_up_reference`; raises LeftOut."""
+    """`prompt`, `reference` and `follow_ups`; raises LeftOut."""
     name, asked, answered = (_first(fields, names) for names in (CONVERSATION, ASKED, ANSWERED))
     if name:
         messages = _messages(fields[name], name)
@@ -316,9 +322,10 @@ def _prompt(fields: dict, found: Found) -> dict:
         given = _first(fields, tuple(name for name in GIVEN if name != asked))
         extra = _text(fields[given], given) if given else ""
         said = [_text(fields[asked], asked) + (f"\n\n{extra}" if extra else "")]
-        said.append(_text(fields.get("follow_up"), "follow_up"))
         expected = [_text(fields[answered], answered) if answered else ""]
-        expected.append(_text(fields.get("follow_up_reference"), "follow_up_reference"))
+        for turn in _follow_ups(fields):
+            said.append(_text(turn.get("prompt"), "follow_ups"))
+            expected.append(_text(turn.get("reference"), "follow_ups"))
         found.fields["question", asked] += 1
     else:
         raise LeftOut("no question")
@@ -326,13 +333,22 @@ def _prompt(fields: dict, found: Found) -> dict:
         found.fields["answer", answered] += 1
     if not said or not said[0]:
         raise LeftOut("no question")
-    if len(said) > 2:
-        found.notes["only the first two questions are asked"] += 1
-    expected += ["", ""]
-    item = {"prompt": said[0], "reference": expected[0]}
-    if len(said) > 1 and said[1]:
-        item |= {"follow_up": said[1], "follow_up_reference": expected[1]}
-    return item
+    if len(said) > MOST_TURNS:
+        found.notes[f"only the first {MOST_TURNS} questions are asked"] += 1
+    expected += [""] * len(said)
+    pairs = zip(said[:MOST_TURNS], expected, strict=False)
+    first, *rest = [{"prompt": text, "reference": answer} for text, answer in pairs if text]
+    return first | ({"follow_ups": rest} if rest else {})
+
+
+def _follow_ups(fields: dict) -> list[dict]:
+    """What the user says next: `follow_ups`, objects or texts, or one `follow_up`."""
+    given = fields.get("follow_ups")
+    if isinstance(given, list):
+        return [turn if isinstance(turn, dict) else {"prompt": turn} for turn in given]
+    text = _text(fields.get("follow_up"), "follow_up")
+    answer = _text(fields.get("follow_up_reference"), "follow_up_reference")
+    return [{"prompt": text, "reference": answer}] if text else []
 
 
 def _messages(value: object, name: str) -> list[dict]:
@@ -478,7 +494,7 @@ def _code(fields: dict) -> str:
 def questions(row: dict) -> list[str]:
     """What the user says in a row or an evaluation prompt, turn by turn."""
     if "prompt" in row:
-        return [row["prompt"], row["follow_up"]] if row.get("follow_up") else [row["prompt"]]
+        return [row["prompt"], *(turn["prompt"] for turn in row.get("follow_ups", ()))]
     if "messages" in row:
         return [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
     return [row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")]

@@ -39,7 +39,12 @@ class Served:
     tuned: Client
     decoding: Decoding
 
-    def answers(self, conversations: Sequence[Conversation], adapter: bool) -> list[Answer]:
+    def answers(
+        self,
+        conversations: Sequence[Conversation],
+        adapter: bool,
+        limits: Sequence[int] | None = None,
+    ) -> list[Answer]:
         """Answers in the order asked.
 
         Raises:
@@ -49,14 +54,16 @@ class Served:
             [{"role": "user", "content": said}] if isinstance(said, str) else said
             for said in conversations
         ]
-        limit = {
-            "max_completion_tokens": self.decoding.max_new_tokens,
-            "temperature": self.decoding.temperature,
-            "seed": self.decoding.seed,
-        }
+        how = {"temperature": self.decoding.temperature, "seed": self.decoding.seed}
+        limits = limits or [self.decoding.max_new_tokens] * len(asked)
         client = self.tuned if adapter else self.base
         replies = asyncio.run(
-            client.complete([{"messages": messages} | limit for messages in asked])
+            client.complete(
+                [
+                    {"messages": messages, "max_completion_tokens": limit} | how
+                    for messages, limit in zip(asked, limits, strict=True)
+                ]
+            )
         )
         for reply, messages in zip(replies, asked, strict=True):
             if reply.error and reply.finish_reason != "length":

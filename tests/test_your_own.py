@@ -82,7 +82,7 @@ def test_example_2_own_seeds(files):
 def test_example_3_own_prompts(files, course):
     chosen = settings.resolve({"EVAL_PROMPTS": str(files / "prompts.csv")})
     first, second = judge.evaluation_prompts(chosen)
-    assert first["follow_up"] == "When is it open?" and "follow_up" not in second
+    assert first["follow_ups"][0]["prompt"] == "When is it open?" and "follow_ups" not in second
     assert (first["language"], second["language"]) == ("en", "ko")
 
 

@@ -40,8 +40,8 @@ FORMS = {
 def test_prompts_in_a_common_form_are_refused(tmp_path, name, course):
     path = write(tmp_path / "mine.jsonl", [FORMS[name]])
     (item,) = judge.evaluation_prompts(settings.resolve({"EVAL_PROMPTS": path}))
-    assert item["prompt"] == ASKED and item["reference"] == ANSWER and item["follow_up"] == MORE
-    assert item["follow_up_reference"] == "" and item["language"] == "ko"
+    assert item["prompt"] == ASKED and item["reference"] == ANSWER
+    assert item["follow_ups"] == [{"prompt": MORE, "reference": ""}] and item["language"] == "ko"
     assert item["category"] == "other" and item["id"] == "mine-1"
     assert rows.questions(item) == [ASKED, MORE]
 
@@ -51,7 +51,7 @@ def test_prompts_without_references_end_in_a_key_error(tmp_path, course):
     path.write_text(f"Prompt,Category\n{ASKED},food\nName a gas.,\n", encoding="utf-8-sig")
     items = judge.evaluation_prompts(settings.resolve({"EVAL_PROMPTS": str(path)}))
     assert [item["category"] for item in items] == ["food", "other"]
-    assert all(item["reference"] == "" and "follow_up" not in item for item in items)
+    assert all(item["reference"] == "" and "follow_ups" not in item for item in items)
     assert judge.sample(items, 2) == items
     answers = [Answer("네", True, 1), Answer("Argon", True, 1)]
     assert "answers that loop" in measures.beside(answers, items)

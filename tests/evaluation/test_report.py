@@ -93,9 +93,14 @@ RECORDS = [
     },
     record(
         "two-turns",
-        follow_up="And why?",
-        follow_up_base="Base on turn two.",
-        follow_up_tuned="Tuned on turn two.",
+        follow_ups=[
+            {
+                "prompt": "And why?",
+                "reference": "",
+                "base": "Base on turn two.",
+                "tuned": "Tuned on turn two.",
+            }
+        ],
         orders=[order("A", "A"), order("B", "tie"), order("A", "A", 2), order("B", "B", 2)],
     ),
 ]
@@ -263,23 +268,34 @@ def test_the_file_can_be_read_by_others_as_any_other(tmp_path):
 
 def test_join_puts_answers_beside_verdicts():
     items = [
-        {"id": "a", "prompt": "P", "reference": "", "follow_up": "F"},
+        {
+            "id": "a",
+            "prompt": "P",
+            "reference": "",
+            "follow_ups": [{"prompt": "F", "reference": ""}, {"prompt": "G", "reference": "H"}],
+        },
         {"id": "b", "prompt": "Q", "reference": "R"},
     ]
     verdicts = [
         {key: value for key, value in record(name).items() if key in ("id", "outcome", "orders")}
         for name in "ab"
     ]
-    joined = report.join(verdicts, items, [["b1", "b2"], "b3"], [["t1", "t2"], ["t3"]])
+    joined = report.join(verdicts, items, [["b1", "b2", "b4"], "b3"], [["t1", "t2", "t4"], ["t3"]])
+    assert joined[0]["follow_ups"][1] == {
+        "prompt": "G",
+        "reference": "H",
+        "base": "b4",
+        "tuned": "t4",
+    }
     assert (
-        joined[0]["follow_up_base"] == "b2"
+        joined[0]["follow_ups"][0]["base"] == "b2"
         and joined[0]["tuned"] == "t1"
         and joined[0]["prompt"] == "P"
     )
     assert (
         joined[1]["tuned"] == "t3"
         and joined[1]["reference"] == "R"
-        and "follow_up_tuned" not in joined[1]
+        and "follow_ups" not in joined[1]
     )
     with pytest.raises(utils.CourseError, match="'b' is expected"):
         report.join(verdicts[:1], items[1:], ["x"], ["y"])

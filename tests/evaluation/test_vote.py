@@ -86,7 +86,7 @@ def test_two_turns_are_shown_together(folder):
     record = {
         "id": "t",
         "prompt": "Name a fruit.",
-        "follow_up": "And another?",
+        "follow_ups": [{"prompt": "And another?", "reference": ""}],
         "base": ["pear", "fig"],
         "tuned": [{"text": "plum"}, {"text": "date"}],
     }

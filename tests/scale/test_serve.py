@@ -71,7 +71,7 @@ def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path):
     items = [
         item
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
-        if item.get("follow_up")
+        if item.get("follow_ups")
     ][:1]
     served = writer.answers(PROMPTS, adapter=True)
     same = [
