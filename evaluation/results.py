@@ -85,15 +85,6 @@ def lengths(answered: Answers) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def as_rows(items: Sequence[dict]) -> list[dict]:
-    """The prompts that have a reference, as rows whose output is the reference."""
-    return [
-        {"id": item["id"], "instruction": item["prompt"], "output": item["reference"]}
-        for item in items
-        if item["reference"]
-    ]
-
-
 # --- verdicts as tables ---------------------------------------------------------------------------
 
 
@@ -106,11 +97,11 @@ def scores(verdicts: Sequence[dict]) -> pd.DataFrame:
 
 
 def by_group(verdicts: Sequence[dict]) -> pd.DataFrame:
-    """The win rate of tuned by language, category and difficulty, with intervals."""
+    """The win rate of tuned by language, difficulty, kind and category, with intervals."""
     import pandas as pd
 
     rows = []
-    for key in ("language", "difficulty", "category"):
+    for key in ("language", "difficulty", "kind", "category"):
         there = [verdict for verdict in verdicts if key in verdict]
         for name, group in outcomes.by_group(there, key).items():
             rows.append({"group": name, "tuned wins": group.short, "prompts": group.n})

@@ -43,6 +43,7 @@ class Rounds:
         self.rng = random.Random(chosen.seed)
         self.passages = grounding.find(chosen.domain) if chosen.grounding else []
         self.text = chosen.reply_format == "text"
+        self.categories = self_instruct.categories_of(seeds, own=bool(chosen.seeds))
         self.asked = 0  # requests of each language so far
 
     @property
@@ -53,14 +54,7 @@ class Rounds:
     def prepare(self, language: str, number: int, made: list[dict]) -> Asked:
         """The request `number` in a language, with demonstrations drawn for it; `made` are the
         tasks that were accepted so far, of which Self-Instruct shows two."""
-        if self.chosen.method == "alpaca":
-            shown = self_instruct.sample_demonstrations(self.seeds, language, 3, self.rng)
-            make = self_instruct.batch_request
-        else:
-            shown = self_instruct.mixed_demonstrations(self.seeds, made, language, self.rng)
-            make = self_instruct.instructions_request
-        request = make(
-            shown,
+        common = (
             language,
             TASKS,
             number,
@@ -69,6 +63,12 @@ class Rounds:
             grounding.prompt_block(self.passages, language),
             self.chosen.answer_length,
         )
+        if self.chosen.method == "alpaca":
+            shown = self_instruct.sample_demonstrations(self.seeds, language, 3, self.rng)
+            request = self_instruct.batch_request(shown, *common, self.categories)
+        else:
+            shown = self_instruct.mixed_demonstrations(self.seeds, made, language, self.rng)
+            request = self_instruct.instructions_request(shown, *common)
         return Asked(language, shown, request)
 
     def next(self, made: list[dict]) -> list[Asked]:

@@ -162,7 +162,9 @@ def settings_of(packaged: bool) -> dict:
     for part in ("pace", "all", "machine"):
         (cell,) = [cell for cell in code("train") if cell.id == f"train-settings-{part}"]
         exec(cell.source, scope)
-    return scope["training_settings"]
+    chosen = scope["training_settings"]
+    assert isinstance(chosen, dict)
+    return chosen
 
 
 def test_the_course_settings_for_gemma_2b_it_are_the_specified_ones():

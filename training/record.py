@@ -12,7 +12,7 @@ from pathlib import Path
 
 import settings
 import utils
-from training import adapter
+from training import adapter, export
 from training.chat import Stop
 from training.machine import Device
 
@@ -102,7 +102,7 @@ class Job:
         return self.folder
 
     def hand_over(self, model, tokenizer, stop: Stop) -> None:
-        """Merge and push as MERGE and PUSH_ADAPTER_TO say; nothing where they say nothing."""
+        """Merge, export and push as MERGE, EXPORT and PUSH_ADAPTER_TO say."""
         if self.chosen.merge:
             folder = self.chosen.folder / "merged"
             card = adapter.model_card(
@@ -110,5 +110,7 @@ class Job:
             )
             adapter.save_merged(model, tokenizer, stop, folder, card)
             print(f"merged weights in {utils.short(folder)}")
+        if self.chosen.export == "gguf":
+            export.export(self.chosen)
         if self.chosen.push_adapter_to:
             print(adapter.push_adapter(self.folder, self.chosen.push_adapter_to))
