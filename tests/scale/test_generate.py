@@ -212,7 +212,7 @@ def test_judging_gives_the_records_of_one_machine(ray, tmp_path):
     prompts = [
         item
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
-        if not item.get("follow_up")
+        if not item.get("follow_ups")
     ][:3]
     said = lambda text: [[generation.Answer(text, True, 3)] for _ in prompts]  # noqa: E731
     generation.write_answers(
