@@ -410,9 +410,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _in_a_process(options, case: list) -> dict:
     command = [sys.executable, "-m", "benchmarks.gpu_battery", "--device", options.device]
     command += ["--steps", str(options.steps), "--case", json.dumps(case)]
-    child = subprocess.run(
-        [*command, *["--tiny"] * options.tiny], capture_output=True, text=True, cwd=utils.ROOT
-    )
+    if options.tiny:
+        command.append("--tiny")
+    child = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=utils.ROOT)
     if child.returncode:  # out of memory is a result too
         said = child.stderr.strip() or f"exit status {child.returncode}"
         return {"error": said.splitlines()[-1][:200]}

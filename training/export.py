@@ -113,10 +113,10 @@ def convert(merged: Path, output: Path, packaged: bool) -> Path:
 
 def llama_cpp(name: str) -> Path | None:
     """A script or program of llama.cpp: in the folder LLAMA_CPP, or on the path."""
-    root = os.environ.get("LLAMA_CPP")
-    for place in ("", "build/bin") if root else ():
-        if (found := Path(root).expanduser() / place / name).is_file():
-            return found
+    if root := os.environ.get("LLAMA_CPP"):
+        for folder in (Path(root).expanduser(), Path(root).expanduser() / "build" / "bin"):
+            if (folder / name).is_file():
+                return folder / name
     found = shutil.which(name)
     return Path(found) if found else None
 
@@ -133,7 +133,7 @@ def quantized(gguf: Path, output: Path) -> Path | None:
 
 
 def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
         raise CourseError(f"{what} failed ({said}): the merged weights are kept.")
