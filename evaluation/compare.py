@@ -328,7 +328,7 @@ def stand_in(chosen: settings.Settings) -> Iterator[None]:
     command = [sys.executable, "-m", "rehearsal.stand_ins"]
     house = Path(__file__).parents[1]
     with subprocess.Popen(
-        command, cwd=house, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=house, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
         try:
             chosen.rehearsal_url = process.stdout.readline().strip() if process.stdout else ""

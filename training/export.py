@@ -113,10 +113,10 @@ def convert(merged: Path, output: Path, packaged: bool) -> Path:
 
 def llama_cpp(name: str) -> Path | None:
     """A script or program of llama.cpp: in the folder LLAMA_CPP, or on the path."""
-    root = os.environ.get("LLAMA_CPP")
-    for place in ("", "build/bin") if root else ():
-        if (found := Path(root).expanduser() / place / name).is_file():
-            return found
+    if root := os.environ.get("LLAMA_CPP"):
+        for folder in (Path(root).expanduser(), Path(root).expanduser() / "build" / "bin"):
+            if (folder / name).is_file():
+                return folder / name
     found = shutil.which(name)
     return Path(found) if found else None
 
@@ -133,7 +133,7 @@ def quantized(gguf: Path, output: Path) -> Path | None:
 
 
 def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
         raise CourseError(f"{what} failed ({said}): the merged weights are kept.")
@@ -254,19 +254,20 @@ class Turns:
 
 
 def turns(tokenizer) -> Turns:
-    """Find out what the chat template writes, by rendering three short conversations.
+    """Find out what the chat template writes, by rendering two short conversations.
 
     Raises:
         CourseError: the template treats turns differently, so that no Modelfile can say the same.
     """
-    one, reply, two, rule = "USER-ONE", "REPLY-ONE", "USER-TWO", "SYSTEM-ONE"
-    asked = [{"role": "user", "content": one}, {"role": "assistant", "content": reply}]
-    text = chat.chat_prompt([*asked, {"role": "user", "content": two}], tokenizer)
-    text = text.removeprefix(tokenizer.bos_token or "")
+    said = ("USER-ONE", "REPLY-ONE", "USER-TWO", "REPLY-TWO", "USER-THREE")
+    roles = ("user", "assistant", "user", "assistant", "user")
+    asked = [{"role": role, "content": words} for role, words in zip(roles, said, strict=True)]
+    one, reply, two, _, _ = said
+    text = chat.chat_prompt(asked, tokenizer).removeprefix(tokenizer.bos_token or "")
     try:
         before, rest = text.split(one)
         answer, rest = rest.split(reply)
-        between, after = rest.split(two)
+        between, _ = rest.split(two)
     except ValueError:
         raise CourseError(
             "The chat template does not keep a conversation as it was said, so the Modelfile "
@@ -275,13 +276,17 @@ def turns(tokenizer) -> Turns:
     user = before
     while not between.endswith(user):  # the longest end that both have
         user = user[1:]
-    if answer != after or "{{" in text:
+    start, end = before[: len(before) - len(user)], between[: len(between) - len(user)]
+    again = start
+    for role, words in zip(roles, said, strict=True):
+        again += user + words + answer if role == "user" else words + end
+    if again != text or "{{" in text:
         raise CourseError(
             "The chat template writes first and later turns differently, so the Modelfile leaves "
             "the template to Ollama, which reads it from the GGUF file: compare a few answers."
         )
-    start, end = before[: len(before) - len(user)], between[: len(between) - len(user)]
     system, inside = None, False
+    rule = "SYSTEM-ONE"
     with contextlib.suppress(CourseError, ValueError):
         ruled = [{"role": "system", "content": rule}, asked[0]]
         head, tail = chat.chat_prompt(ruled, tokenizer).split(rule)

@@ -35,11 +35,11 @@ def items(requests: int, size: int) -> list[list[dict]]:
 
 
 def journal(output) -> list[str]:
-    """The keys of everything that was paid for, in all journals."""
+    """The keys of all that was paid for, in all journals; one may be at its last line now."""
     return [
         entry["key"]
         for path in sorted((output / "journal").glob("*.jsonl"))
-        for entry in utils.read_jsonl(path)
+        for entry in utils.read_jsonl(path, whole_lines=True)
         if "reply" in entry
     ]
 

@@ -26,7 +26,7 @@ PROMPTS = [
 def ollama(text: str, messages: list[dict]) -> str:
     """What Ollama makes of a Modelfile's template: once for each turn, and the last one up to where
     the answer begins."""
-    template = re.search('TEMPLATE """(.*?)"""', text, re.S)[1]
+    (template,) = re.findall('TEMPLATE """(.*?)"""', text, re.S)
     system = re.search('SYSTEM """(.*?)"""', text, re.S)
     rules = system[1] if system else ""
     if messages[0]["role"] == "system":
@@ -73,8 +73,14 @@ def test_a_template_that_rewrites_turns_gets_a_wrong_modelfile(tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_models.build(tmp_path / "gemma", "gemma"))
     last = "{% for m in messages[-1:] %}<q>{{ m['content'] }}<a>{% endfor %}"
+    late = "{% for m in messages[-2:] %}<q>{{ m['content'] }}<a>{% endfor %}"
     first = "{% for m in messages %}{{ loop.index }} {{ m['content'] }} {% endfor %}"
-    for template, reason in ((last, "does not keep a conversation"), (first, "differently")):
+    refused = (
+        (last, "leaves out what is said"),
+        (late, "does not keep a conversation"),
+        (first, "differently"),
+    )
+    for template, reason in refused:
         tokenizer.chat_template = template
         with pytest.raises(utils.CourseError, match=reason):
             export.modelfile(tokenizer, [1], "a.gguf")
