@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from typing import TYPE_CHECKING
 
 import regex
@@ -162,3 +163,44 @@ form.addEventListener("submit", event => event.preventDefault());
 form.hidden = false;
 show();
 """  # noqa: E501
+
+
+# --- executed notebooks as pages ------------------------------------------------------------------
+
+FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|(?<![\\$0-9A-Za-z])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![$0-9A-Za-z])", re.DOTALL
+)
+BADGE = re.compile(
+    r"\[!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)"
+)  # an image that is fetched from elsewhere
+FETCHING = re.compile(r"://|MathJax")
+SCRIPT = re.compile(r"<script\b[^>]*>.*?</script>", re.DOTALL)
+
+
+def with_formulas(markdown: str) -> str:
+    """LaTeX between dollar signs as MathML, which browsers draw by themselves; code spans and
+    dollar amounts stay as they are."""
+    from latex2mathml.converter import convert
+
+    def drawn(found: re.Match) -> str:
+        block, inline = found.groups()
+        return convert(block or inline, display="block" if block else "inline")
+
+    parts = re.split(r"(```.*?```|`[^`]*`)", markdown, flags=re.DOTALL)
+    parts[::2] = [FORMULA.sub(drawn, part) for part in parts[::2]]  # every second one is code
+    return "".join(parts)
+
+
+def of_notebook(notebook) -> str:
+    """An executed notebook as one page that asks the network for nothing: formulas are MathML, and
+    the scripts that nbconvert would fetch (MathJax, RequireJS, Mermaid) are left out."""
+    import copy
+
+    from nbconvert import HTMLExporter
+
+    shown_notebook = copy.deepcopy(notebook)
+    for cell in shown_notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_formulas(BADGE.sub(r"[\1](\2)", cell.source))
+    page, _ = HTMLExporter().from_notebook_node(shown_notebook)
+    return SCRIPT.sub(lambda found: "" if FETCHING.search(found[0]) else found[0], page)

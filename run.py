@@ -24,6 +24,7 @@ import threading
 import time
 
 import bootstrap
+import pages
 import settings
 import utils
 from llm import models
@@ -265,7 +266,6 @@ def write(notebook, name: str, folder) -> None:
     """Save an executed notebook and its page: clean, that is, without stderr, widgets, counters and
     timings."""
     import nbformat
-    from nbconvert import HTMLExporter
 
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -276,9 +276,8 @@ def write(notebook, name: str, folder) -> None:
     nbformat.validate(notebook)
     with utils.atomic(folder / f"{name}.ipynb") as file:
         file.write(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
-    page, _ = HTMLExporter().from_notebook_node(notebook)
     with utils.atomic(folder / f"{name}.html") as file:
-        file.write(page)
+        file.write(pages.of_notebook(notebook))
 
 
 def progress(output) -> bool:
