@@ -224,9 +224,9 @@ def count_steps(rows: int, training_settings: dict) -> int:
     every `gradient_accumulation_steps` of them or what is left.
 
     Args:
-        training_settings: as SFTConfig takes them; `max_steps`, where it is there, counts.
+        training_settings: as SFTConfig takes them; a `max_steps` above 0 counts, -1 is none.
     """
-    if "max_steps" in training_settings:
+    if training_settings.get("max_steps", -1) > 0:
         return training_settings["max_steps"]
     batches = math.ceil(rows / training_settings["per_device_train_batch_size"])
     each = math.ceil(batches / training_settings["gradient_accumulation_steps"])

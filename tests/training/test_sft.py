@@ -1062,3 +1062,15 @@ def test_generation_stops_and_drops_the_stop_token(tiny, monkeypatch):
     )
     (answer,) = generation.generate(model, tokenizer, ["안녕?"], stop)
     assert answer == generation.Answer("네, 안녕하세요", True, len(tail) - 2)
+
+
+def test_a_limit_of_minus_one_is_no_limit():
+    """transformers' own word for "as rows and passes give"; taken as a number it evaluates at every
+    step."""
+    chosen = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 3,
+    }
+    assert sft.count_steps(300, {**chosen, "max_steps": -1}) == sft.count_steps(300, chosen) == 114
+    assert sft.count_steps(300, {**chosen, "max_steps": 4}) == 4
