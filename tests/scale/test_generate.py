@@ -186,7 +186,7 @@ def test_a_killed_program_goes_on_from_its_journals(tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        deadline = time.time() + 200
+        deadline = time.time() + 400
         while not (tmp_path / "journal").exists() or len(journal(tmp_path)) < 6:
             assert first.poll() is None and time.time() < deadline, first.communicate()[0][-2000:]
             time.sleep(0.05)
