@@ -221,6 +221,7 @@ def load_base(name: str, device: Device, quantize: str = "none"):
                 config=text,
                 key_mapping=None if text is config else TEXT_WEIGHTS,
                 output_loading_info=True,
+                use_safetensors=True,  # a pickled file can run code when it is read
                 token=_token(place),
                 **options,
             )
@@ -317,6 +318,11 @@ def why_not_loaded(name: str, error: Exception) -> str:
         return (
             f"{name} is neither a local folder nor a model on the Hugging Face hub: check the "
             "spelling of BASE_MODEL."
+        )
+    if "safetensors" in text and ("does not appear" in text or "no file" in text):
+        return (
+            f"{name} has no weights as safetensors, and pickled ones could run code when they are "
+            "read: choose another BASE_MODEL, or save the model as safetensors."
         )
     if "unrecognized configuration class" in text:
         return (

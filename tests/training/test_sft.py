@@ -3,6 +3,7 @@ Gemma."""
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1074,3 +1075,12 @@ def test_a_limit_of_minus_one_is_no_limit():
     }
     assert sft.count_steps(300, {**chosen, "max_steps": -1}) == sft.count_steps(300, chosen) == 114
     assert sft.count_steps(300, {**chosen, "max_steps": 4}) == 4
+
+
+def test_pickled_weights_are_never_read(folder, tmp_path):
+    """A .bin file runs what it likes when it is opened; a stranger's model may be such a file."""
+    copy = tmp_path / "pickled"
+    shutil.copytree(folder, copy)
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(utils.CourseError, match="no weights as safetensors.*could run code"):
+        student.load_base(str(copy), machine.choose_device())
