@@ -250,7 +250,7 @@ def code_tree(korean: bool) -> str:
     upper, lower = ROOMS[:3], ROOMS[3:]
     tall, low = height(upper), height(lower)
     p = Picture(
-        ("The house: a folder for each notebook", "강의의 구조: 노트북마다 폴더 하나"),
+        ("The house: a folder for each notebook", "강좌의 구조: 노트북마다 폴더 하나"),
         round(116 + tall + gap + low + 44),
         korean,
     )

@@ -86,9 +86,11 @@ class Journal:
 
     def write(self, record: dict) -> None:
         """Add one record: from here on it survives the end of this process, `kill -9` included, but
-        not yet that of the machine. Outside `writing` this journal becomes the writer for good."""
+        not yet that of the machine. Outside `writing` this journal is the writer for this record
+        only."""
         if not self._holders:
-            self._claim()
+            with self.writing():
+                return self.write(record)
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         with utils.disk_errors(self.path), open(self.path, "ab", buffering=0) as file:
             end = file.tell()

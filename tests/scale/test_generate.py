@@ -156,7 +156,7 @@ def test_a_worker_that_dies_costs_its_worst_case_and_the_shard_is_done_again(ray
         )
         one = generate.teach_worst(where.connect(url, tmp_path / "none", None), items(4, 2)[0]) / 2
     assert report["shards"] == 2 and len(journal(tmp_path / "out")) == 4
-    assert report["lost_usd"] == pytest.approx(one)  # one request was under way
+    assert report["lost_usd"] == pytest.approx(one, rel=0.02)  # one request was under way
 
 
 def test_a_killed_program_goes_on_from_its_journals(tmp_path):
