@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check vote gate card figures korean results estimates outputs owner colab-test clean help
+.PHONY: run test scale-test lint bench bench-gpu sweep data-effect swap-check chat export vote gate card figures korean results estimates outputs owner colab-test clean help
 .DEFAULT_GOAL := help
 
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
@@ -48,7 +48,13 @@ swap-check: $(VENV)/.ready ## can MODEL be the base model? template, mask, end t
 	@test -n "$(MODEL)" || { echo "Say which: make swap-check MODEL=<hub id or folder> [LANGUAGE=ko]"; exit 2; }
 	@$(BIN)/python -m training.swap_check "$(MODEL)" $(if $(filter command,$(origin LANGUAGE)),--language "$(LANGUAGE)")
 
-vote: $(VENV)/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
+chat: $(VENV)/.ready ## talk with what a run has trained, beside its base model (ARGS="--run default")
+	@$(BIN)/python -m training.talk $(ARGS)
+
+export: $(VENV)/.ready ## what a run has trained as GGUF, with an Ollama Modelfile, in runs/default/gguf/ (ARGS="--run default")
+	@$(BIN)/python -m training.export $(ARGS)
+
+vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
 	$(BIN)/python -m evaluation.vote $(ARGS)
 
 gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge pairs and seeds again (data/contamination.json)

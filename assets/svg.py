@@ -95,16 +95,6 @@ class Picture:
             f'xml:space="preserve">{html.escape(said, quote=False)}</text>'
         )
 
-    def spans(self, x, y, pieces: list[tuple[str, str]], size=15) -> None:
-        """One line of differently coloured pieces `(text, tone)`; the tone "deep" is bold too."""
-        inside = "".join(
-            f'<tspan class="{tone}{" bold" * (tone == "deep")}">{html.escape(text)}</tspan>'
-            for text, tone in pieces
-        )
-        self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" xml:space="preserve">{inside}</text>'
-        )
-
     def box(
         self, x, y, w, h, *lines: Words, tone="plain", size=15, mono=False, bold=True, dashed=False
     ) -> None:

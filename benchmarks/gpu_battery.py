@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -207,14 +208,13 @@ def loss_case(options, length: int, way: str) -> dict:
     config = gemma_2b(options.tiny)
     found = measured_steps(tuned(config, device, True), device, length, way, options.steps)
     flops = machine.matmul_flops(device)
-    # The table's ceiling is not used below
-    known = {"trained": 0.5, "checkpointing": True, "gpu": "L4"}
-    predicted = preflight.predict(config, device, BATCH, length, RANK, loss=KINDS[way], **known)
-    # Model FLOPs are those of the leanest way: without recomputation and masked logits
-    useful = preflight.predict(
-        config, device, BATCH, length, RANK, loss=KINDS[losses.OURS], **known
+    # Of a GPU's table only the ceiling is taken, which is not used below
+    predict = functools.partial(
+        preflight.predict, config, device, BATCH, length, RANK, trained=0.5, gpu="L4"
     )
-    useful = dataclasses.replace(useful, checkpointing=False)
+    predicted = predict(loss=KINDS[way], checkpointing=True)
+    # Model FLOPs are those of the leanest way: without recomputation and masked logits
+    useful = predict(loss=KINDS[losses.OURS], checkpointing=False)
     rate = BATCH * length * ACCUMULATION / found["seconds"]
     return {
         "loss": found["loss"],
@@ -410,9 +410,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _in_a_process(options, case: list) -> dict:
     command = [sys.executable, "-m", "benchmarks.gpu_battery", "--device", options.device]
     command += ["--steps", str(options.steps), "--case", json.dumps(case)]
-    child = subprocess.run(
-        [*command, *["--tiny"] * options.tiny], capture_output=True, text=True, cwd=utils.ROOT
-    )
+    if options.tiny:
+        command.append("--tiny")
+    child = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=utils.ROOT)
     if child.returncode:  # out of memory is a result too
         said = child.stderr.strip() or f"exit status {child.returncode}"
         return {"error": said.splitlines()[-1][:200]}

@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     items = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS)
     items = judge.sample(
-        [item for item in items if not item.get("follow_up")], options.prompts, seed=42
+        [item for item in items if not item.get("follow_ups")], options.prompts, seed=42
     )
     rows = []
     if "verdicts" in options.only:

@@ -4,8 +4,8 @@
     python -m evaluation.compare a.json b.json c.json --prompts prompts.jsonl --judge rehearsal
 
 An answer file is AlpacaEval's (`instruction`, `output`, `generator`) or has `id`, `prompt` and
-`answer`; two turns are a list of two answers. `--prompts` adds what the answers' own file lacks:
-`reference`, `follow_up`, `language`, `category`.
+`answer`; several turns are a list of as many answers. `--prompts` adds what the answers' own file
+lacks: `reference`, `language`, `category`, and `follow_ups`, a list of `prompt` and `reference`.
 
 What it does: check that all models answered the same prompts, calibrate the judge in the languages
 of these prompts, judge all pairs in both orders, and print headline, ranking (Bradley-Terry) and a
@@ -33,11 +33,12 @@ import utils
 from evaluation import calibration, judge, outcomes, ranking, report
 from evaluation.calibration import Calibration
 from preprocessing import contamination, rows
+from training import generation
 from utils import CourseError
 
 ASKED = ("prompt", "instruction", "question")
 ANSWERED = ("answer", "output", "response", "completion")
-KNOWN = ("reference", "follow_up", "follow_up_reference", "language", "category")
+KNOWN = ("reference", "language", "category")
 SETTINGS = ("judge", "base_url", "reply_format", "judge_tokens", "budget_usd", "run")
 TELLING = 30  # letters; of a shorter prompt the language cannot be told
 STRAY = 0.02  # share of prompts whose language may be mistaken: 1 of the 805 of AlpacaEval is
@@ -165,7 +166,7 @@ def _answers_all(model: Model, other: Model) -> None:
 
 def complete(items: list[dict], extra: Sequence[dict], language: str = "") -> list[dict]:
     """Prompts with all that a judge needs: `language, category, reference` ("" without one), and
-    `follow_up` where there is one.
+    `follow_ups` where there are any.
 
     Args:
         extra: records of a prompts file, matched by id, else by the text of the prompt.
@@ -182,6 +183,8 @@ def complete(items: list[dict], extra: Sequence[dict], language: str = "") -> li
     for item in items:
         more = known.get(item["id"]) or known.get(item["prompt"]) or {}
         told = {name: more[name] for name in KNOWN if isinstance(more.get(name), str)}
+        if more.get("follow_ups"):
+            told["follow_ups"] = more["follow_ups"]
         item = {"reference": "", "category": "other"} | item | told
         code = language or item.get("language")
         if not code:
@@ -325,7 +328,7 @@ def stand_in(chosen: settings.Settings) -> Iterator[None]:
     command = [sys.executable, "-m", "rehearsal.stand_ins"]
     house = Path(__file__).parents[1]
     with subprocess.Popen(
-        command, cwd=house, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=house, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
         try:
             chosen.rehearsal_url = process.stdout.readline().strip() if process.stdout else ""
@@ -369,12 +372,15 @@ def run(options: argparse.Namespace) -> int:
     items = same_prompts(models)
     extra = utils.read_jsonl(options.prompts) if options.prompts else []
     items = complete(items, extra, options.language or "")
+    judge.check_items(items, str(options.prompts or options.answers[0]))
     for item in items:
         turns = {len(model.answers[item["id"]]) for model in models}
-        if turns != {2 if item.get("follow_up") else 1}:
+        wanted = len(generation.turns(item))
+        if turns != {wanted}:
+            found = (turns - {wanted}).pop()
             raise CourseError(
-                f"{item['id'][:60]!r} has {turns.pop()} answers a model: one is wanted, and one "
-                "more where the prompt has a follow_up (see --prompts)."
+                f"{item['id'][:60]!r} has {found} answers of a model and {wanted} turns: one is "
+                "wanted, and one more for each of the prompt's follow_ups (see --prompts)."
             )
     chosen = settings.resolve({name.upper(): vars(options)[name] for name in SETTINGS})
     if chosen.judge == settings.REHEARSAL and not all(item["reference"] for item in items):

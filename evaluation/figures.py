@@ -163,6 +163,43 @@ def spread_figure(records: Sequence[dict], longer: Sequence[float]):
     return figure
 
 
+def reach_figure(
+    lengths: dict[str, dict[str, float]], recalls: dict[str, float | None], shown: str = ""
+):
+    """What rows of long answers and of several turns are for: how long answers are to standard,
+    hard and long prompts, and how far later answers go back to the turns before.
+
+    Args:
+        lengths: `{"base": ..., "tuned": ...}` from `measures.lengths`; more names are drawn too.
+        recalls: the same from `measures.recall`.
+        shown: of which run, for the title.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), width_ratios=(3, 2))
+    names, colours = list(lengths), (BASE, TUNED, "#2e8b57", "#e0b040")
+    groups = list(next(iter(lengths.values())))
+    height = 0.8 / len(names)
+    for place, name in enumerate(names):
+        rows = [row + (place - (len(names) - 1) / 2) * height for row in range(len(groups))]
+        sizes = [lengths[name][group] for group in groups]
+        left.barh(rows, sizes, height, color=colours[place % 4], label=name)
+        told = recalls.get(name)
+        right.barh(place, told or 0, color=colours[place % 4])
+        text = "none" if told is None else f"{told:+.2f}"
+        right.text(max(told or 0, 0), place, f" {text}", va="center", fontsize=8)
+    left.set(yticks=range(len(groups)), yticklabels=groups, xlabel="median tokens of an answer")
+    left.legend(frameon=False, fontsize=8)
+    right.set(yticks=range(len(names)), yticklabels=names, xlabel="words from earlier turns, gain")
+    right.axvline(0, color=LINE, lw=0.8)
+    right.margins(x=0.2)
+    for axes in (left, right):
+        axes.invert_yaxis()
+    figure.suptitle(shown, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
 def _intervals(axes, rates: dict[str, stats.Estimate]) -> None:
     """One row a rate: a point, its interval, and n; a line at 50 %."""
     for row, rate in enumerate(rates.values()):

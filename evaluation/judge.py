@@ -26,6 +26,8 @@ from evaluation.outcomes import outcome, side
 from evaluation.verdicts import Score, Verdict
 from llm.client import Client
 from llm.replies import Reply
+from preprocessing import contamination, rows
+from training import generation
 from utils import CourseError
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 Answer = str | Sequence[str]  # one text, or one a turn
 TOKENS = 400  # of a judge's reply, at most
-TWO_TURNS = ""  # a kind of its own when prompts are sampled
+SEVERAL_TURNS = ""  # a kind of its own when prompts are sampled
 CUT = "the judge was still writing at its limit: raise JUDGE_TOKENS"
 
 
@@ -51,9 +53,9 @@ def pair_request(
     """The chat request that compares two answers.
 
     Args:
-        item: `language`, `prompt` and `reference` ("" where there is none); for two turns also
-            `follow_up` and `follow_up_reference`.
-        turn: 1, or 2 for the answers to the follow-up, shown with the whole conversation.
+        item: `language`, `prompt` and `reference` ("" where there is none); for several turns also
+            `follow_ups`, a list of the same.
+        turn: which one is judged, from 1; a later one is shown with the whole conversation.
         reply_format: "schema", or "text" for endpoints that cannot be held to a JSON schema.
         tokens: of the reply, at most; a model that thinks aloud needs more.
     """
@@ -81,48 +83,33 @@ def _request(
     reply_format: str,
     tokens: int,
 ) -> dict:
-    suffix = {key: f"_{key}" if key else "" for key in answers}
-    texts = {"prompt": item["prompt"]}
-    if turn == 1:
-        texts |= {"reference": item["reference"]}
-    texts |= {f"answer{suffix[key]}": said[0] for key, said in answers.items()}
-    if turn == 2:
-        texts |= {
-            "follow_up": item["follow_up"],
-            "follow_up_reference": item.get("follow_up_reference", ""),
-        }
-        texts |= {f"second{suffix[key]}": said[1] for key, said in answers.items()}
-    guided = bool(texts.get("reference") or texts.get("follow_up_reference"))
     known = prompts.LANGUAGES[item["language"]]
-    heading, ask = known.judge_headings, known.judge_task
-    sections = [
-        f"[{heading[name]}]\n{_quoted(text)}"
-        for name, text in texts.items()
-        if text or "reference" not in name
-    ]
+    names = {key: f"answer_{key}" if key else "answer" for key in answers}
+    asked = generation.turns(item)[:turn]
+    last = asked[-1]
+    texts = {}  # (name, turn) -> text
+    for number, one in enumerate(asked, 1):
+        texts["prompt", number] = one["prompt"]
+        if one is last and one["reference"]:
+            texts["reference", number] = one["reference"]
+        texts |= {(names[key], number): said[number - 1] for key, said in answers.items()}
+    sections = [f"[{known.heading(*key)}]\n{_quoted(text)}" for key, text in texts.items()]
+    ask = known.judge_task
     closing = [
+        f"[{known.heading('end')}]",
         ask[task],
-        ask["reference"] if guided else "",
-        ask["follow_up"] if turn == 2 else "",
+        ask["reference"] if last["reference"] else "",
+        ask["last_turn"] if turn > 1 else "",
         ask[f"{task}_{reply_format}"],
     ]
-    user = "\n\n".join(
-        [*sections, f"[{heading['end']}]\n" + "\n".join(line for line in closing if line)]
-    )
+    user = "\n\n".join([*sections, "\n".join(line for line in closing if line)])
     system = known.judge_system if task == "pair" else known.judge_single_system
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     return {"messages": messages, "temperature": 0.0, "max_completion_tokens": tokens}
 
 
 HEADING = re.compile(
-    r"^(?=\[(?:"
-    + "|".join(
-        re.escape(heading)
-        for language in prompts.LANGUAGES.values()
-        for heading in language.judge_headings.values()
-    )
-    + r")\])",
-    re.M,
+    rf"^(?=\[(?:{'|'.join(map(re.escape, prompts.judge_sections()))})\])", re.MULTILINE
 )
 
 
@@ -144,8 +131,8 @@ class _Asked:
     tuned_is: str = ""  # "A" or "B" in a pair
 
 
-def _turns_of(item: dict) -> tuple[int, ...]:
-    return (1, 2) if item.get("follow_up") else (1,)
+def _turns_of(item: dict) -> range:
+    return range(1, len(generation.turns(item)) + 1)
 
 
 @dataclass
@@ -278,7 +265,8 @@ class Judge:
     def _record(self, item: dict, orders: list[dict]) -> dict:
         first, second = _mean_side(orders, "A"), _mean_side(orders, "B")
         value = None if first is None or second is None else (first + second) / 2
-        kept = {key: item[key] for key in ("id", "language", "category", "kind") if key in item}
+        told = ("id", "language", "category", "kind", "difficulty")
+        kept = {key: item[key] for key in told if key in item}
         return kept | {
             "outcome": str(outcome(first, second)),
             "value": value,
@@ -304,9 +292,36 @@ def _mean_side(orders: list[dict], tuned_is: str) -> float | None:
 # --- the prompts ----------------------------------------------------------------------------------
 
 
+def evaluation_prompts(chosen: settings.Settings) -> list[dict]:
+    """The prompts of EVAL_PROMPTS, or the course's, in the chosen languages.
+
+    Raises:
+        CourseError: the file cannot be read, has no prompt in these languages, or what
+            `check_items` refuses.
+    """
+    prompts.known(chosen.languages, "The judge")
+    if chosen.eval_prompts:
+        items = rows.prompts(chosen.eval_prompts, chosen.languages)
+    else:
+        items = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS)
+    name = chosen.eval_prompts or "eval_prompts.jsonl"
+    check_items(items, name)
+    asked = [item for item in items if item["language"] in chosen.languages]
+    if chosen.eval_prompts and len(asked) < len(items):
+        print(
+            f"{len(items) - len(asked)} prompts are not asked, because LANGUAGE is "
+            f"{', '.join(chosen.languages)}"
+        )
+    if not asked:
+        raise CourseError(
+            f"No prompt of {name} is in {' or '.join(chosen.languages)}: check LANGUAGE."
+        )
+    return asked
+
+
 def check_items(items: Sequence[dict], name: str) -> None:
-    """Stop at what would silently spoil every count: an id that occurs twice, or a follow-up that
-    is empty.
+    """Stop at what would silently spoil every count: an id that occurs twice, or follow-ups that
+    are not what `generation.turns` reads.
 
     Args:
         name: the file that they came from, for the message.
@@ -318,20 +333,27 @@ def check_items(items: Sequence[dict], name: str) -> None:
             f"{name} has the id {twice[0]!r} more than once: give every record an id of its own."
         )
     for item in items:
-        if "follow_up" in item and not str(item["follow_up"]).strip():
+        follow_ups = item.get("follow_ups", [])
+        well_formed = isinstance(follow_ups, list) and all(
+            isinstance(one, dict) and str(one.get("prompt", "")).strip() and "reference" in one
+            for one in follow_ups
+        )
+        if not well_formed or len(follow_ups) >= prompts.MOST_TURNS:
             raise CourseError(
-                f"{name}, {item['id']}: follow_up is empty; write the second request, or leave "
-                "the field out."
+                f"{name}, {item['id']}: follow_ups must be a list of at most "
+                f"{prompts.MOST_TURNS - 1} objects with a `prompt`, not empty, and a `reference`, "
+                "which may be empty."
             )
 
 
 def sample(rows: Sequence[dict], n: int, seed: int = 0, by: str = "category") -> list[dict]:
-    """About equally many rows of every language and `by`, two-turn prompts being a kind of their
-    own, in the order of the file."""
+    """About equally many rows of every language and `by`, in the order of the file; what has a
+    `kind` (hard prompts) or several turns is a group of its own."""
     rng = random.Random(seed)
     shuffled = rng.sample(list(rows), len(rows))
-    kinds = sorted({_kind(row, by) for row in rows} - {TWO_TURNS})
-    names = [TWO_TURNS, *rng.sample(kinds, len(kinds))]  # so that a small sample has two turns too
+    kinds = sorted({_kind(row, by) for row in rows} - {SEVERAL_TURNS})
+    # Turns come first, so that a small sample has some too
+    names = [SEVERAL_TURNS, *rng.sample(kinds, len(kinds))]
     seen: Counter = Counter()
     ranked = []
     for row in shuffled:
@@ -343,7 +365,7 @@ def sample(rows: Sequence[dict], n: int, seed: int = 0, by: str = "category") ->
 
 
 def _kind(row: dict, by: str) -> str:
-    return TWO_TURNS if row.get("follow_up") else row[by]
+    return row.get("kind") or (SEVERAL_TURNS if row.get("follow_ups") else row[by])
 
 
 def connect(chosen: settings.Settings, role: str = "judge") -> Judge:

@@ -2,18 +2,21 @@
 its likeness to the reference.
 
 What it does: flaws of one answer, and the measures of a set of answers. What it does not do:
-generate (training/generation.py), judge (judge.py), or compute a loss (training/losses.py).
+generate (training/generation.py) or judge (judge.py).
 Importing it imports neither torch nor numpy.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import prompts
+from training import generation
 
 if TYPE_CHECKING:
+    from training.chat import Stop
     from training.generation import Answer
 
 FLAWS = {
@@ -53,6 +56,29 @@ def loops(text: str, n: int = 4, share: float = 0.5) -> bool:
 
 def _letters(text: str) -> int:
     return sum(character.isalpha() for character in text)
+
+
+def reference_losses(
+    model, tokenizer, stop: Stop, items: Sequence[dict]
+) -> dict[str, float | None]:
+    """The loss in nats per token of `"base"` (the adapter switched off) and `"tuned"` on the
+    references; None for both where no prompt has one."""
+    from training import chat, losses
+
+    references = [
+        {"id": item["id"], "instruction": item["prompt"], "output": item["reference"]}
+        for item in items
+        if item["reference"]
+    ]
+    if not references:
+        return {"base": None, "tuned": None}
+    encoded, _ = chat.encode_all(references, tokenizer, stop, max_length=1024)
+    with model.disable_adapter():
+        base = losses.held_out_loss(model, encoded, tokenizer.pad_token_id)
+    return {
+        "base": base,
+        "tuned": losses.held_out_loss(model, encoded, tokenizer.pad_token_id),
+    }
 
 
 def cut_share(answers: Sequence[Sequence[Answer]]) -> float:
@@ -100,3 +126,48 @@ def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]
 def _mean(values) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+# --- long answers and later turns -----------------------------------------------------------------
+
+
+def lengths(items: Sequence[dict], answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """Median tokens of the first answers to "standard", "hard" and "long" prompts, as far as there
+    are any; items without a `difficulty` count as standard."""
+    groups: dict[str, list[int]] = {}
+    for item, turns in zip(items, answers, strict=True):
+        name = "long" if item.get("kind") == "long" else item.get("difficulty", "standard")
+        groups.setdefault(name, []).append(turns[0].tokens)
+    return {name: statistics.median(groups[name]) for name in sorted(groups)}
+
+
+def recall(items: Sequence[dict], answers: Sequence[Sequence[Answer]]) -> float | None:
+    """How much more the last answers of conversations share with their own earlier turns than with
+    those of other conversations, in [-1, 1]; None without two conversations in one language.
+
+    What an answer shares is the part of its words that stand in the earlier turns and not in the
+    last request: an answer that only reads the last request shares nothing, and one of common words
+    shares as much with other conversations.
+    """
+    talks = []
+    for item, turns in zip(items, answers, strict=True):
+        asked = [turn["prompt"] for turn in generation.turns(item)]
+        if len(asked) > 1:
+            earlier = [*asked[:-1], *(answer.text for answer in turns[:-1])]
+            said = _stems(turns[-1].text) - _stems(asked[-1])
+            talks.append((item["language"], said, _stems(" ".join(earlier))))
+    gains = []
+    for i, (language, said, own) in enumerate(talks):
+        others = [talk[2] for j, talk in enumerate(talks) if j != i and talk[0] == language]
+        if said and others:
+            chance = _mean(len(said & other) / len(said) for other in others)
+            gains.append(len(said & own) / len(said) - chance)
+    return _mean(gains) if gains else None
+
+
+def _stems(text: str) -> set[str]:
+    """Words without their endings: Korean ones change with every particle."""
+    import similarity
+
+    words = similarity.tokenize(text)
+    return {word[: 5 if word.isascii() else 2] for word in words if len(word) > 1}

@@ -133,11 +133,11 @@ def values(records: Sequence[dict]) -> list[float]:
 
 
 def by_group(records: Sequence[dict], key: str) -> dict[str, Estimate]:
-    """Win rate of every language, category or kind; those without a readable verdict are left
-    out."""
+    """Win rate of every language, category, kind or difficulty; records without a readable verdict
+    or without the key are left out."""
     groups: dict[str, list[float]] = {}
     for record in records:
-        if record["value"] is not None:
+        if record["value"] is not None and key in record:
             groups.setdefault(record[key], []).append(record["value"])
     return {name: stats.win_rate(groups[name]) for name in sorted(groups)}
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import pages
 import prompts
 import utils
-from evaluation import report, stats
+from evaluation import stats
 from evaluation.outcomes import Outcome
 from evaluation.stats import Agreement
 from llm.journal import Journal
@@ -74,7 +75,7 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
             "\n\n--- answer to the follow-up ---\n\n".join(texts[name]) for name in names
         )
         prompt = "\n\n--- follow-up ---\n\n".join(
-            [record["prompt"], *filter(None, [record.get("follow_up")])]
+            [record["prompt"], *(turn["prompt"] for turn in record.get("follow_ups", ()))]
         )
         made.append(
             Pair(
@@ -240,7 +241,7 @@ def result(ballot: Ballot, folder: Path) -> str:
 # --- the page -------------------------------------------------------------------------------------
 
 CSS = (
-    report.CSS
+    pages.CSS
     + """
 form { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
   margin: 1rem 0; }
@@ -266,12 +267,12 @@ def page(ballot: Ballot) -> str:
         said = f'dir="auto" lang="{code}"'
         body = f"""<p>{label["vote_how"]}</p>
 <p role="status" id="status">{label["votes"].format(done=done, all=total)}</p>
-<h2>{label["prompt"]}</h2><div class="said" id="prompt" {said}>{report.shown(pair.prompt)}</div>
+<h2>{label["prompt"]}</h2><div class="said" id="prompt" {said}>{pages.shown(pair.prompt)}</div>
 <div class="pair">
 <section><h2>{label["answer_1"]}</h2>
-<div class="said" id="first" {said}>{report.shown(pair.first)}</div></section>
+<div class="said" id="first" {said}>{pages.shown(pair.first)}</div></section>
 <section><h2>{label["answer_2"]}</h2>
-<div class="said" id="second" {said}>{report.shown(pair.second)}</div></section>
+<div class="said" id="second" {said}>{pages.shown(pair.second)}</div></section>
 </div>
 <form method="post" action="/vote"><input type="hidden" name="key" value="{pair.key}">
 {buttons}</form>
@@ -288,7 +289,7 @@ def agreement_page(ballot: Ballot, folder: Path) -> str:
         told = str(error)
     print(f"\n{told}\n", flush=True)
     label = prompts.LANGUAGES["en"].page
-    said = f'<div class="said" id="result">{report.shown(told)}</div>'
+    said = f'<div class="said" id="result">{pages.shown(told)}</div>'
     return _html("en", label["agreement"], f'{said}<p><a href="/">{label["back"]}</a></p>')
 
 
@@ -318,7 +319,7 @@ def app(ballot: Ballot, folder: Path):
     from starlette.routing import Route
 
     policy = (
-        f"default-src 'none'; style-src '{report.source_hash(CSS)}'; base-uri 'none'; "
+        f"default-src 'none'; style-src '{pages.source_hash(CSS)}'; base-uri 'none'; "
         "form-action 'self'; frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}

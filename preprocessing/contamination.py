@@ -2,9 +2,9 @@
 is examined with.
 
 What it does: find rows too close to an evaluation prompt, a judge pair or a seed, by words and by
-meaning, and keep a record of the check beside the data, without which `train.ipynb` refuses it.
-What it does not do: choose the thresholds (`preprocess.ipynb` does), or find every paraphrase: how
-many of the labelled ones it finds is measured (`recall`) and stands in the record.
+meaning, and leave them out or keep a record of the check beside the data. What it does not do:
+choose the thresholds (`preprocess.ipynb` does), or find every paraphrase: how many of the labelled
+ones it finds is measured (`recall`) and stands in the record.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from preprocessing import rows as reader
 HELD = ("eval_prompts.jsonl", "judge_calibration.jsonl", "seed_tasks.jsonl")
 PROMPT_FIELDS = ("id", "language", "category", "prompt", "reference")
 LEXICAL = 0.7  # ROUGE-L, as everywhere
+CACHE = utils.CACHE / "gate"
+TEXTS_PER_MINUTE = 1200  # that E5 reads on two cores
 GRAM = 4  # words in a row: what of a prompt is looked for in a longer text
 CONTAINED = 0.8  # share of a prompt's grams that says that it stands in a text
 SHORTEST = 8  # words of a prompt that is looked for so: shorter ones stand in many texts
@@ -44,8 +47,8 @@ def held_out() -> list[Held]:
     found = []
     for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", PROMPT_FIELDS):
         found.append(Held(item["id"], item["prompt"], item["prompt"]))
-        if item.get("follow_up"):
-            found.append(Held(item["id"], item["follow_up"], item["follow_up"]))
+        for turn in item.get("follow_ups", ()):
+            found.append(Held(item["id"], turn["prompt"], turn["prompt"]))
     for pair in utils.read_jsonl(utils.DATA / "judge_calibration.jsonl", ("id", "prompt")):
         found.append(Held(pair["id"], pair["prompt"], pair["prompt"]))
     for seed in utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", ("id", "instruction")):
@@ -160,17 +163,47 @@ def pass_gate(data: Path, lexical: float, semantic: float) -> dict:
     return report
 
 
-def require_gate(data: Path, remedy: str) -> None:
-    """CourseError unless exactly this data set has passed the gate, against the evaluation as it is
-    now."""
+def passed(data: Path) -> bool:
+    """True if exactly this data set has passed the gate, against the evaluation as it is now."""
     report = utils.read_json(data.parent / "contamination.json")
-    if (
-        any(report.get(key) != value for key, value in state(data).items())
-        or report.get("left") != 0
-    ):
-        raise utils.CourseError(
-            f"{utils.short(data)} has not passed the contamination gate as it is now: {remedy}."
-        )
+    same = all(report.get(key) == value for key, value in state(data).items())
+    return same and report.get("left") == 0
+
+
+def clean(rows: list[dict], own: Sequence[dict] = ()) -> list[dict]:
+    """The rows that are not too close to what the model is examined with; the others are left out,
+    and printed.
+
+    The comparison is remembered in the cache under a hash of all that it depends on, so that the
+    same rows are compared once.
+
+    Args:
+        own: evaluation prompts of the user's own, as `rows.prompts` reads them.
+    """
+    semantic = curation.gate_threshold(LEXICAL)
+    held = held_out()
+    for item in own:
+        held += [Held(item["id"], question, question) for question in reader.questions(item)]
+    key = utils.fingerprint(rows, [vars(one) for one in held], LEXICAL, semantic)
+    path = CACHE / f"{key}.json"
+    record = utils.read_json(path)
+    if not record:
+        if len(rows) > 1000:
+            minutes = len(rows) / TEXTS_PER_MINUTE
+            print(
+                f"comparing {len(rows):,} rows with the evaluation, once: about {minutes:.0f} "
+                "minutes on two cores"
+            )
+        found = contaminated(rows, LEXICAL, semantic, held)
+        listed = [[row["id"], name, round(match.score, 3), by] for row, name, match, by in found]
+        record = {"rows": len(rows), "left_out": listed}
+        utils.write_json(path, record)
+    for row, name, score, by in record["left_out"][:3]:
+        print(f"left out, too close to the evaluation: {row} is like {name} ({by} {score})")
+    if (count := len(record["left_out"])) > 3:
+        print(f"... and {count - 3:,} more of {len(rows):,}")
+    left_out = {row for row, *_ in record["left_out"]}
+    return [row for row in rows if row["id"] not in left_out]
 
 
 def state(data: Path) -> dict:

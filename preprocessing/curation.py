@@ -14,6 +14,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ BROKEN_START = re.compile(r"[-*•#>]\s|[)\]}.,;:!?…](?!\w)")
 SENTENCE = re.compile(r"(?<=[.!?:。？！])\s+|\n+")
 
 
-def problem(task: dict) -> str | None:
+def problem(task: dict, categories: Sequence[str] = prompts.CATEGORIES) -> str | None:
     """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made to ask
     for the request and not for the word (see `unsuitable` in data/languages/), and fit for Hangul.
 
@@ -43,7 +44,7 @@ def problem(task: dict) -> str | None:
     """
     if task.get("pending"):
         return instruction_problem(task)
-    if task["category"] not in prompts.CATEGORIES:
+    if task["category"] not in categories:
         return f"unknown category {task['category']!r}"
     return instruction_problem(task) or answer_problem(task)
 

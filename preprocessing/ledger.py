@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+import prompts
 import utils
 from llm.replies import Reply
 from preprocessing import grounding
@@ -25,7 +26,8 @@ class Ledger:
     A reply that could not be read at all counts as one row, with filter "malformed reply".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, categories: Sequence[str] = prompts.CATEGORIES) -> None:
+        self.categories = categories  # that a task may have
         self.rows: list[dict] = []
         self.stages: list[str] = []
 
@@ -104,7 +106,7 @@ class Ledger:
             }
             for given, answer in instances
         ]
-        judged = [(task, problem(row | task)) for task in tasks]
+        judged = [(task, problem(row | task, self.categories)) for task in tasks]
         # A good one first: the others hang on its row
         judged.sort(key=lambda each: each[1] is not None)
         for task, why in judged:

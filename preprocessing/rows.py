@@ -13,6 +13,7 @@ Parquet, saved data sets and the hub are read by `datasets`.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import gzip
@@ -20,10 +21,11 @@ import io
 import json
 import random
 import re
+import sys
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import settings
@@ -58,6 +60,7 @@ WANTED = (
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CHUNK = 1 << 18  # characters read at a time
+MOST_TURNS = 9  # of an evaluation prompt, as prompts.MOST_TURNS
 LONGEST = 1 << 26  # characters of one row at most
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
@@ -104,6 +107,9 @@ class Found:
         return "\n".join(lines)
 
 
+Content = Callable[[dict, Found], dict]  # a row's fields -> what it says; raises LeftOut
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -136,8 +142,23 @@ def read(
     Raises:
         CourseError: nothing there, not readable, an unknown form, or no usable row.
     """
+    return _read(source, _content, most, seed, languages, quiet)
+
+
+def prompts(source: str | Path, languages: tuple[str, ...] = (), quiet: bool = False) -> list[dict]:
+    """Evaluation prompts from the same sources: `id`, `language`, `category`, `prompt`, `reference`
+    ("" without one), and where the user goes on `follow_ups`, each a `prompt` and a `reference`.
+
+    A file of rows will do: its answers are the references. MT-Bench's `turns` are known too.
+    """
+    return _read(source, _prompt, 0, 0, languages, quiet)
+
+
+def _read(
+    source: str | Path, content: Content, most: int, seed: int, languages: tuple, quiet: bool
+) -> list[dict]:
     found = Found(str(source))
-    kept = _completed(_sample(_usable(source, found), most, seed), languages)
+    kept = _completed(_sample(_usable(source, found, content), most, seed), languages)
     if not kept:
         raise CourseError(_nothing(found))
     if not quiet:
@@ -145,7 +166,7 @@ def read(
     return kept
 
 
-def _usable(source: str | Path, found: Found) -> Iterator[tuple[str, dict]]:
+def _usable(source: str | Path, found: Found, content: Content) -> Iterator[tuple[str, dict]]:
     """The usable rows of a source, one at a time: `(an id from file and line, the record)`."""
     for name, where, raw in records(source):
         found.rows += 1
@@ -155,7 +176,7 @@ def _usable(source: str | Path, found: Found) -> Iterator[tuple[str, dict]]:
         fields = {str(key).strip().lower(): value for key, value in raw.items()}
         found.seen.update(fields.keys())
         try:
-            content = _content(fields, found)
+            said = content(fields, found)
         except LeftOut as reason:
             found.leave_out(str(reason), where)
             continue
@@ -164,13 +185,14 @@ def _usable(source: str | Path, found: Found) -> Iterator[tuple[str, dict]]:
         row = {"id": str(own).strip() if isinstance(own, str | int) else ""}
         row["language"] = _code(fields)
         row["category"] = _label(fields, CATEGORY) or "other"
-        row |= content
+        row |= said
         row["source"] = _label(fields, ("source",)) or name
         for key in (
             "kind",
             "teacher",
+            "difficulty",
             "is_classification",
-        ):  # what the course itself writes of a row
+        ):  # what the course writes of a row
             if isinstance(fields.get(key), str | bool):
                 row[key] = fields[key]
         yield f"{name}-{where.split()[-1]}", row
@@ -278,6 +300,55 @@ def _single(fields: dict, asked: str, answered: str, found: Found) -> dict:
     messages.append({"role": "user", "content": question + (f"\n\n{extra}" if extra else "")})
     messages.append({"role": "assistant", "content": answer})
     return _as_record(_checked(messages, found))
+
+
+def _prompt(fields: dict, found: Found) -> dict:
+    """`prompt`, `reference` and `follow_ups`; raises LeftOut."""
+    name, asked, answered = (_first(fields, names) for names in (CONVERSATION, ASKED, ANSWERED))
+    if name:
+        messages = _messages(fields[name], name)
+        if messages and messages[0]["role"] == "system":
+            raise LeftOut("a system message, which the judge's prompts have no place for")
+        said = [turn["content"] for turn in messages if turn["role"] == "user"]
+        expected = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        found.fields["conversation", name] += 1
+    elif isinstance(fields.get("turns"), list):  # MT-Bench
+        said = [_text(turn, "turns") for turn in fields["turns"]]
+        answers = fields.get("reference") or []
+        answers = answers if isinstance(answers, list) else [answers]
+        expected = [_text(answer, "reference") for answer in answers]
+        found.fields["question", "turns"] += 1
+    elif asked:
+        given = _first(fields, tuple(name for name in GIVEN if name != asked))
+        extra = _text(fields[given], given) if given else ""
+        said = [_text(fields[asked], asked) + (f"\n\n{extra}" if extra else "")]
+        expected = [_text(fields[answered], answered) if answered else ""]
+        for turn in _follow_ups(fields):
+            said.append(_text(turn.get("prompt"), "follow_ups"))
+            expected.append(_text(turn.get("reference"), "follow_ups"))
+        found.fields["question", asked] += 1
+    else:
+        raise LeftOut("no question")
+    if answered:
+        found.fields["answer", answered] += 1
+    if not said or not said[0]:
+        raise LeftOut("no question")
+    if len(said) > MOST_TURNS:
+        found.notes[f"only the first {MOST_TURNS} questions are asked"] += 1
+    expected += [""] * len(said)
+    pairs = zip(said[:MOST_TURNS], expected, strict=False)
+    first, *rest = [{"prompt": text, "reference": answer} for text, answer in pairs if text]
+    return first | ({"follow_ups": rest} if rest else {})
+
+
+def _follow_ups(fields: dict) -> list[dict]:
+    """What the user says next: `follow_ups`, objects or texts, or one `follow_up`."""
+    given = fields.get("follow_ups")
+    if isinstance(given, list):
+        return [turn if isinstance(turn, dict) else {"prompt": turn} for turn in given]
+    text = _text(fields.get("follow_up"), "follow_up")
+    answer = _text(fields.get("follow_up_reference"), "follow_up_reference")
+    return [{"prompt": text, "reference": answer}] if text else []
 
 
 def _messages(value: object, name: str) -> list[dict]:
@@ -421,7 +492,9 @@ def _code(fields: dict) -> str:
 
 
 def questions(row: dict) -> list[str]:
-    """What the user says in a row, turn by turn."""
+    """What the user says in a row or an evaluation prompt, turn by turn."""
+    if "prompt" in row:
+        return [row["prompt"], *(turn["prompt"] for turn in row.get("follow_ups", ()))]
     if "messages" in row:
         return [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
     return [row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")]
@@ -692,3 +765,25 @@ def _part(parts: dict, source: str):
         f"{source} has no part called train, but {', '.join(parts)}: save the one that you want "
         "as a file and give that."
     )
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m preprocessing.rows FILE`: what would be taken for what, before anything is run."""
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.rows")
+    parser.add_argument("source", help="a file, a folder or owner/name of the hub")
+    parser.add_argument("--prompts", action="store_true", help="read evaluation prompts")
+    chosen = parser.parse_args(arguments)
+    try:
+        found = prompts(chosen.source) if chosen.prompts else read(chosen.source)
+    except CourseError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(found[0], ensure_ascii=False, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,13 +16,16 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 import prompts
+import settings
 import utils
 from llm.client import Client
 from llm.replies import Reply
 from preprocessing import parsing
+from preprocessing import rows as reader
 
 SEED_FIELDS = ("id", "language", "category", "instruction", "input", "output", "is_classification")
 INSTANCES = 5  # at most, of one instruction
+FEWEST_SEEDS = 6  # of each language: Self-Instruct shows six that people wrote
 FEW = 3  # replies that cannot be read, and no other, are enough to stop
 # Of a task in a reply, at most, by the length that is asked for: twenty long ones are as much as
 # gpt-4o writes (16,384)
@@ -84,21 +87,65 @@ class OutputFirstInstances(Strict):
 # --- seeds and demonstrations ---------------------------------------------------------------------
 
 
-def load_seeds(languages: tuple[str, ...], categories: tuple[str, ...] = ()) -> list[dict]:
-    """The seed tasks in the chosen languages and, for a domain, categories (none: all). Written for
-    this course."""
-    seeds = [
-        seed
-        for seed in utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", SEED_FIELDS)
-        if seed["language"] in languages
-    ]
+def load_seeds(
+    languages: tuple[str, ...], categories: tuple[str, ...] = (), source: str = ""
+) -> list[dict]:
+    """The seed tasks in the chosen languages and, for a domain, categories (none: all).
+
+    Args:
+        source: seeds of the user's own, in any form that `rows.read` knows, instead of those that
+            were written for this course.
+
+    Raises:
+        CourseError: too few seeds of a language, or none of a category; it says how many of what.
+            Nothing has been asked, so nothing has been paid.
+    """
+    prompts.known(languages, "The teacher")
+    if source:
+        seeds = own_seeds(source, languages)
+    else:
+        seeds = utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", SEED_FIELDS)
     chosen = [seed for seed in seeds if not categories or seed["category"] in categories]
-    if len(chosen) < 3 * len(languages):
+    listed = ", ".join(
+        f"{category} {count}"
+        for category, count in Counter(seed["category"] for seed in seeds).most_common()
+    )
+    where = source or "data/seed_tasks.jsonl"
+    if absent := sorted(set(categories) - {seed["category"] for seed in seeds}):
         raise utils.CourseError(
-            f"Only {len(chosen)} seeds are in SEED_CATEGORIES ({', '.join(categories)}): name "
-            "another category too."
+            f"No seed of {where} is in the category {absent[0]!r} of SEED_CATEGORIES; it has "
+            f"{listed}."
         )
-    return chosen
+    for language in languages:
+        have = sum(seed["language"] == language for seed in chosen)
+        if have < FEWEST_SEEDS:
+            raise utils.CourseError(
+                f"{where} has {have} seeds in {settings.LANGUAGES[language]}"
+                f"{' of ' + ', '.join(categories) if categories else ''}, and {FEWEST_SEEDS} are "
+                f"needed, as many as a teacher is shown: write {FEWEST_SEEDS - have} more (it has "
+                f"{listed}), or set LANGUAGE."
+            )
+    return [seed for seed in chosen if seed["language"] in languages]
+
+
+def own_seeds(source: str, languages: tuple[str, ...]) -> list[dict]:
+    """A user's seeds as the course's are: one turn each, with `is_classification`, which where it
+    is missing says the category."""
+    seeds = []
+    for row in reader.read(source, languages=languages):
+        if "messages" in row:
+            raise utils.CourseError(
+                f"The seed {row['id']} of {source} is a conversation, but a seed is one "
+                "instruction and its output: split it or delete it."
+            )
+        row["is_classification"] = row.get("is_classification", row["category"] == "classification")
+        seeds.append(row)
+    return seeds
+
+
+def categories_of(seeds: list[dict], own: bool) -> tuple[str, ...]:
+    """The categories that the teacher may name: the course's, or those of the user's own seeds."""
+    return tuple(sorted({seed["category"] for seed in seeds})) if own else prompts.CATEGORIES
 
 
 def sample_demonstrations(
@@ -224,6 +271,7 @@ def batch_request(
     text: bool = False,
     material: str = "",
     length: str = "varied",
+    categories: tuple[str, ...] = prompts.CATEGORIES,
 ) -> dict:
     """One chat request for `count` new tasks in `language`, showing `demonstrations` whole; the
     reply is a `TaskBatch`. `length` is one of `TOKENS`: how long the answers are asked to be."""
@@ -235,7 +283,7 @@ def batch_request(
     known = prompts.LANGUAGES[language]
     content = known.teacher_batch.format(
         count=count,
-        categories=", ".join(prompts.CATEGORIES),
+        categories=", ".join(categories),
         demonstrations="\n\n".join(shown),
         length=known.answer_lengths[length],
     )
@@ -289,7 +337,11 @@ def instructions_request(
 
 
 def recognise_request(
-    instruction: str, language: str, seeds: list[dict], text: bool = False
+    instruction: str,
+    language: str,
+    seeds: list[dict],
+    text: bool = False,
+    categories: tuple[str, ...] = prompts.CATEGORIES,
 ) -> dict:
     """Step 2: is it a classification? Shows 12 seeds that are and 19 that are not, as the paper
     does. The reply is a `Kind`."""
@@ -302,7 +354,7 @@ def recognise_request(
         for seed in shown
     )
     content = prompts.LANGUAGES[language].recognise.format(
-        categories=", ".join(prompts.CATEGORIES), demonstrations=lines, instruction=instruction
+        categories=", ".join(categories), demonstrations=lines, instruction=instruction
     )
     return request(content, language, 0, 60, Kind, text, temperature=0.0)
 
@@ -327,7 +379,12 @@ def instances_request(
 
 
 async def complete_instructions(
-    ask, rows: list[dict], seeds: list[dict], text: bool = False, length: str = "varied"
+    ask,
+    rows: list[dict],
+    seeds: list[dict],
+    text: bool = False,
+    length: str = "varied",
+    categories: tuple[str, ...] = prompts.CATEGORIES,
 ) -> list[tuple[str, list[tuple[str, str]], str | None, float]]:
     """Steps 2 and 3 for every row (with `instruction` and `language`).
 
@@ -338,9 +395,11 @@ async def complete_instructions(
         For each row `(category, [(input, output), ...], reason, dollars)`; without instances and
         with a reason where there are none.
     """
-    kinds = await ask(
-        [recognise_request(row["instruction"], row["language"], seeds, text) for row in rows], Kind
-    )
+    asked = [
+        recognise_request(row["instruction"], row["language"], seeds, text, categories)
+        for row in rows
+    ]
+    kinds = await ask(asked, Kind)
     known = [i for i, kind in enumerate(kinds) if kind.parsed]
     found: list[tuple[str, list[tuple[str, str]], str | None, float]] = [
         ("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds

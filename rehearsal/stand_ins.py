@@ -15,8 +15,8 @@ with multilingual E5:
             - 0.1 if the answer is written in another script than the reference
 
 Where the prompt shows no reference, the request takes its place, and the share of the answer's word
-pairs that are copied from the request costs 0.3 too: else an echo would be the best answer. In the
-second turn the follow-up and its reference count.
+pairs that are copied from the request costs 0.3 too: else an echo would be the best answer. Of
+several turns the last one and its reference count.
 
 The higher score wins; less than 0.01 apart is a tie. A single answer gets 1 + 9 * (score - 0.75) /
 0.25, rounded, from 1 to 10: unrelated E5 vectors score about 0.75 already. It has understood
@@ -223,14 +223,12 @@ def judge(body: dict) -> str:
     """The verdict of the stated rule, pairwise if the prompt shows two answers, else a score: as
     JSON, or as text if that was asked for."""
     text = body["messages"][-1]["content"]
-    parts = sections(text)
-    turn = "second" if "follow_up" in parts else "answer"
-    request = parts["follow_up"] if turn == "second" else parts["prompt"]
-    reference = parts.get("follow_up_reference" if turn == "second" else "reference", "")
+    last = sections(text)[-1]
+    reference = last.get("reference", "")
     scores = [
-        score(parts[name], reference, request)
-        for name in (turn, f"{turn}_a", f"{turn}_b")
-        if name in parts
+        score(last[name], reference, last["prompt"])
+        for name in ("answer", "answer_a", "answer_b")
+        if name in last
     ]
     said = "Stand-in judge, a rule and not a language model: similarity to the "
     said += f"{'reference' if reference else 'request (there is no reference)'} less penalties is "
@@ -258,22 +256,20 @@ def asks_for_text(prompt: str) -> bool:
     )
 
 
-def sections(prompt: str) -> dict[str, str]:
-    """The sections of a judge prompt by their names in `judge_headings` (evaluation/judge.py quotes
-    headings within an answer)."""
-    names = {
-        heading: name
-        for language in prompts.LANGUAGES.values()
-        for name, heading in language.judge_headings.items()
-    }
-    pieces = re.split(rf"^\[({'|'.join(map(re.escape, names))})\]$", prompt, flags=re.MULTILINE)
-    parts = {
-        names[heading]: text.strip()
-        for heading, text in zip(pieces[1::2], pieces[2::2], strict=True)
-    }
-    if not {"prompt", "end"} <= parts.keys() or not {"answer", "answer_a"} & parts.keys():
+def sections(prompt: str) -> list[dict[str, str]]:
+    """The sections of a judge prompt, turn by turn, by their names in `judge_headings`
+    (evaluation/judge.py quotes headings within an answer)."""
+    known = prompts.judge_sections()
+    pieces = re.split(rf"^\[({'|'.join(map(re.escape, known))})\]$", prompt, flags=re.MULTILINE)
+    found: dict[int, dict[str, str]] = {}
+    for heading, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        name, turn = known[heading]
+        found.setdefault(turn, {})[name] = text.strip()
+    turns = [found[turn] for turn in sorted(found)]
+    whole = turns and "end" in turns[0]
+    if not whole or not all("prompt" in t and {"answer", "answer_a"} & t.keys() for t in turns):
         raise ValueError("the prompt has no [Request], [Answer] and [End] sections")
-    return parts
+    return turns
 
 
 def score(answer: str, reference: str, request: str = "") -> float:

@@ -5,128 +5,25 @@ model for the evaluation.
     python -m scale.serve answers --endpoint http://localhost:8000/v1 --base gemma --tuned tuned
     --output runs/served/answers.jsonl
 
-What it does: put merged weights into a copy of their base's GGUF file, tokenizer and all, and ask
-an OpenAI-compatible server (vLLM, llama.cpp) the evaluation prompts. What it does not do: convert
-any model, for which llama.cpp has convert_hf_to_gguf.py, or start a server (README.md says how).
+What it does: ask an OpenAI-compatible server (vLLM, llama.cpp) the evaluation prompts. What it does
+not do: make a GGUF by itself (training/export.py), or start a server (README.md says how).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import utils
 from llm.client import Client
 from training import generation
+from training.export import KINDS, to_gguf
 from training.generation import Answer, Conversation, Decoding
 from utils import CourseError
-
-KINDS = {"q8": "Q8_0", "bf16": "BF16", "f32": "F32"}
-
-
-def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
-    """Write `merged` (the folder of `adapter.save_merged`) as GGUF, with everything that LoRA does
-    not change taken from `base`.
-
-    Matrices are replaced; vectors (the norms) stay as they are. Chat template and stop token come
-    from the merged folder.
-
-    Args:
-        base: a GGUF of the same base model.
-        kind: "q8", 8 bits a weight; "bf16"; "f32".
-
-    Raises:
-        CourseError: not a Gemma (llama.cpp orders the weights of others anew), or the two are not
-            the same model, or the disk is full.
-    """
-    import gguf
-    import torch
-    from safetensors import safe_open
-    from transformers import AutoTokenizer
-
-    if not (merged / "model.safetensors").exists():
-        raise CourseError(
-            f"{utils.short(merged)} has no model.safetensors: run train.ipynb with MERGE = 'on' "
-            "first."
-        )
-    if kind not in KINDS:
-        raise CourseError(f"The kind {kind!r} is unknown: choose one of {', '.join(KINDS)}.")
-    reader = gguf.GGUFReader(base)
-    family = reader.fields["general.architecture"].contents()
-    if family not in ("gemma", "gemma2", "gemma3"):
-        raise CourseError(
-            f"{base.name} is a {family} model, and only Gemma's weights can be copied one by one: "
-            "use convert_hf_to_gguf.py."
-        )
-    named = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    blocks = reader.fields[f"{family}.block_count"].contents()
-    names = gguf.get_tensor_name_map(named[family], blocks)
-    form = gguf.GGMLQuantizationType[KINDS[kind]]
-    settings = utils.read_json(merged / "generation_config.json")
-    with _whole(output) as path:
-        writer = gguf.GGUFWriter(path, family)
-        for name, part in reader.fields.items():
-            if not name.startswith("GGUF.") and name not in (
-                "general.architecture",
-                "general.file_type",
-                "tokenizer.chat_template",
-            ):
-                writer.add_key_value(
-                    name,
-                    part.contents(),
-                    part.types[0],
-                    part.types[-1] if len(part.types) > 1 else None,
-                )
-        writer.add_file_type(
-            gguf.LlamaFileType[{"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[kind]]
-        )
-        writer.add_chat_template(AutoTokenizer.from_pretrained(merged).chat_template)
-        stops = settings.get("eos_token_id") or []
-        for turn in set(stops if isinstance(stops, list) else [stops]) - {
-            reader.fields["tokenizer.ggml.eos_token_id"].contents()
-        }:
-            writer.add_eot_token_id(turn)
-        with safe_open(merged / "model.safetensors", "pt") as weights:
-            own = {names.get_name(name, try_suffixes=(".weight",)): name for name in weights.keys()}  # noqa: SIM118 (no mapping)
-            for tensor in reader.tensors:
-                shape = tuple(int(size) for size in reversed(tensor.shape))
-                if tensor.name not in own or weights.get_slice(
-                    own[tensor.name]
-                ).get_shape() != list(shape):
-                    raise CourseError(
-                        f"{base.name} has {tensor.name} of shape {shape}, and "
-                        f"{utils.short(merged)} does not: not its base."
-                    )
-                if len(shape) < 2:
-                    writer.add_tensor(tensor.name, tensor.data)
-                    continue
-                matrix = weights.get_tensor(own[tensor.name]).to(torch.float32).numpy()
-                writer.add_tensor(tensor.name, gguf.quants.quantize(matrix, form), raw_dtype=form)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return output
-
-
-@contextlib.contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    """A neighbour of `output` for a library that opens files by itself, moved over it as the last
-    step."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    path = output.with_name(f".{output.name}.part")
-    with utils.disk_errors(output):
-        try:
-            yield path
-            os.replace(path, output)
-        finally:
-            path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -142,7 +39,12 @@ class Served:
     tuned: Client
     decoding: Decoding
 
-    def answers(self, conversations: Sequence[Conversation], adapter: bool) -> list[Answer]:
+    def answers(
+        self,
+        conversations: Sequence[Conversation],
+        adapter: bool,
+        limits: Sequence[int] | None = None,
+    ) -> list[Answer]:
         """Answers in the order asked.
 
         Raises:
@@ -152,14 +54,16 @@ class Served:
             [{"role": "user", "content": said}] if isinstance(said, str) else said
             for said in conversations
         ]
-        limit = {
-            "max_completion_tokens": self.decoding.max_new_tokens,
-            "temperature": self.decoding.temperature,
-            "seed": self.decoding.seed,
-        }
+        how = {"temperature": self.decoding.temperature, "seed": self.decoding.seed}
+        limits = limits or [self.decoding.max_new_tokens] * len(asked)
         client = self.tuned if adapter else self.base
         replies = asyncio.run(
-            client.complete([{"messages": messages} | limit for messages in asked])
+            client.complete(
+                [
+                    {"messages": messages, "max_completion_tokens": limit} | how
+                    for messages, limit in zip(asked, limits, strict=True)
+                ]
+            )
         )
         for reply, messages in zip(replies, asked, strict=True):
             if reply.error and reply.finish_reason != "length":

@@ -179,7 +179,7 @@ async def exercise_3(
     device=None,
     new_tokens: int = 96,
 ) -> dict:
-    """Tune on `TRAIN_ON = "run"` and, under another `RUN`, on "shipped". Compare the two adapters
+    """Tune on `DATA = "run"` and, under another `RUN`, on "shipped". Compare the two adapters
     prompt by prompt: which rows teach more?
 
     Let the two adapters meet each other, on the same prompts; do not compare two win rates against
@@ -279,7 +279,7 @@ async def main() -> None:
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", contamination.PROMPT_FIELDS)
         if item["reference"]
     ]
-    items = judge.sample([item for item in items if "follow_up" not in item], 24, chosen.seed)
+    items = judge.sample([item for item in items if "follow_ups" not in item], 24, chosen.seed)
     for name, value in (await exercise_3(chosen.base_model, adapters, items, judged)).items():
         if name == "headline":
             print(value)

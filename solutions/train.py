@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import settings
 import utils
-from training import chat, generation, losses, machine, sft, student
+from training import chat, data, generation, losses, machine, sft, student
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -260,9 +260,9 @@ def shortest(rows: list[dict], count: int) -> list[dict]:
 
 
 def main() -> None:
-    chosen = settings.resolve({"RUN": "solutions", "TRAIN_ON": "shipped"})
+    chosen = settings.resolve({"RUN": "solutions", "DATA": "shipped"})
     train, held_out = sft.split(
-        shortest(sft.training_rows(chosen), 44), 24, chosen.seed
+        shortest(data.training_rows(chosen), 44), 24, chosen.seed
     )  # so that a pass takes about a minute
     common = (chosen.base_model, train, held_out, chosen.folder)
     for number in map(int, sys.argv[1:] or "123"):

@@ -5,6 +5,7 @@ import copy
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -229,8 +230,9 @@ def test_every_import_is_covered_by_a_requirement():
         for path in [utils.ROOT / "requirements.txt", *utils.ROOT.glob("requirements/*.txt")]
         for line in path.read_text().splitlines()
     ]
+    # To pip json_repair and json-repair are the same name
     required = {
-        re.split(r"[\[><=!;~ ]", line)[0].lower()
+        re.split(r"[\[><=!;~ ]", line)[0].lower().replace("_", "-")
         for line in lines
         if line and not line.startswith("#")
     }
@@ -355,20 +357,43 @@ def test_the_code_tree_sees_imports_as_python_does():
     assert draw.imported(code, draw.modules()) == expected
 
 
-def test_the_join_in_the_figure_is_what_rouge_does():
-    import numpy as np
+def test_the_join_in_the_figure_is_what_rouge_does(monkeypatch):
+    from rapidfuzz import process
 
     import rouge
 
-    _, (meet, near, alike) = draw.join()
-    removed = rouge.rouge_l_duplicates(list(draw.JOIN_TEXTS)).removed
+    compared = []
+    real = process.cpdist
+
+    def recorded(left, right, **options):
+        compared.extend(zip(left, right, strict=True))
+        return real(left, right, **options)
+
+    texts = list(draw.JOIN_TEXTS)
+    forms = rouge.RougeLIndex()._encode(texts)
+    bits, (lengths, near, alike) = draw.join()
+    monkeypatch.setattr(process, "cpdist", recorded)
+    i, j, scores = rouge.rouge_l_pairs(texts)
+    of_the_code = {frozenset(pair) for pair in compared}
+    assert of_the_code == {frozenset((forms[i], forms[j])) for i, j in near}, "what the LCS meets"
+    assert alike == dict(zip(zip(i.tolist(), j.tolist(), strict=True), scores, strict=True))
+    removed = rouge.rouge_l_duplicates(texts).removed
     assert {j: (i, score) for (i, j), score in alike.items()} == {
         j: (match.index, match.score) for j, match in removed.items()
     }
-    assert len(alike) < len(near) < len(meet)
-    forms = rouge.RougeLIndex()._encode(list(draw.JOIN_TEXTS))
-    bits = rouge._Forms.of(forms, rouge.RougeLIndex.WORDS).signatures
-    assert near == {(i, j): np.bitwise_count(bits[i] ^ bits[j]).sum() for i, j in near}
+    assert len(alike) < len(near) < len(lengths) < 28, "each step leaves fewer"
+    # No two words of these texts share one of the 1,024 bits: what differs are words
+    words = [Counter(rouge.tokenize(text)) for text in texts]
+    assert [len(row) for row in bits] == [each.total() for each in words]
+    for i, j in near:
+        assert near[i, j] == ((words[i] - words[j]) + (words[j] - words[i])).total()
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_alt_text_of_the_join_gives_its_numbers(name):
+    (alt,) = re.findall(r"!\[([^\]]*)\]\(assets/dedup_join[^)]*\)", read(name))
+    steps = draw.join()[1]
+    assert re.findall(r"\d+", alt) == ["28", *(str(len(step)) for step in steps)]
 
 
 @pytest.mark.packaged

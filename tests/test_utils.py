@@ -67,8 +67,8 @@ def test_form_beats_environment_beats_default(course, monkeypatch):
     ("form", "sentence"),
     [
         (
-            {"LANGUAGE": "jp"},
-            "LANGUAGE is 'jp', but this course has data and prompts for 'en', 'ko' and 'both' only",
+            {"LANGUAGE": "German"},
+            "LANGUAGE is 'German': give 'en', 'ko', 'both', or the two letters of another",
         ),
         ({"TEACHER": "gpt-4o"}, "TEACHER is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
         ({"JUDGE": "gpt-4o"}, "JUDGE is gpt-4o, a paid model, but there is no OPENAI_API_KEY"),
@@ -77,7 +77,8 @@ def test_form_beats_environment_beats_default(course, monkeypatch):
         ({"BUDGET_USD": "-1"}, "BUDGET_USD is '-1'"),
         ({"RUN": "../etc"}, "RUN is '../etc', but it names one folder under runs/"),
         ({"PRICES": "1,2"}, "PRICES is '1,2'; give dollars per million tokens"),
-        ({"TRAIN_ON": "all"}, "TRAIN_ON is 'all'; choose one of both, run, shipped"),
+        ({"TRAIN_ON": "run"}, "TRAIN_ON is called DATA now, and takes your own files too"),
+        ({"DATA": " , "}, "DATA is ' , '; name at least one: run, shipped, a file or hub id"),
     ],
 )
 def test_wrong_settings_are_one_sentence(course, form, sentence):

@@ -221,14 +221,9 @@ def model_card(base: str, record: dict, chosen: settings.Settings, merged: bool 
         if chosen.push_to
         else ""
     )
-    own = chosen.train_on != "shipped" and (chosen.folder / "data_card.md").exists()
-    card = "data card of the run's own rows: [data_card.md](data_card.md)" if own else ""
-    shipped = (
-        "the course's `data/instruction.jsonl` (its card is `data/README.md`)"
-        if chosen.train_on != "run"
-        else ""
-    )
-    sources = "; ".join(part for part in (shipped, card, pushed) if part) or "see the run"
+    sources = "; ".join(_described(source, chosen) for source in chosen.data)
+    if pushed:
+        sources += f"; {pushed}"
     teacher = (
         "Rows of the stand-in teacher were written for the course (MIT)."
         if chosen.teacher == settings.REHEARSAL
@@ -251,7 +246,7 @@ tags: [lora, sft, instruction-tuning]
 Made by `train.ipynb` of *Instruction Tuning from Scratch* (run `{chosen.run}`, {chosen.profile} profile).
 
 - Base model: {linked}.
-- Data: {record["train_rows"]} training and {record["held_out_rows"]} held-out rows ({chosen.train_on}); {sources}.
+- Data: {record["train_rows"]} training and {record["held_out_rows"]} held-out rows, from {sources}.
 - Teacher of the generated rows: {chosen.label("teacher")}.
 
 | result, on the held-out rows | before | after |
@@ -277,6 +272,18 @@ Prompts are rendered by the tokenizer's chat template, and answers end in `{reco
 
 The weights derive from {hub_id} and stay under {terms}. {teacher} Facts in answers were not checked.
 """  # noqa: E501
+
+
+def _described(source: str, chosen: settings.Settings) -> str:
+    """One of DATA's sources, with a link to its card where it has one; of a path only the name."""
+    if source == "shipped":
+        return "the course's `data/instruction.jsonl` (its card is `data/README.md`)"
+    if source == "run":
+        has_card = (chosen.folder / "data_card.md").exists()
+        return "rows of this run" + (" ([data_card.md](data_card.md))" if has_card else "")
+    if Path(source).expanduser().exists():
+        return f"`{Path(source).name}`, a file of the maker's own"
+    return f"[{source}](https://huggingface.co/datasets/{source.partition(':')[0]})"
 
 
 def push_adapter(folder: Path, repository: str) -> str:

@@ -549,7 +549,7 @@ def encode_all(
     if not rows:
         raise CourseError(
             "The data set is empty, so there is nothing to encode: run preprocess.ipynb or set "
-            "TRAIN_ON to 'shipped'."
+            "DATA to 'shipped'."
         )
     if not encoded:
         raise CourseError(

@@ -1,7 +1,7 @@
 """Answers from a model, batched, in the chat template that it was trained with; base and tuned from
 one model in memory.
 
-What it does: answer conversations of one or two turns, greedily unless asked otherwise, and say
+What it does: answer conversations of any number of turns, greedily unless asked otherwise, and say
 whether each answer ended by itself.
 What it does not do: load a model (sft.py), measure answers (evaluation/measures.py) or judge them
 (evaluation/judge.py). torch and vllm are imported only where they are needed.
@@ -43,9 +43,19 @@ class Decoding:
     """How answers are decoded: the same for both models, and recorded with every answer."""
 
     max_new_tokens: int = 128
+    long_new_tokens: int = 0  # where the reference is longer than that; 0: not more
     temperature: float = 0.0  # 0 is greedy: the most likely token, always
     seed: int = 42  # of sampling, where the temperature is above 0
     engine: str = "transformers"  # or "vllm"
+
+    def limit(self, reference: str) -> int:
+        """Tokens of an answer whose reference is this: no model is judged by an essay for which it
+        had no room."""
+        # Digits and signs are a token each; of letters, in both languages, one has 3.4 bytes
+        signs = sum(not letter.isalpha() and not letter.isspace() for letter in reference)
+        if signs + (len(reference.encode()) - signs) / 3.4 <= self.max_new_tokens:
+            return self.max_new_tokens
+        return max(self.max_new_tokens, self.long_new_tokens)
 
 
 def generate(
@@ -53,7 +63,7 @@ def generate(
     tokenizer,
     texts: Sequence[Conversation],
     stop: Stop,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | Sequence[int] = 128,
     batch_size: int = 12,
     temperature: float = 0.0,
     seed: int = 42,
@@ -61,10 +71,11 @@ def generate(
     """Answers to conversations, batched by length, padded on the left, in the order asked.
 
     The prompt is rendered as in training, and generation stops at the same token that training
-    taught (or at the template's).
+    taught (or at the template's). `max_new_tokens` is one number, or one a conversation.
     """
     import torch
 
+    limits = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
     asked = [prompt_ids(text, tokenizer) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(asked[i]))
     answers: dict[int, Answer] = {}
@@ -82,7 +93,8 @@ def generate(
                 {"input_ids": [asked[i] for i in chunk]}, return_tensors="pt", padding_side="left"
             ).to(model.device)
             options = how | {"eos_token_id": stop.ids, "pad_token_id": tokenizer.pad_token_id}
-            written = _written(model.eval(), inputs, stop, max_new_tokens, options)
+            room = [limits[i] for i in chunk]
+            written = _written(model.eval(), inputs, stop, room, options)
             for i, ids in zip(chunk, written, strict=True):
                 answers[i] = cut(ids, tokenizer, stop)
             bar.update(len(chunk))
@@ -92,8 +104,9 @@ def generate(
 SLICE = 16  # tokens after which rows that have ended leave the batch
 
 
-def _written(model, inputs, stop: Stop, max_new_tokens: int, options: dict) -> list[list[int]]:
-    """The token ids that each row of a batch writes, up to and with its stop token.
+def _written(model, inputs, stop: Stop, limits: list[int], options: dict) -> list[list[int]]:
+    """The token ids that each row of a batch writes, up to its limit or up to and with its stop
+    token.
 
     `generate` computes every row until the longest has ended. Most tuned answers end early, so it
     is called for a few tokens at a time, and goes on from its own cache with the rows that have not
@@ -105,9 +118,10 @@ def _written(model, inputs, stop: Stop, max_new_tokens: int, options: dict) -> l
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     written: list[list[int]] = [[] for _ in ids]
     rows = list(range(len(written)))  # which of them are still in the batch
-    cache, left = None, max_new_tokens
-    step = SLICE if _divisible(model) else max_new_tokens
-    while rows and left > 0:
+    cache = None
+    step = SLICE if _divisible(model) else max(limits)
+    while rows:
+        left = max(limits[row] - len(written[row]) for row in rows)
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -119,15 +133,19 @@ def _written(model, inputs, stop: Stop, max_new_tokens: int, options: dict) -> l
         new = output.sequences[:, ids.shape[1] :]
         for row, tokens in zip(rows, new.tolist(), strict=True):
             written[row] += tokens
-        going = [i for i, tokens in enumerate(new.tolist()) if not set(tokens) & set(stop.ids)]
-        rows, left = [rows[i] for i in going], left - new.shape[1]
+        going = [
+            i
+            for i, row in enumerate(rows)
+            if len(written[row]) < limits[row] and not set(stop.ids) & set(new[i].tolist())
+        ]
+        rows = [rows[i] for i in going]
         kept = torch.tensor(going, device=ids.device, dtype=torch.long)
         ids = output.sequences[kept]
         mask = torch.nn.functional.pad(mask, (0, new.shape[1]), value=1)[kept]
         cache = output.past_key_values
-        if rows and left and cache is not None and len(going) < len(new):
+        if rows and cache is not None and len(going) < len(new):
             cache.batch_select_indices(kept)
-    return written
+    return [ids[:limit] for ids, limit in zip(written, limits, strict=True)]
 
 
 def _divisible(model) -> bool:
@@ -152,9 +170,13 @@ def cut(ids: Sequence[int], tokenizer, stop: Stop) -> Answer:
 
 
 class Writer(Protocol):
-    """Whatever answers with the adapter switched on or off."""
+    """Whatever answers with the adapter switched on or off, in at most `limits` tokens each."""
 
-    def answers(self, conversations: list[Conversation], adapter: bool) -> list[Answer]: ...
+    decoding: Decoding
+
+    def answers(
+        self, conversations: list[Conversation], adapter: bool, limits: Sequence[int] | None = None
+    ) -> list[Answer]: ...
 
 
 @dataclasses.dataclass
@@ -168,7 +190,9 @@ class Transformers:
     # on two cores a token of 60 rows takes 1.7 times one of 24, not 2.5 times (benchmarks/judge.py)
     batch_size: int = 60
 
-    def answers(self, conversations: list[Conversation], adapter: bool) -> list[Answer]:
+    def answers(
+        self, conversations: list[Conversation], adapter: bool, limits: Sequence[int] | None = None
+    ) -> list[Answer]:
         with contextlib.nullcontext() if adapter else self.model.disable_adapter():
             d = self.decoding
             return generate(
@@ -176,7 +200,7 @@ class Transformers:
                 self.tokenizer,
                 conversations,
                 self.stop,
-                d.max_new_tokens,
+                limits or d.max_new_tokens,
                 self.batch_size,
                 d.temperature,
                 d.seed,
@@ -209,6 +233,7 @@ class Vllm:
         rank = utils.read_json(adapter / "adapter_config.json").get("r", 16)
         rank = next(allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank)
         self.tokenizer, self.stop, self.adapter = tokenizer, stop, adapter
+        self.decoding = decoding
         self._model = vllm.LLM(
             model=str(source),
             dtype=dtype,
@@ -217,14 +242,11 @@ class Vllm:
             gpu_memory_utilization=share,
             seed=decoding.seed,
         )
-        self._parameters = vllm.SamplingParams(
-            temperature=decoding.temperature,
-            max_tokens=decoding.max_new_tokens,
-            stop_token_ids=stop.ids,
-            seed=decoding.seed,
-        )
 
-    def answers(self, conversations: list[Conversation], adapter: bool) -> list[Answer]:
+    def answers(
+        self, conversations: list[Conversation], adapter: bool, limits: Sequence[int] | None = None
+    ) -> list[Answer]:
+        import vllm
         from vllm.lora.request import LoRARequest
 
         # As token ids, because vLLM would put a second <bos> before a rendered text
@@ -233,7 +255,16 @@ class Vllm:
             for conversation in conversations
         ]
         lora = LoRARequest("tuned", 1, str(self.adapter)) if adapter else None
-        outputs = self._model.generate(asked, self._parameters, lora_request=lora, use_tqdm=False)
+        parameters = [
+            vllm.SamplingParams(
+                temperature=self.decoding.temperature,
+                max_tokens=limit,
+                stop_token_ids=self.stop.ids,
+                seed=self.decoding.seed,
+            )
+            for limit in limits or [self.decoding.max_new_tokens] * len(asked)
+        ]
+        outputs = self._model.generate(asked, parameters, lora_request=lora, use_tqdm=False)
         return [cut(output.outputs[0].token_ids, self.tokenizer, self.stop) for output in outputs]
 
 
@@ -250,30 +281,32 @@ def choose_engine() -> tuple[str, str]:
     return "vllm", "vllm is installed and there is a GPU"
 
 
+def turns(item: dict) -> list[dict]:
+    """The turns of an evaluation prompt, each with `prompt` and `reference` ("" without one)."""
+    first = {"prompt": item["prompt"], "reference": item.get("reference", "")}
+    return [first, *item.get("follow_ups", ())]
+
+
 def converse(writer: Writer, items: Sequence[dict], adapter: bool) -> list[list[Answer]]:
-    """Answers to evaluation prompts, one a turn: in the second turn the model sees its own first
-    answer.
+    """Answers to evaluation prompts, one a turn: in each turn the model sees its own answers to
+    those before.
 
     Args:
-        items: `prompt`, and `follow_up` in those of two turns.
+        items: `prompt`, `reference`, and `follow_ups` in those of several turns.
     """
-    first = writer.answers([item["prompt"] for item in items], adapter)
-    turns = [[answer] for answer in first]
-    two = [i for i, item in enumerate(items) if item.get("follow_up")]
-    if not two:
-        return turns
-    asked: list[Conversation] = []
-    for i in two:
-        asked.append(
-            [
-                {"role": "user", "content": items[i]["prompt"]},
-                {"role": "assistant", "content": first[i].text},
-                {"role": "user", "content": items[i]["follow_up"]},
-            ]
-        )
-    for i, answer in zip(two, writer.answers(asked, adapter), strict=True):
-        turns[i].append(answer)
-    return turns
+    asked = [turns(item) for item in items]
+    said: list[list[Answer]] = [[] for _ in items]
+    talks: list[list[dict]] = [[] for _ in items]
+    for number in range(max(map(len, asked), default=0)):
+        going = [i for i, wanted in enumerate(asked) if number < len(wanted)]
+        for i in going:
+            talks[i].append({"role": "user", "content": asked[i][number]["prompt"]})
+        limits = [writer.decoding.limit(asked[i][number]["reference"]) for i in going]
+        answers = writer.answers([list(talks[i]) for i in going], adapter, limits)
+        for i, answer in zip(going, answers, strict=True):
+            said[i].append(answer)
+            talks[i].append({"role": "assistant", "content": answer.text})
+    return said
 
 
 # --- the file of answers --------------------------------------------------------------------------
@@ -287,11 +320,11 @@ def write_answers(
     decoding: Decoding,
     job: str = "",
 ) -> Path:
-    """`answers.jsonl`: `id, job, decoding, prompt`, `follow_up` for two turns, `base` and `tuned`:
-    one answer a turn."""
+    """`answers.jsonl`: `id, job, decoding, prompt`, `follow_ups` for several turns, `base` and
+    `tuned`: one answer a turn."""
     records = []
     for item, before, after in zip(items, base, tuned, strict=True):
-        asked = {key: item[key] for key in ("prompt", "follow_up") if item.get(key)}
+        asked = {key: item[key] for key in ("prompt", "follow_ups") if item.get(key)}
         said = {
             "base": [vars(turn) for turn in before],
             "tuned": [vars(turn) for turn in after],
@@ -312,7 +345,9 @@ def read_answers(
     found: dict[str, dict] = {}
     for number, record in enumerate(utils.read_jsonl(path, ("id", "prompt", "base", "tuned")), 1):
         where, item = f"{utils.short(path)}, line {number}", asked.get(record["id"])
-        if item is None or any(item.get(key) != record.get(key) for key in ("prompt", "follow_up")):
+        if item is None or any(
+            item.get(key) != record.get(key) for key in ("prompt", "follow_ups")
+        ):
             raise CourseError(
                 f"{where}: {record['id']!r} is not a prompt of this evaluation; delete the file "
                 "to answer anew."

@@ -1,10 +1,11 @@
 """Supervised fine-tuning with LoRA: what `train.ipynb` calls, and what `evaluation.ipynb` reuses.
 
-In here: the rows to train on, the trainer, and what it watches while it trains. Each idea below has
-a module of its own: the machine (preflight.py), the base model (student.py), chat template, stop
-token and label mask (chat.py), the loss (losses.py), answers (generation.py), the adapter and its
-card (adapter.py). Not in here: the LoRA and training settings, which stay visible in the notebook's
-cells. torch, transformers, trl and peft are imported inside the functions that need them.
+In here: the held-out rows, the trainer, and what it watches while it trains. Each idea below has
+a module of its own: the rows (data.py), the machine (preflight.py), the base model (student.py),
+chat template, stop token and label mask (chat.py), the loss (losses.py), answers (generation.py),
+the adapter and its card (adapter.py). Not in here: the LoRA and training settings, which stay
+visible in the notebook's cells. torch, transformers, trl and peft are imported inside the functions
+that need them.
 
 Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (huggingface/trl).
 """
@@ -24,7 +25,7 @@ from typing import Literal
 
 import settings
 import utils
-from preprocessing import contamination, deduplicate
+from preprocessing import deduplicate
 from training import losses
 from training.adapter import disk_errors
 from training.chat import Stop, encode_all
@@ -34,56 +35,6 @@ from utils import CourseError
 # --- data -----------------------------------------------------------------------------------------
 
 PROJECT = "instruction-tuning-from-scratch"  # in wandb
-# And `instruction`, `input`, `output`, or `messages` (see chat.conversation)
-ROW_FIELDS = ("id", "language", "category")
-
-
-def training_rows(chosen: settings.Settings) -> list[dict]:
-    """The rows to train on: this run's, the shipped ones or both, in the chosen languages.
-
-    Raises:
-        CourseError: the run's data set is wanted alone and missing, its contamination gate is not
-            passed, or no row is left.
-    """
-    rows, made = [], chosen.folder / "instruction.jsonl"
-    if chosen.train_on in ("run", "both"):
-        if made.exists():
-            contamination.require_gate(made, "run preprocess.ipynb")
-            rows += utils.read_jsonl(made, ROW_FIELDS)
-            print(f"{len(rows)} rows of this run: {utils.short(made)}")
-        elif chosen.train_on == "run":
-            raise CourseError(
-                f"{utils.short(made)} is missing: run preprocess.ipynb first, or set TRAIN_ON. If "
-                "it ran on another machine, set SAVE_TO or RUN_ZIP."
-            )
-        else:
-            print(
-                "preprocess.ipynb has not run in this run folder, so only the shipped data set is "
-                "used (if it ran on another machine, set SAVE_TO or RUN_ZIP)"
-            )
-    if chosen.train_on in ("shipped", "both"):
-        contamination.require_gate(utils.DATA / "instruction.jsonl", "run `make gate`")
-        shipped = utils.read_jsonl(utils.DATA / "instruction.jsonl", ROW_FIELDS)
-        print(f"{len(shipped)} shipped rows: {utils.short(utils.DATA / 'instruction.jsonl')}")
-        fresh = deduplicate.unlike(rows, shipped)
-        if len(fresh) < len(rows):
-            print(
-                f"{len(rows) - len(fresh)} rows of this run repeat a shipped one and are left out"
-            )
-        rows = fresh + shipped
-    rows = [row for row in rows if row["language"] in chosen.languages]
-    names = [row["id"] for row in rows]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise CourseError(
-            f"The row id {twice!r} occurs twice, so one copy could be held out and the other "
-            "trained: rename or delete one."
-        )
-    if not rows:
-        raise CourseError(
-            f"No training row in {' or '.join(chosen.languages)}: check LANGUAGE and TRAIN_ON."
-        )
-    return rows
 
 
 def kind(row: dict) -> str:
@@ -107,7 +58,7 @@ def split(
     if len(rows) <= held_out:
         raise CourseError(
             f"{len(rows)} rows cannot be trained on with {held_out} of them held out: make more "
-            "rows or lower HELD_OUT."
+            "rows or lower HELD_OUT_ROWS."
         )
     train, held = _parted(rows, held_out, seed)
     # What is nearly the same must not be trained on and held out

@@ -26,7 +26,7 @@ GOOD, BAD = [pair["answer_good"] for pair in PAIRS], [pair["answer_bad"] for pai
 
 
 def shown(body: dict) -> dict:
-    return stand_ins.sections(body["messages"][1]["content"])
+    return stand_ins.sections(body["messages"][1]["content"])[-1]
 
 
 def verdict(letter: str) -> str:

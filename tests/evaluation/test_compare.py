@@ -184,7 +184,7 @@ def prefers(best):
         return known[0] if known else -1 if text in good else len(best)
 
     def answer(body):
-        parts = stand_ins.sections(body["messages"][1]["content"])
+        parts = stand_ins.sections(body["messages"][1]["content"])[-1]
         a, b = rank(parts["answer_a"]), rank(parts["answer_b"])
         verdict = "tie" if a == b else "A" if a < b else "B"
         return json.dumps({"explanation": "because", "verdict": verdict})
@@ -234,7 +234,8 @@ def test_follow_ups_are_judged_with_a_list_of_answers(judged_by, tmp_path):
         rows = utils.read_jsonl(path)
         rows[0]["answer"] = [rows[0]["answer"], "And a second."]
         utils.write_jsonl(path, rows)
-    extra = [{"id": "p1", "reference": "A whale.", "follow_up": "And a small one?"}]
+    later = [{"prompt": "And a small one?", "reference": ""}]
+    extra = [{"id": "p1", "reference": "A whale.", "follow_ups": later}]
     models, items = read(*paths)
     items = compare.complete(items, extra)
     judged = judged_by(lambda body: json.dumps({"explanation": "", "verdict": "tie"}))
@@ -245,10 +246,11 @@ def test_follow_ups_are_judged_with_a_list_of_answers(judged_by, tmp_path):
 
 
 def test_a_number_of_answers_that_is_not_the_number_of_turns_is_refused(files, tmp_path, capsys):
-    utils.write_jsonl(tmp_path / "p.jsonl", [{"id": "p1", "follow_up": "And a small one?"}])
+    later = [{"prompt": "And a small one?", "reference": ""}]
+    utils.write_jsonl(tmp_path / "p.jsonl", [{"id": "p1", "follow_ups": later}])
     arguments = ["--prompts", str(tmp_path / "p.jsonl"), "--judge", "rehearsal"]
     assert compare.main([*map(str, files[:2]), *arguments]) == 1
-    assert "'p1' has 1 answers a model" in capsys.readouterr().err
+    assert "'p1' has 1 answers of a model and 2 turns" in capsys.readouterr().err
 
 
 @pytest.mark.slow

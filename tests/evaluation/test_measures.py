@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation import measures
+from evaluation import figures, measures
 from training.generation import Answer
 
 
@@ -70,3 +70,56 @@ def test_measures_of_a_set():
     assert "ROUGE-L to the references" not in measures.beside(
         [Answer("x", True, 1)], [{"language": "en", "reference": ""}]
     )
+
+
+def talk(name, language, first, answer, then, last):
+    item = {
+        "id": name,
+        "language": language,
+        "prompt": first,
+        "reference": "",
+        "difficulty": "hard",
+        "follow_ups": [{"prompt": then, "reference": ""}],
+    }
+    return item, [Answer(answer, True, 9), Answer(last, True, 4)]
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_an_answer_that_forgets_the_first_turn_has_no_recall(language):
+    said = {
+        "en": [
+            ("Name a hobby.", "Collecting lighthouses.", "Why?", "Lighthouses calm me."),
+            ("A soup, please.", "Pumpkin with ginger.", "More?", "Add ginger to the pumpkin."),
+        ],
+        "ko": [
+            (
+                "취미를 하나 알려 주세요.",
+                "등대를 찾아다니기.",
+                "왜요?",
+                "등대가 마음을 달래 줍니다.",
+            ),
+            ("국을 추천해 주세요.", "생강을 넣은 호박죽.", "더요?", "호박에 생강을 더 넣으세요."),
+        ],
+    }[language]
+    talks = [talk(str(i), language, *turns) for i, turns in enumerate(said)]
+    items, kept = [item for item, _ in talks], [answers for _, answers in talks]
+    swapped = [[kept[0][0], kept[1][1]], [kept[1][0], kept[0][1]]]
+    remembers, forgets = measures.recall(items, kept), measures.recall(items, swapped)
+    assert remembers > 0.2 and forgets < -0.2
+    assert measures.recall(items[:1], kept[:1]) is None, "nothing to compare with"
+
+
+def test_long_prompts_are_measured_apart():
+    items = [
+        {"id": "a", "prompt": "?", "difficulty": "standard"},
+        {"id": "b", "prompt": "?", "difficulty": "hard", "kind": "long"},
+        {"id": "c", "prompt": "?", "difficulty": "hard", "kind": "conflict"},
+        {"id": "d", "prompt": "?"},
+    ]
+    answers = [[Answer("x", True, size)] for size in (10, 300, 40, 20)]
+    found = measures.lengths(items, answers)
+    assert found == {"hard": 40, "long": 300, "standard": 15}
+    figure = figures.reach_figure(
+        {"base": found, "tuned": found}, {"base": None, "tuned": 0.3}, "run default"
+    )
+    assert [text.get_text() for text in figure.axes[1].texts] == [" none", " +0.30"]

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from browser import chromium, contrasts, requested, view, violations
 
+import pages
 import utils
 from evaluation import report
 
@@ -92,9 +93,14 @@ RECORDS = [
     },
     record(
         "two-turns",
-        follow_up="And why?",
-        follow_up_base="Base on turn two.",
-        follow_up_tuned="Tuned on turn two.",
+        follow_ups=[
+            {
+                "prompt": "And why?",
+                "reference": "",
+                "base": "Base on turn two.",
+                "tuned": "Tuned on turn two.",
+            }
+        ],
         orders=[order("A", "A"), order("B", "tie"), order("A", "A", 2), order("B", "B", 2)],
     ),
 ]
@@ -232,10 +238,10 @@ def test_invisible_characters_are_shown_by_number():
     """A soft hyphen, a space without width, a line separator, tags and a Hangul filler hide text or
     break it; what joins emoji and Persian letters stays."""
     for hidden in "\u00ad\u200b\u2028\u2060\U000e0041\u3164\u115f\u180e\ufeff\u202e":
-        assert report.shown(f"a{hidden}b") == f'a<span class="unseen">U+{ord(hidden):04X}</span>b'
+        assert pages.shown(f"a{hidden}b") == f'a<span class="unseen">U+{ord(hidden):04X}</span>b'
     for kept in ("👩\u200d👩\u200d👧", "❤\ufe0f", "می\u200cخواهم", "한국어\n\ttab", "e\u0301"):
-        assert report.shown(kept) == kept
-    assert "U+200D" in report.shown("pass\u200dword"), "a joiner between Latin letters hides"
+        assert pages.shown(kept) == kept
+    assert "U+200D" in pages.shown("pass\u200dword"), "a joiner between Latin letters hides"
 
 
 def test_labels_are_korean_where_the_prompt_is_korean():
@@ -262,23 +268,34 @@ def test_the_file_can_be_read_by_others_as_any_other(tmp_path):
 
 def test_join_puts_answers_beside_verdicts():
     items = [
-        {"id": "a", "prompt": "P", "reference": "", "follow_up": "F"},
+        {
+            "id": "a",
+            "prompt": "P",
+            "reference": "",
+            "follow_ups": [{"prompt": "F", "reference": ""}, {"prompt": "G", "reference": "H"}],
+        },
         {"id": "b", "prompt": "Q", "reference": "R"},
     ]
     verdicts = [
         {key: value for key, value in record(name).items() if key in ("id", "outcome", "orders")}
         for name in "ab"
     ]
-    joined = report.join(verdicts, items, [["b1", "b2"], "b3"], [["t1", "t2"], ["t3"]])
+    joined = report.join(verdicts, items, [["b1", "b2", "b4"], "b3"], [["t1", "t2", "t4"], ["t3"]])
+    assert joined[0]["follow_ups"][1] == {
+        "prompt": "G",
+        "reference": "H",
+        "base": "b4",
+        "tuned": "t4",
+    }
     assert (
-        joined[0]["follow_up_base"] == "b2"
+        joined[0]["follow_ups"][0]["base"] == "b2"
         and joined[0]["tuned"] == "t1"
         and joined[0]["prompt"] == "P"
     )
     assert (
         joined[1]["tuned"] == "t3"
         and joined[1]["reference"] == "R"
-        and "follow_up_tuned" not in joined[1]
+        and "follow_ups" not in joined[1]
     )
     with pytest.raises(utils.CourseError, match="'b' is expected"):
         report.join(verdicts[:1], items[1:], ["x"], ["y"])
@@ -451,7 +468,7 @@ def test_accessible(browser, tmp_path, scheme):
 
 def test_all_is_shown_without_a_script(browser, tmp_path):
     view(browser, 1280)
-    page = report.page(RECORDS, RESULTS).replace(report.JS, "")
+    page = report.page(RECORDS, RESULTS).replace(pages.JS, "")
     (tmp_path / "r.html").write_text(page, encoding="utf-8")
     browser.get((tmp_path / "r.html").as_uri())
     assert len(shown(browser)) == len(RECORDS)

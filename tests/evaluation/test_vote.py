@@ -14,8 +14,9 @@ import psutil
 import pytest
 from browser import chromium, requested, view, violations
 
+import pages
 import utils
-from evaluation import report, vote
+from evaluation import vote
 from llm.journal import Journal
 
 HOSTILE = (
@@ -85,7 +86,7 @@ def test_two_turns_are_shown_together(folder):
     record = {
         "id": "t",
         "prompt": "Name a fruit.",
-        "follow_up": "And another?",
+        "follow_ups": [{"prompt": "And another?", "reference": ""}],
         "base": ["pear", "fig"],
         "tuned": [{"text": "plum"}, {"text": "date"}],
     }
@@ -295,7 +296,7 @@ def test_three_votes_in_a_browser(page, folder, course):
             texts = [shown(name) for name in ("prompt", "first", "second")]
             assert texts == [pair.prompt, pair.first, pair.second]
             source = browser.page_source.lower()
-            assert "tuned" not in source.replace(report.CSS.lower(), "")
+            assert "tuned" not in source.replace(pages.CSS.lower(), "")
             assert not re.search(r"\bp\d\b|\bbase\b", source.split("</style>")[1]), (
                 "the page tells which is which"
             )

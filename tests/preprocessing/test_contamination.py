@@ -25,7 +25,7 @@ def test_a_prompt_within_a_transcript_is_found(field):
 
 def test_what_is_asked_in_a_second_turn_is_held_out_too():
     items = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
-    follow_ups = {item["follow_up"] for item in items if item.get("follow_up")}
+    follow_ups = {turn["prompt"] for item in items for turn in item.get("follow_ups", ())}
     assert follow_ups and follow_ups <= {one.text for one in contamination.held_out()}
 
 

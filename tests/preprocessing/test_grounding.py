@@ -326,7 +326,8 @@ def test_half_a_pair_of_keys_is_named(naver, monkeypatch):
 def test_a_key_that_fits_no_header_is_not_shown(naver, monkeypatch, key):
     monkeypatch.setenv("NAVER_CLIENT_SECRET", key)
     sentence = refusal(naver)
-    assert "NAVER_CLIENT_SECRET contains characters" in sentence and key not in sentence
+    assert "NAVER_CLIENT_SECRET from the environment has a character that no key has" in sentence
+    assert key not in sentence and naver.calls == 0
 
 
 def test_a_wrong_key_fails_at_once_and_tells_where_the_other_kind_belongs(naver, monkeypatch):

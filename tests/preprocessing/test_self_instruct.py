@@ -299,7 +299,7 @@ def test_a_domain_limits_seeds_and_request():
     assert "모든 과제는 다음 분야에 속해야 합니다: 한국의 주거" in text and text.endswith(
         "[자료]\n1. 보증금"
     )
-    with pytest.raises(utils.CourseError, match=r"Only 0 seeds are in SEED_CATEGORIES \(cooking\)"):
+    with pytest.raises(utils.CourseError, match="No seed of .* is in the category"):
         self_instruct.load_seeds(("ko",), ("cooking",))
 
 
@@ -485,7 +485,7 @@ def test_a_request_in_a_later_turn_is_compared_with_the_evaluation_too():
 def test_shipped_data_is_clean():
     """Its record is of these very files (`make gate` was run after the last change), and no
     instruction repeats another or a seed."""
-    contamination.require_gate(utils.DATA / "instruction.jsonl", "run make gate")
+    assert contamination.passed(utils.DATA / "instruction.jsonl"), "run make gate"
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl") + utils.read_jsonl(
         utils.DATA / "seed_tasks.jsonl"
     )
@@ -496,22 +496,16 @@ def test_shipped_data_is_clean():
 
 def test_a_gate_passed_against_another_evaluation_does_not_count(tmp_path, monkeypatch):
     data = utils.write_jsonl(tmp_path / "instruction.jsonl", [task(id="a")])
-    with pytest.raises(
-        utils.CourseError,
-        match=r"instruction.jsonl has not passed the contamination gate as it is now: run "
-        r"preprocess",
-    ):
-        contamination.require_gate(data, "run preprocess.ipynb")
+    assert not contamination.passed(data)
     utils.write_json(tmp_path / "contamination.json", contamination.state(data) | {"left": 0})
-    contamination.require_gate(data, "run preprocess.ipynb")
+    assert contamination.passed(data)
     for name in contamination.HELD:
         (tmp_path / name).write_bytes(
             (utils.DATA / name).read_bytes()
             + (b'{"id": "new"}\n' if name.startswith("eval") else b"")
         )
     monkeypatch.setattr(utils, "DATA", tmp_path)
-    with pytest.raises(utils.CourseError, match="has not passed"):
-        contamination.require_gate(data, "run preprocess.ipynb")
+    assert not contamination.passed(data)
 
 
 # --- a teacher whose replies are all junk ---------------------------------------------------------

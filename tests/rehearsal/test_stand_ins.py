@@ -220,20 +220,16 @@ def test_judge_prompts_can_be_taken_apart(language):
         "language": language,
         "prompt": "p",
         "reference": "r\n\nr",
-        "follow_up": "f",
-        "follow_up_reference": "",
+        "follow_ups": [{"prompt": "f", "reference": ""}],
     }
-    parts = stand_ins.sections(judge.pair_request(item, odd, "")["messages"][1]["content"])
+    (parts,) = stand_ins.sections(judge.pair_request(item, odd, "")["messages"][1]["content"])
     assert (parts["prompt"], parts["reference"], parts["answer_b"]) == ("p", "r\n\nr", "")
     assert parts["answer_a"] == odd.replace("[", "> [")
-    parts = stand_ins.sections(
+    first, second = stand_ins.sections(
         judge.single_request(item, ["a", "c"], turn=2)["messages"][1]["content"]
     )
-    assert (parts["answer"], parts["follow_up"], parts["second"]) == (
-        "a",
-        "f",
-        "c",
-    ) and "follow_up_reference" not in parts
+    assert (first["prompt"], first["answer"]) == ("p", "a")
+    assert second == {"prompt": "f", "answer": "c"} and "reference" not in first
 
 
 @pytest.mark.packaged
@@ -244,8 +240,7 @@ def test_stand_in_serves_every_protocol(endpoint, language, reply_format):
     one = ITEM[language] | {"id": "one", "reference": ""}
     two = ITEM[language] | {
         "id": "two",
-        "follow_up": ITEM[language]["prompt"],
-        "follow_up_reference": ITEM[language]["reference"],
+        "follow_ups": [{key: ITEM[language][key] for key in ("prompt", "reference")}],
     }
     echo, good = ITEM[language]["prompt"] * 2, GOOD[language]
     stand_in = judge.Judge(

@@ -31,31 +31,32 @@ def count():
 
 
 def test_token_counts_are_those_of_the_data(count):
-    mean = lambda numbers: statistics.mean(list(numbers))  # noqa: E731
+    def mean(texts) -> float:
+        return statistics.mean([count(text) for text in texts])
+
+    def asked(request: dict) -> str:
+        return "".join(message["content"] for message in request["messages"])
+
+    def as_json(value: dict) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[::4]
-    assert mean(
-        count("".join(turn["content"] for turn in chat.conversation(row))) for row in rows
-    ) == pytest.approx(A.row_tokens, rel=0.1)
+    texts = ["".join(turn["content"] for turn in chat.conversation(row)) for row in rows]
+    assert mean(texts) == pytest.approx(A.row_tokens, rel=0.1)
     requests = generate._requests(generate.teach_items(40, ("en", "ko")))
-    asked = lambda request: sum(count(message["content"]) for message in request["messages"])  # noqa: E731
     assert mean(map(asked, requests)) == pytest.approx(A.prompt_tokens, rel=0.1)
-    assert mean(asked(curation.critique_request(row)) for row in rows) == pytest.approx(
-        A.critique_prompt_tokens, rel=0.1
-    )
-    files = [
-        utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{code}.jsonl")
-        for code in settings.LANGUAGES
-    ]
-    tasks = [task for file in files for batch in file for task in batch.get("tasks", ())][::4]
+    # A teacher writes and scores rows of one turn
+    requests = [curation.critique_request(row) for row in rows if "instruction" in row]
+    assert mean(map(asked, requests)) == pytest.approx(A.critique_prompt_tokens, rel=0.1)
+    tasks = []
+    for code in settings.LANGUAGES:
+        for batch in utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{code}.jsonl"):
+            tasks += batch.get("tasks", ())
     fields = ("category", "instruction", "input", "output")
-    as_json = lambda value: json.dumps(value, ensure_ascii=False)  # noqa: E731
-    assert mean(
-        count(as_json({key: task[key] for key in fields})) for task in tasks
-    ) == pytest.approx(A.task_tokens, rel=0.1)
-    critiques = [task["critique"] for task in tasks if "critique" in task]
-    assert mean(count(as_json(one)) for one in critiques) == pytest.approx(
-        A.critique_tokens, rel=0.1
-    )
+    written = [as_json({key: task[key] for key in fields}) for task in tasks[::4]]
+    assert mean(written) == pytest.approx(A.task_tokens, rel=0.1)
+    critiques = [as_json(task["critique"]) for task in tasks[::4] if "critique" in task]
+    assert mean(critiques) == pytest.approx(A.critique_tokens, rel=0.1)
 
 
 def test_training_tokens_are_those_of_the_notebook():

