@@ -18,6 +18,8 @@ INSTALL = (
     "run `make .venv/scale/.ready` and use .venv/scale/bin/python (or `pip install -r "
     "requirements/scale.txt`)"
 )
+STARTS = 3  # attempts to start Ray on a busy machine
+BUSY = "timed out during startup"
 
 
 @contextlib.contextmanager
@@ -46,9 +48,8 @@ def connected(
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    os.environ.setdefault(
-        "RAY_raylet_start_wait_time_s", "120"
-    )  # seconds; Ray's own 30 are too few on a busy machine
+    # Seconds; Ray's own 30 are too few on a busy machine
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
     import logging
 
     import ray
@@ -72,7 +73,7 @@ def connected(
         if address and address != "auto":  # asked at once, for Ray itself tries for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(
+        _init(
             address or "local",
             runtime_env={"env_vars": variables},
             logging_level=logging.WARNING,
@@ -85,11 +86,14 @@ def connected(
             and type(error) is not Exception
         ):
             raise  # Ray's "timed out during startup" is a plain Exception
-        where = f"The Ray cluster at {address}" if address else "Ray on this machine"
+        if not address:
+            raise CourseError(
+                f"Ray does not start on this machine ({_first(error)}): run this again when less "
+                "else is running; Ray's own words are in /tmp/ray/session_latest/logs."
+            ) from None
         raise CourseError(
-            f"{where} cannot be reached ({_first(error)}): is `ray start --head` running there, "
-            f"with the same Ray {ray.__version__}, and "
-            "is the port open?"
+            f"The Ray cluster at {address} cannot be reached ({_first(error)}): is `ray start "
+            f"--head` running there, with the same Ray {ray.__version__}, and is the port open?"
         ) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -103,6 +107,22 @@ def connected(
         raise sentence(error) from error
     finally:
         ray.shutdown()
+
+
+def _init(address: str, **options) -> None:
+    """`ray.init`; a session of its own is started again where the machine was too busy. Ray gives
+    its agents 15 seconds to start, which no setting changes, and what was read once from the disk
+    is read faster the next time."""
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address, **options)
+            return
+        except Exception as error:
+            if address != "local" or not left or BUSY not in str(error):
+                raise
+            ray.shutdown()
 
 
 def sentence(error: BaseException) -> BaseException:

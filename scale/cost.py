@@ -5,9 +5,8 @@ hours, time, memory and disk.
 
 What it does: multiply. Every factor is a named field of `Assumptions` with where it comes from:
 *measured* here, *published*, or *assumed*; tests/scale/test_cost.py holds the measured ones against
-the data and the README. What it does not do: promise. The assumed ones move the
-result most: the share of rows that is kept, which falls as a data set grows, and the speed of a
-teacher of your own.
+the data and the README. What it does not do: promise. The assumed ones move the result most: the
+share of rows that is kept, which falls as a data set grows, and the speed of a teacher of your own.
 """
 
 from __future__ import annotations
@@ -33,32 +32,25 @@ class Assumptions:
 
     row_tokens: float = 150  # measured: instruction, input and output of a shipped row
     template_tokens: float = 11  # measured: turns and stop token around it
-    trained_share: float = (
-        0.51  # measured: of a row's tokens in train.ipynb, the answer and its stop token
-    )
+    # measured: of a row's tokens in train.ipynb, the answer and its stop token
+    trained_share: float = 0.60
     task_tokens: float = 102  # measured: a task as the teacher writes it, in JSON (data/rehearsal)
     prompt_tokens: float = 592  # measured: a request for twenty tasks, with three demonstrations
     critique_prompt_tokens: float = 255  # measured: a request to score one row
     critique_tokens: float = 33  # measured: the score and its reason
     kept_share: float = 0.66  # measured on 444 recorded rows, flawed on purpose; assumed for more
-    exact_seconds: tuple[float, float] = (
-        2.0,
-        11.7,
-    )  # measured: README, ROUGE-L near-duplicates on two cores ...
-    exact_texts: tuple[float, float] = (
-        52_000,
-        208_000,
-    )  # ... of so many texts, and 0.5 GiB for the larger
+    # measured: README, ROUGE-L near-duplicates on two cores ...
+    exact_seconds: tuple[float, float] = (2.0, 11.7)
+    # ... of so many texts, and 0.5 GiB for the larger
+    exact_texts: tuple[float, float] = (52_000, 208_000)
     exact_bytes: float = 2600  # measured: memory of the exact filter per text, 0.5 GiB / 208,000
     lsh_bands: int = 40  # computed: scale/duplicates.py at 0.7
     lsh_bytes: float = 36  # computed: one row of one band in the shuffle
-    lsh_core_seconds: float = (
-        5.2e-4  # measured: a million texts on two cores in 260 s (benchmarks/scale_duplicates.py)
-    )
+    # measured: a million texts on two cores in 260 s (benchmarks/scale_duplicates.py)
+    lsh_core_seconds: float = 5.2e-4
     cores: int = 64  # assumed: of a cluster, for near-duplicates by LSH
-    teacher_tokens_per_second: float = (
-        2500  # assumed: written by one GPU, a model of about 8B parameters in vLLM at full batches
-    )
+    # assumed: written by one GPU, a model of about 8B parameters in vLLM at full batches
+    teacher_tokens_per_second: float = 2500
     gpu_dollars: float = 2.50  # assumed: an hour of an H100
     epochs: int = 3  # the course's
     rank: int = 4  # the course's

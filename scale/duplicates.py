@@ -5,11 +5,11 @@ exact ROUGE-L decides them.
     --threshold 0.7
 
 What it does: read shards of JSON Lines or Parquet, find the pairs that `rouge.py` scores above the
-threshold, keep one of each group, and
-write every shard as kept and removed rows. What it does not do: find every pair. ROUGE-L F1 > t
-means more than t / 2 of all tokens in common, in any order, hence a Jaccard similarity of the token
-multisets above t / (2 - t); the number of bands is chosen so that even a pair right there is
-proposed with a probability of `RECALL`, and those further up nearly always.
+threshold, keep one of each group, and write every shard as kept and removed rows. What it does not
+do: find every pair. ROUGE-L F1 > t means more than t / 2 of all tokens in common, in any order,
+hence a Jaccard similarity of the token multisets above t / (2 - t); the number of bands is chosen
+so that even a pair right there is proposed with a probability of `RECALL`, and those further up
+nearly always.
 
 The order of the rows is that of the shards' names and of the lines in them: the first of two
 duplicates survives. Nothing depends on timing, on the number of workers or on which of them died:
@@ -183,10 +183,14 @@ def propose(
     return np.unique(np.concatenate(found), axis=0), left_out
 
 
-def decide(  # noqa: C901 (to be taken apart)
+Neighbours = dict[int, list[tuple[int, float]]]  # the duplicates of a row, each with its ROUGE-L
+Removed = dict[int, tuple[int, float]]  # the row that stays instead, and its ROUGE-L or NaN
+
+
+def decide(
     left: np.ndarray, right: np.ndarray, score: np.ndarray, copies: dict[int, int], survivors: str
-) -> dict[int, tuple[int, float]]:
-    """`{removed position: (the row that stays, ROUGE-L or NaN)}`.
+) -> Removed:
+    """Which rows go, and because of which row that stays.
 
     Args:
         left, right, score: duplicates among the first rows of every token sequence, left < right.
@@ -194,42 +198,57 @@ def decide(  # noqa: C901 (to be taken apart)
         survivors: see `Filter`; for "one" the score is NaN where a row is no duplicate of its
             survivor itself, only of others.
     """
-    neighbours: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    neighbours: Neighbours = defaultdict(list)
     for a, b, s in zip(left.tolist(), right.tolist(), score.tolist(), strict=True):
         neighbours[a].append((b, s))
         neighbours[b].append((a, s))
-    removed: dict[int, tuple[int, float]] = {}
     if survivors == "one":
-        for start in sorted(neighbours):
-            waiting = [] if start in removed else [start]
-            while waiting:
-                for other, _ in neighbours[waiting.pop()]:
-                    if other != start and other not in removed:
-                        removed[other] = (start, float("nan"))
-                        waiting.append(other)
-            for other, s in neighbours[start]:
-                if removed.get(other, (None,))[0] == start:
-                    removed[other] = (start, s)
+        removed = all_but_one(neighbours)
         for copy, first in copies.items():
             removed[copy] = removed.get(first, (first, 1.0))
         return removed
-    best = lambda place, position: min(  # noqa: E731
-        (
-            (-s, other)
-            for other, s in neighbours.get(place, ())
-            if other < position and other not in removed
-        ),
-        default=None,
-    )
+    removed = {}
     for position in sorted(neighbours):
-        if found := best(position, position):
-            removed[position] = (found[1], -found[0])
-    # Between the first and this copy another neighbour may have joined
+        found = most_similar(neighbours[position], position, removed)
+        if found is not None:
+            removed[position] = found
     for copy, first in copies.items():
-        # Whatever removed the first is one, so there is a best
-        found = best(first, copy) or (-1.0, first)
-        removed[copy] = (found[1], -found[0]) if first in removed else (first, 1.0)
+        if first not in removed:
+            removed[copy] = (first, 1.0)
+        else:  # between the first and this copy another neighbour may have joined
+            found = most_similar(neighbours[first], copy, removed)
+            removed[copy] = found or removed[first]
     return removed
+
+
+def all_but_one(neighbours: Neighbours) -> Removed:
+    """Of everything that is connected by duplicates all rows but the first."""
+    removed: Removed = {}
+    for start in sorted(neighbours):
+        if start in removed:
+            continue
+        waiting = [start]
+        while waiting:
+            for other, _ in neighbours[waiting.pop()]:
+                if other != start and other not in removed:
+                    removed[other] = (start, math.nan)
+                    waiting.append(other)
+        for other, score in neighbours[start]:
+            removed[other] = (start, score)
+    return removed
+
+
+def most_similar(
+    candidates: list[tuple[int, float]], position: int, removed: Removed
+) -> tuple[int, float] | None:
+    """Of these duplicates the one with the highest score, the first of equals, that stands before a
+    position and stays; None if there is none."""
+    best = None
+    for other, score in candidates:
+        stays = other < position and other not in removed
+        if stays and (best is None or (-score, other) < (-best[1], best[0])):
+            best = (other, score)
+    return best
 
 
 # --- the stages on Ray Data -----------------------------------------------------------------------
@@ -508,7 +527,9 @@ def run(
         chosen.survivors,
     )
 
-    name = lambda position: f"{found[position >> ROW_BITS].name}:{position & ((1 << ROW_BITS) - 1)}"  # noqa: E731
+    def name(position: int) -> str:
+        return f"{found[position >> ROW_BITS].name}:{position & ((1 << ROW_BITS) - 1)}"
+
     gone: list[dict[int, dict]] = [{} for _ in found]
     for position in sorted(removed):
         stays, value = removed[position]

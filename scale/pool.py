@@ -2,10 +2,9 @@
 journal a shard, nothing asked twice.
 
 What it does: give every live endpoint the next shard, move the shards of an endpoint that dies to
-the others, keep the sum of what is
-spent and what may still be spent under one limit, and go on after a crash of a worker or of this
-program. What it does not do: know what is asked (generate.py). All nodes must see the output folder
-under the same path.
+the others, keep the sum of what is spent and what may still be spent under one limit, and go on
+after a crash of a worker or of this program. What it does not do: know what is asked (generate.py).
+All nodes must see the output folder under the same path.
 
 Money: before a shard starts, its worst case is reserved, as `llm/budget.py` does for one request;
 then its client gets no more than that. What a dead worker had under way may have been billed; its
@@ -40,9 +39,8 @@ class Client(llm.client.Client):
     def __init__(self, model: str, base_url: str | None, **options) -> None:
         super().__init__(model, base_url, **options)
         if base_url is not None:
-            self.base_url = (
-                "http://pool/v1"  # from here on only part of the keys: the endpoint is chosen
-            )
+            # From here on only part of the keys: the endpoint is chosen
+            self.base_url = "http://pool/v1"
         # Requests that the endpoint failed to answer, and that the next run asks again
         self.unanswered = 0
 
@@ -121,19 +119,18 @@ def work(
         message, state = "", "done"
         try:
             records = asyncio.run(job.ask(client, items))
-            rejected = lambda record: "error" in record or "problem" in record  # noqa: E731
-            utils.write_jsonl(
-                Path(output).parent / "rejected" / Path(output).name, filter(rejected, records)
-            )
-            utils.write_jsonl(
-                output, (record for record in records if not rejected(record))
-            )  # last: it says that the shard is done
+            good = [record for record in records if not rejected(record)]
+            bad = [record for record in records if rejected(record)]
+            utils.write_jsonl(Path(output).parent / "rejected" / Path(output).name, bad)
+            utils.write_jsonl(output, good)  # last: it says that the shard is done
         except CourseError as error:
-            message, state = (
-                str(error),
-                "unreachable" if "cannot be reached" in str(error) else "stopped",
-            )
+            message = str(error)
+            state = "unreachable" if "cannot be reached" in message else "stopped"
         return {"state": state, "message": message, "unanswered": client.unanswered}
+
+
+def rejected(record: dict) -> bool:
+    return "error" in record or "problem" in record
 
 
 def account(journal: Path) -> tuple[float, float]:
@@ -143,8 +140,161 @@ def account(journal: Path) -> tuple[float, float]:
     return spent, sum(entry.get("lost_usd", 0.0) for entry in kept.entries.values())
 
 
-# To be taken apart: it is three loops in one
-def run(  # noqa: C901, PLR0912, PLR0915
+@dataclass(frozen=True)
+class Lease:
+    """A shard that is under way at an endpoint, and the dollars that it may cost at worst."""
+
+    number: int
+    url: str | None
+    usd: float
+
+
+class Progress:
+    """What of a job is waiting, under way and done, and the money of each shard."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        job: Job,
+        shards: list[list[dict]],
+        output: Path,
+        budget_usd: float | None,
+    ) -> None:
+        self.pool, self.job, self.shards = pool, job, shards
+        self.output, self.budget_usd = output, budget_usd
+        # "at_risk_usd": what an attempt may have spent beyond its journal, when journals did not
+        # say so
+        self.ledger = Journal(output / "ledger.jsonl", ("key", "at_risk_usd"))
+        self.before_usd = sum(entry["at_risk_usd"] for entry in self.ledger.entries.values())
+        self.accounts: list[tuple[float, float]] = []  # spent and lost, in dollars, of each shard
+        for number in range(len(shards)):
+            with alone(self.journal(number)):
+                self.accounts.append(account(self.journal(number)))
+        self.keys = [
+            f"done {utils.fingerprint(job.name, pool.model, items, len(shards))}"
+            for items in shards
+        ]
+        done = [key in self.ledger.entries for key in self.keys]
+        self.resumed = sum(done)
+        self.waiting: deque[int] = deque()
+        for number, finished in enumerate(done):
+            if not finished or not self.place(number).exists():
+                self.waiting.append(number)
+        self.free = deque(url for _ in range(pool.at_once) for url in pool.urls)
+        self.running: dict[object, Lease] = {}
+        self.dead: dict[str | None, str] = {}  # endpoints, and what was said of them
+        self.tries = [0] * len(shards)
+        self.unanswered = self.moved = 0
+        self.stopped: CourseError | None = None
+
+    def place(self, number: int) -> Path:
+        return self.output / f"{number:05d}.jsonl"
+
+    def journal(self, number: int) -> Path:
+        return self.output / "journal" / f"{number:05d}.jsonl"
+
+    @property
+    def spent_usd(self) -> float:
+        return sum(spent for spent, _ in self.accounts)
+
+    @property
+    def lost_usd(self) -> float:
+        """What may have been billed for answers that never arrived."""
+        return self.before_usd + sum(lost for _, lost in self.accounts)
+
+    def start(self, task) -> None:
+        """Give free endpoints the next shards, as long as the budget holds their worst cases."""
+        while self.waiting and self.free and self.stopped is None:
+            number, url = self.waiting[0], self.free[0]
+            with alone(self.journal(number)):
+                client = self.pool.connect(url, self.journal(number), None)
+            lease = Lease(number, url, self.job.worst(client, self.shards[number]))
+            held = sum(one.usd for one in self.running.values()) + self.spent_usd + self.lost_usd
+            if self.budget_usd is not None and held + lease.usd > self.budget_usd + NOTHING:
+                if not self.running:  # else what is under way may turn out cheaper
+                    self.stopped = self._too_dear(lease, self.budget_usd)
+                return
+            self.waiting.popleft()
+            self.free.popleft()
+            self.tries[number] += 1
+            ref = task.remote(
+                self.pool,
+                self.job,
+                url,
+                self.shards[number],
+                str(self.journal(number).resolve()),
+                str(self.place(number).resolve()),
+                None if self.budget_usd is None else lease.usd,
+            )
+            self.running[ref] = lease
+
+    def _too_dear(self, lease: Lease, budget_usd: float) -> BudgetExceeded:
+        unsure = ""
+        if self.lost_usd > NOTHING:
+            unsure = f" (and up to ${self.lost_usd:.4f} for answers that were lost)"
+        return BudgetExceeded(
+            f"Shard {lease.number} of {len(self.shards)} may cost ${lease.usd:.4f}, and "
+            f"${self.spent_usd:.4f} of the budget of ${budget_usd:.2f} is spent{unsure}: raise "
+            "--budget-usd or use smaller shards. What was answered is kept; run again to go on."
+        )
+
+    def finished(self, lease: Lease, result: dict) -> None:
+        """Take what `work` says of a shard."""
+        self.accounts[lease.number] = account(self.journal(lease.number))
+        self.unanswered += result["unanswered"]
+        if result["state"] == "done":
+            if not result["unanswered"]:  # else the next run asks again what has no answer
+                self.ledger.write({"key": self.keys[lease.number], "at_risk_usd": 0.0})
+            self._set_free(lease.url)
+            return
+        self.waiting.append(lease.number)
+        if result["state"] == "unreachable":
+            self.dead[lease.url] = result["message"]
+            self.free = deque(url for url in self.free if url != lease.url)
+            self.moved += 1
+        elif self.stopped is None:
+            self.stopped = CourseError(result["message"])
+
+    def died(self, lease: Lease, error: Exception) -> None:
+        """The worker of a shard is gone: its journal says what was paid, and another one goes on.
+        Not for ever."""
+        self.accounts[lease.number] = account(self.journal(lease.number))
+        self._set_free(lease.url)
+        self.waiting.append(lease.number)
+        if self.tries[lease.number] >= TRIES:
+            self.stopped = CourseError(
+                f"The worker of shard {lease.number} died {TRIES} times "
+                f"({str(error).splitlines()[0][:120]}): run again."
+            )
+
+    def _set_free(self, url: str | None) -> None:
+        if url not in self.dead:
+            self.free.append(url)
+
+    def check(self) -> None:
+        """CourseError if not all was done."""
+        if self.stopped is not None:
+            raise self.stopped
+        if self.waiting:
+            reasons = "; ".join(dict.fromkeys(self.dead.values()))
+            raise CourseError(
+                f"None of the {len(self.pool.urls)} endpoints answers any more ({reasons}) What "
+                "was answered is kept: run again."
+            )
+
+    def report(self) -> dict:
+        return {
+            "shards": len(self.shards),
+            "resumed": self.resumed,
+            "moved": self.moved,
+            "dead": list(self.dead),
+            "unanswered": self.unanswered,
+            "spent_usd": self.spent_usd,
+            "lost_usd": self.lost_usd,
+        }
+
+
+def run(
     pool: Pool,
     job: Job,
     shards: list[list[dict]],
@@ -161,115 +311,22 @@ def run(  # noqa: C901, PLR0912, PLR0915
     """
     import ray
 
-    output = Path(output)
-    # "at_risk_usd": what an attempt may have spent beyond its journal, when journals did not say so
-    ledger = Journal(output / "ledger.jsonl", ("key", "at_risk_usd"))
-    jobs = [utils.fingerprint(job.name, pool.model, items, len(shards)) for items in shards]
-    done = {key for key in jobs if ledger.entries.get(f"done {key}")}
-    place = lambda number: output / f"{number:05d}.jsonl"  # noqa: E731
-    journals = [output / "journal" / f"{number:05d}.jsonl" for number in range(len(shards))]
-    accounts = []
-    for journal in journals:
-        with alone(journal):
-            accounts.append(account(journal))
-    before = sum(entry["at_risk_usd"] for entry in ledger.entries.values())
-    waiting = deque(
-        number for number, key in enumerate(jobs) if key not in done or not place(number).exists()
+    gone = (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
     )
-    free = deque(url for _ in range(pool.at_once) for url in pool.urls)
-    running: dict[object, tuple[int, str | None, float]] = {}
-    dead: dict[str | None, str] = {}
-    tries, unanswered, moved = [0] * len(shards), 0, 0
-    stopped: CourseError | None = None
-    start = ray.remote(max_retries=0, num_cpus=0.1)(
-        work
-    )  # it waits for answers nearly all the time
-    while waiting or running:
-        while waiting and free and stopped is None:
-            number, url = waiting[0], free[0]
-            with alone(journals[number]):
-                client = pool.connect(url, journals[number], None)
-            lease = job.worst(client, shards[number])
-            spent = sum(one[0] for one in accounts)
-            lost = before + sum(one[1] for one in accounts)
-            held = spent + lost + sum(one[2] for one in running.values())
-            if budget_usd is not None and held + lease > budget_usd + NOTHING:
-                if not running:
-                    unsure = (
-                        f" (and up to ${lost:.4f} for answers that were lost)"
-                        if lost > NOTHING
-                        else ""
-                    )
-                    stopped = BudgetExceeded(
-                        f"Shard {number} of {len(shards)} may cost ${lease:.4f}, and "
-                        f"${spent:.4f} of the budget of ${budget_usd:.2f} "
-                        f"is spent{unsure}: raise --budget-usd or use smaller shards. What was "
-                        "answered is kept; run again to go on."
-                    )
-                break  # what is under way may turn out cheaper
-            waiting.popleft(), free.popleft()
-            tries[number] += 1
-            allowed = None if budget_usd is None else lease
-            ref = start.remote(
-                pool,
-                job,
-                url,
-                shards[number],
-                str(journals[number].resolve()),
-                str(place(number).resolve()),
-                allowed,
-            )
-            running[ref] = number, url, lease
-        if stopped and not running:
-            break
-        if not running:
-            reasons = "; ".join(dict.fromkeys(dead.values()))
-            raise CourseError(
-                f"None of the {len(pool.urls)} endpoints answers any more ({reasons}) What was "
-                "answered is kept: run again."
-            )
-        (ref,), _ = ray.wait(list(running), num_returns=1)
-        number, url, _ = running.pop(ref)
+    # A shard waits for answers nearly all the time
+    task = ray.remote(max_retries=0, num_cpus=0.1)(work)
+    progress = Progress(pool, job, shards, Path(output), budget_usd)
+    progress.start(task)
+    while progress.running:
+        (ref,), _ = ray.wait(list(progress.running), num_returns=1)
+        lease = progress.running.pop(ref)
         try:
-            result = ray.get(ref)
-        except (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.NodeDiedError,
-            ray.exceptions.OutOfMemoryError,
-        ) as error:
-            accounts[number] = account(journals[number])
-            if url not in dead:
-                free.append(url)
-            if tries[number] >= TRIES:
-                stopped = CourseError(
-                    f"The worker of shard {number} died {TRIES} times "
-                    f"({str(error).splitlines()[0][:120]}): run again."
-                )
-            waiting.append(number)
-            continue
-        accounts[number] = account(journals[number])
-        unanswered += result["unanswered"]
-        if result["state"] == "done":
-            if not result["unanswered"]:  # else the next run asks again what has no answer
-                ledger.write({"key": f"done {jobs[number]}", "at_risk_usd": 0.0})
-            if url not in dead:
-                free.append(url)
-        elif result["state"] == "unreachable":
-            dead[url] = result["message"]
-            free = deque(other for other in free if other != url)
-            waiting.append(number)
-            moved += 1
-        else:
-            stopped = stopped or CourseError(result["message"])
-            waiting.append(number)
-    if stopped is not None:
-        raise stopped
-    return {
-        "shards": len(shards),
-        "resumed": len(done),
-        "moved": moved,
-        "dead": list(dead),
-        "unanswered": unanswered,
-        "spent_usd": sum(spent for spent, _ in accounts),
-        "lost_usd": before + sum(lost for _, lost in accounts),
-    }
+            progress.finished(lease, ray.get(ref))
+        except gone as error:
+            progress.died(lease, error)
+        progress.start(task)
+    progress.check()
+    return progress.report()

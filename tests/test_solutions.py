@@ -76,7 +76,10 @@ def test_a_threshold_belongs_to_its_tokenizer_and_its_script(stand_in):
     new = [row for row in rows if row["new"]]
     assert len(yields) == 8 and sum(yields) == len(new) > 100
     gone = preprocess.exercise_1(new, seeds)
-    of = lambda tokenizer, language: sum(row["language"] == language for row, *_ in gone[tokenizer])  # noqa: E731
+
+    def of(tokenizer: str, language: str) -> int:
+        return sum(row["language"] == language for row, *_ in gone[tokenizer])
+
     assert of("unicode", "en") + of("unicode", "ko") <= 4, "by words 0.5 takes hardly more than 0.7"
     assert of("char", "en") > 3 * max(of("char", "ko"), 1), (
         "letters meet by chance, syllables do not"

@@ -388,7 +388,11 @@ def test_filters_by_keyboard(browser, tmp_path):
     view(browser, 1280)
     browser.get(report.write(RECORDS, RESULTS, tmp_path / "report.html").as_uri())
     assert len(shown(browser)) == len(RECORDS)
-    press = lambda *keys: [browser.switch_to.active_element.send_keys(key) for key in keys]  # noqa: E731
+
+    def press(*keys: str) -> None:
+        for key in keys:
+            browser.switch_to.active_element.send_keys(key)
+
     browser.find_element("tag name", "body").send_keys(Keys.TAB)
     assert browser.switch_to.active_element.accessible_name == "outcome"
     press("tuned loses")  # a list is searched by typing

@@ -126,6 +126,9 @@ def test_the_table_names_every_size_and_the_figure_draws():
         "| | 52,000 | 1 M | 100 M |" in text
         and len({line.count("|") for line in text.splitlines()}) == 1
     )
+    page = (utils.ROOT / "scale" / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert "\n".join(rows) in page, "put the table of `python -m scale.cost` into scale/README.md"
     assert len(cost.figure(A, "gpt-4o-mini", "H100").axes) == 2
     assert all(
         a.dollars < b.dollars and a.train_gpu_hours < b.train_gpu_hours

@@ -1,6 +1,7 @@
 """Near-duplicates on Ray: what each stage promises, the same answer as on one machine, also when a
 worker is killed, and clear errors."""
 
+import contextlib
 import json
 import os
 import random
@@ -378,3 +379,37 @@ def test_a_field_that_is_missing_or_no_text_is_named(tmp_path):
     ):
         list(shards.texts(tmp_path / "a.jsonl", "instruction"))
     assert list(shards.texts(tmp_path / "a.jsonl", "text", skip_torn=True)) == [([1], ["x"])]
+
+
+@pytest.mark.parametrize(("times", "starts"), [(2, 3), (9, 3)])
+def test_a_busy_machine_is_given_another_chance(monkeypatch, times, starts):
+    """Ray gives its agents 15 seconds, and that is all: the next start finds warm files."""
+    module = pytest.importorskip("ray", reason=SKIP)
+    calls = []
+
+    def init(address, **options):
+        calls.append(address)
+        if len(calls) <= times:
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(module, "init", init)
+    monkeypatch.setattr(module, "shutdown", lambda: None)
+    refused = pytest.raises(utils.CourseError, match="does not start on this machine.*less else")
+    with contextlib.nullcontext() if times < starts else refused, cluster.connected(cpus=1):
+        pass
+    assert calls == ["local"] * starts
+
+
+def test_a_cluster_that_refuses_is_asked_once(monkeypatch):
+    module = pytest.importorskip("ray", reason=SKIP)
+    calls = []
+
+    def init(address, **options):
+        calls.append(address)
+        raise RuntimeError("Version mismatch: the cluster was started with Ray 2.1")
+
+    monkeypatch.setattr(module, "init", init)
+    refused = pytest.raises(utils.CourseError, match="cluster at auto cannot be reached .*mismatch")
+    with refused, cluster.connected("auto"):
+        pass
+    assert calls == ["auto"]

@@ -186,7 +186,7 @@ def test_a_killed_program_goes_on_from_its_journals(tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        deadline = time.time() + 200
+        deadline = time.time() + 400
         while not (tmp_path / "journal").exists() or len(journal(tmp_path)) < 6:
             assert first.poll() is None and time.time() < deadline, first.communicate()[0][-2000:]
             time.sleep(0.05)
@@ -214,14 +214,10 @@ def test_judging_gives_the_records_of_one_machine(ray, tmp_path):
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
         if not item.get("follow_ups")
     ][:3]
-    said = lambda text: [[generation.Answer(text, True, 3)] for _ in prompts]  # noqa: E731
-    generation.write_answers(
-        tmp_path / "answers.jsonl",
-        prompts,
-        said("Yes."),
-        said("A longer answer, to be sure."),
-        generation.Decoding(),
-    )
+    base = [[generation.Answer("Yes.", True, 3)]] * len(prompts)
+    tuned = [[generation.Answer("A longer answer, to be sure.", True, 3)]] * len(prompts)
+    place = tmp_path / "answers.jsonl"
+    generation.write_answers(place, prompts, base, tuned, generation.Decoding())
     with stand_ins.separate() as url:
         listed = generate.judge_items(tmp_path / "answers.jsonl")
         pool.run(

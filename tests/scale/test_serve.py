@@ -64,10 +64,9 @@ def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path):
     folder, base, expected = merged
     made = export.to_gguf(folder, base, tmp_path / "tuned.gguf", "bf16")
     check_weights(made, base, folder)
-    client = lambda url, name: Client(name, url, "none", max_concurrency=1)  # noqa: E731
-    writer = serve.Served(
-        client(start(base), "base"), client(start(made), "tuned"), Decoding(48, engine="served")
-    )
+    before = Client("base", start(base), "none", max_concurrency=1)
+    after = Client("tuned", start(made), "none", max_concurrency=1)
+    writer = serve.Served(before, after, Decoding(48, engine="served"))
     items = [
         item
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")

@@ -41,6 +41,7 @@ def start(processes: int, *arguments) -> subprocess.Popen:
     return subprocess.Popen(
         command(processes, *map(str, arguments)),
         cwd=utils.ROOT,
+        env=os.environ | {"PYTHONPATH": str(utils.ROOT)},  # a program's path begins at its folder
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
