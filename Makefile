@@ -75,12 +75,13 @@ results: $(VENV)/.ready ## put the figures of runs/default/ into both READMEs (A
 estimates: $(VENV)/.ready ## put estimates of cost and time into colab_guide.md: tokens of runs/default/, prices, training/preflight.py
 	$(BIN)/python -m assets.estimates $(ARGS)
 
-outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones, and the figures into the READMEs
+outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones, the figures into the READMEs, and build the Korean notebooks
 	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
 	cp runs/default/funnel.png runs/default/loss.png runs/default/outcomes.png assets/
 	mkdir -p data/example_adapter
 	cd runs/default/adapter && cp adapter_model.safetensors adapter_config.json README.md data_card.md training.json ../../../data/example_adapter/
 	$(MAKE) results
+	$(MAKE) korean
 
 owner: ## set the GitHub account in badges and the bootstrap cell: make owner NAME=you
 	@test -n "$(NAME)" || { echo "Say whose: make owner NAME=you"; exit 2; }

@@ -122,7 +122,7 @@ def test_both_readmes_have_the_same_commands_links_and_sections():
             ],
             lambda page: sorted(
                 {
-                    re.sub(r"#.*|\.ko(?=\.svg)", "", link)
+                    re.sub(r"#.*|\.ko(?=\.(?:svg|ipynb))", "", link)
                     for link in re.findall(r"\]\(([^)]+)\)", page)
                 }
                 - set(READMES)
@@ -579,7 +579,9 @@ def test_both_halves_of_the_guide_say_the_same():
     for found in (
         lambda half: [len(marks) for marks in re.findall(r"^(#+) ", half, re.MULTILINE)],
         lambda half: [
-            link for link in re.findall(r"\]\(([^)]+)\)", half) if not link.startswith("#")
+            link.replace(".ko.ipynb", ".ipynb")
+            for link in re.findall(r"\]\(([^)]+)\)", half)
+            if not link.startswith("#")
         ],
         lambda half: re.findall(r"^```.*?^```", half, re.DOTALL | re.MULTILINE),
         lambda half: sorted(
@@ -603,7 +605,8 @@ def test_both_halves_of_the_guide_say_the_same():
 def test_the_guide_names_every_badge_key_and_gpu():
     text = read("colab_guide.md")
     for name in ("preprocess", "train", "evaluation"):
-        assert text.count(f"/blob/main/{name}.ipynb)") == 2
+        assert text.count(f"/blob/main/{name}.ipynb)") == 1
+        assert text.count(f"/blob/main/{name}.ko.ipynb)") == 1
     from preprocessing import grounding
 
     keys = (
