@@ -140,7 +140,7 @@ def test_second_run_reuses_paid_replies_and_training(smoke):
     adapter = utils.file_hash(folder / "adapter" / "adapter_model.safetensors")
     done = course_run("--profile", "smoke", "--only", "preprocess", "train")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "nothing has changed since the last run: its adapter is loaded" in done.stdout
+    assert "nothing has changed since the last run, so its adapter is loaded" in done.stdout
     assert (folder / "requests.jsonl").read_bytes() == journal
     assert utils.file_hash(folder / "adapter" / "adapter_model.safetensors") == adapter
 

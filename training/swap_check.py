@@ -22,6 +22,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import prompts
 import settings
 import utils
 from training import architecture, chat, losses, machine, preflight, student
@@ -449,7 +450,9 @@ def main(arguments: list[str] | None = None) -> int:
     hub_logging.set_verbosity_error()
     warnings.simplefilter("ignore")  # of libraries about one another; what matters is in the table
     try:
-        findings, asked = check(options.model, settings.as_languages("LANGUAGE", options.language))
+        languages = settings.as_languages("LANGUAGE", options.language)
+        prompts.known(languages, "The swap check")
+        findings, asked = check(options.model, languages)
     except CourseError as error:
         print(f"FAIL  {error}")
         return 1

@@ -3,7 +3,7 @@
     python -m training.talk --run default      (or `make chat`; after a question: Enter)
 
     /tuned /base /both    who answers; both stand side by side
-    /system TEXT          a system message from now on, where the chat template has a place for one
+    /system TEXT          a system message from now on
     /reset                forget the conversation, /quit or an empty line ends it
 
 What it does: render the conversation in the chat template of the training, write the most likely

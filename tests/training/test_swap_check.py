@@ -363,7 +363,7 @@ def test_nothing_to_check_is_one_sentence(llama, tmp_path, capsys, monkeypatch):
     )
     T5Config().save_pretrained(without(llama, "model.safetensors"))
     assert "A t5 model is no causal language model" in stops(llama)
-    assert "LANGUAGE is 'fr'" in (
+    assert "there is no data/languages/fr.toml" in (
         swap_check.main([str(llama), "--language", "fr"]) and capsys.readouterr().out
     )
 

@@ -111,7 +111,7 @@ def test_columns_break_or_hangul_pushes_them_apart():
     assert starts == {30}
 
 
-def test_a_merged_folder_or_a_template_without_system_cannot_be_talked_to(
+def test_a_merged_folder_has_no_base_beside_it_and_a_system_message_is_folded(
     trained, course, tmp_path, capsys
 ):
     import tiny_models
@@ -127,7 +127,8 @@ def test_a_merged_folder_or_a_template_without_system_cannot_be_talked_to(
     assert loaded.stops == stop.ids
     printed = said(loaded, ["/both", "/system 짧게", ENGLISH], capsys)
     assert "there is no base model beside it" in printed
-    assert "has no place for a system message" in printed and loaded.system == ""
+    # Gemma has no place for a system message: it is folded into the first question
+    assert "system: 짧게" in printed and loaded.system == "짧게"
     loaded.tokens = loaded.model.config.max_position_embeddings
     assert "/reset it" in said(loaded, [ENGLISH], capsys)
     with pytest.raises(utils.CourseError, match=r"There is no runs/other/merged"):
