@@ -60,7 +60,7 @@ def main() -> None:
         begun = time.time()
         for name in JOBS:
             child = subprocess.run(
-                [sys.executable, __file__, "--job", name],
+                [sys.executable, "-m", "benchmarks.loss", "--job", name],
                 stdout=subprocess.PIPE,
                 encoding="utf-8",
                 check=True,

@@ -126,7 +126,15 @@ def measure(count: int, store_gib: float) -> dict:
 
 def child(count: int, store_gib: float) -> dict:
     """`measure` in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--size", str(count), "--store-gib", str(store_gib)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scale_duplicates",
+        "--size",
+        str(count),
+        "--store-gib",
+        str(store_gib),
+    ]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
