@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import prompts
 from training import generation
+from training.samples import loops
 
 if TYPE_CHECKING:
     from training.chat import Stop
@@ -44,14 +45,6 @@ def flaws(answer: Answer, language: str, reference: str = "") -> list[str]:
         and abs(own_share(answer.text) - wanted) > 0.5,
     }
     return [name for name, there in found.items() if there]
-
-
-def loops(text: str, n: int = 4, share: float = 0.5) -> bool:
-    """True if more than `share` of the word n-grams repeat an earlier one: the model is going round
-    in circles."""
-    words = text.split()
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return len(grams) > n and 1 - len(set(grams)) / len(grams) > share
 
 
 def _letters(text: str) -> int:

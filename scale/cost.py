@@ -40,10 +40,10 @@ class Assumptions:
     critique_tokens: float = 33  # measured: the score and its reason
     kept_share: float = 0.66  # measured on 444 recorded rows, flawed on purpose; assumed for more
     # measured: README, ROUGE-L near-duplicates on two cores ...
-    exact_seconds: tuple[float, float] = (2.0, 11.7)
+    exact_seconds: tuple[float, float] = (1.8, 12.2)
     # ... of so many texts, and 0.5 GiB for the larger
     exact_texts: tuple[float, float] = (52_000, 208_000)
-    exact_bytes: float = 2600  # measured: memory of the exact filter per text, 0.5 GiB / 208,000
+    exact_bytes: float = 1800  # measured: memory of the exact filter per text, 0.35 GiB / 208,000
     lsh_bands: int = 40  # computed: scale/duplicates.py at 0.7
     lsh_bytes: float = 36  # computed: one row of one band in the shuffle
     # measured: a million texts on two cores in 260 s (benchmarks/scale_duplicates.py)

@@ -10,6 +10,7 @@ import pytest
 
 import utils
 from training import architecture, machine, preflight
+from training.architecture import gemma_2b
 from training.machine import Device
 from training.preflight import check, predict
 
@@ -18,21 +19,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 L4 = Device("cuda", "bfloat16", "sdpa", "")
 CPU = Device("cpu", "float32", "sdpa", "")
-
-
-def gemma_2b():
-    from transformers import GemmaConfig
-
-    return GemmaConfig(
-        vocab_size=256000,
-        hidden_size=2048,
-        intermediate_size=16384,
-        num_hidden_layers=18,
-        num_attention_heads=8,
-        num_key_value_heads=1,
-        head_dim=256,
-        max_position_embeddings=8192,
-    )
 
 
 def tiny(kind: str, layers: int = 2):
