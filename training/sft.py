@@ -46,7 +46,8 @@ def split(
     rows: list[dict], held_out: int, seed: int, most: int = 0
 ) -> tuple[list[dict], list[dict]]:
     """`(train, held_out)`, the same share of every language, category and kind in both, the same
-    for the same rows and seed.
+    for the same rows and seed. What is nearly a held-out row, in words or in meaning
+    (`deduplicate.unlike`), is left out of training, and counted in print.
 
     Args:
         most: rows to train on at most, so that a CPU's sample has its share of every kind too; 0:
@@ -61,11 +62,17 @@ def split(
             "rows or lower HELD_OUT_ROWS."
         )
     train, held = _parted(rows, held_out, seed)
-    # What is nearly the same must not be trained on and held out
-    train = deduplicate.unlike(train, held)
     if most and most < len(train):
         _, train = _parted(train, most, seed)
-    return train, held
+    # What is nearly the same must not be trained on and held out
+    apart = deduplicate.unlike(train, held)
+    if len(apart) < len(train):
+        print(f"not trained on, too close to a held-out row: {len(train) - len(apart)}")
+    if not apart:
+        raise CourseError(
+            "Every row resembles one of those held out, so none is left to train on: add other rows."
+        )
+    return apart, held
 
 
 def _parted(rows: list[dict], size: int, seed: int) -> tuple[list[dict], list[dict]]:

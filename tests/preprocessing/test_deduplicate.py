@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import similarity
 import utils
 from preprocessing import curation, deduplicate
 
@@ -69,6 +70,37 @@ def test_rows_that_ask_or_answer_the_same_are_told():
     short = one | {"instruction": "Is it true?", "output": "Yes."}
     assert deduplicate.unlike([short], [other | {"output": "Yes."}]) == [short]
     assert deduplicate.unlike([CHAT], [other]) == [CHAT] and deduplicate.unlike([one], []) == [one]
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (
+            "Name three rivers that run through Korea.",
+            "Which rivers flow through Korea? List three of them.",
+            True,
+        ),
+        ("전세와 월세는 무엇이 다른가요?", "전세하고 월세의 차이점을 알려 주세요.", True),
+        (
+            "비 오는 날의 수채화에 대한 짧은 시를 써 주세요.",
+            "비 오는 날을 주제로 짧은 시 한 편 부탁해요.",
+            True,
+        ),
+        ("How do I get a stain of coffee out of a carpet?", "Who wrote the Aeneid?", False),
+        ("된장찌개는 어떻게 끓이나요?", "서울에서 부산까지 얼마나 걸리나요?", False),
+    ],
+)
+def test_rows_that_ask_the_same_in_other_words_are_told(one, other, same):
+    """By words alone a row of the run and a shipped one at a cosine of 0.988 were both trained."""
+    row = {"instruction": one, "input": "", "output": "Han."}
+    assert similarity.rouge_l(one, other) <= 0.7
+    assert bool(deduplicate.unlike([row], [row | {"instruction": other}])) is not same
+
+
+@pytest.mark.packaged
+def test_the_cosine_for_the_same_question_is_what_the_labelled_pairs_say():
+    assert deduplicate.SEMANTIC == pytest.approx(curation.gate_threshold(0.7), abs=0.005)
 
 
 @pytest.mark.parametrize(

@@ -419,11 +419,8 @@ def test_training_rows_by_language(course):
 def test_split_is_stratified_and_stable():
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
     train, held = sft.split(rows, 48, seed=1)
-    assert (
-        len(held) == 48
-        and len(train) + 48 == len(rows)
-        and not {row["id"] for row in train} & {row["id"] for row in held}
-    )
+    assert len(held) == 48 and not {row["id"] for row in train} & {row["id"] for row in held}
+    assert len(rows) - 3 <= len(train) + 48 <= len(rows), "the shipped rows hardly repeat"
     plain = [[row for row in part if sft.kind(row) == "plain"] for part in (held, rows)]
     assert len({(row["language"], row["category"]) for row in plain[0]}) == 24
     for part in (held, sft.split(rows, 48, seed=1, most=300)[0]):
@@ -437,7 +434,9 @@ def test_the_sample_of_a_cpu_has_its_share_of_every_kind():
     """The first 300 of shuffled rows held whatever came: of 71 long rows it may have been eight."""
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
     sample, held = sft.split(rows, 48, seed=42, most=300)
-    assert len(sample) == 300 and not {row["id"] for row in sample} & {row["id"] for row in held}
+    assert 299 <= len(sample) <= 300 and not {row["id"] for row in sample} & {
+        row["id"] for row in held
+    }
     for kind in {sft.kind(row) for row in rows}:
         share = sum(sft.kind(row) == kind for row in rows) / len(rows)
         assert abs(sum(sft.kind(row) == kind for row in sample) - 300 * share) <= 2, kind
@@ -484,6 +483,35 @@ def test_rows_of_several_turns_are_read_and_copies_refused(course, monkeypatch):
     path.write_text('{"id": "a", "output": "x", "output": "y"}')
     with pytest.raises(utils.CourseError, match="line 1: .*the field 'output' occurs twice"):
         rows()
+
+
+@pytest.mark.packaged
+def test_a_held_out_row_has_no_near_duplicate_in_training(capsys):
+    """Each question was asked twice, in other words: one of the two was trained, one held out."""
+    asked = [
+        ("What is the best way to store fresh basil?", "How should I keep fresh basil?"),
+        ("How can I lower my electricity bill?", "What are ways to reduce my electric bill?"),
+        ("Explain photosynthesis to a child.", "How would you explain photosynthesis to a kid?"),
+        ("전세와 월세는 무엇이 다른가요?", "전세하고 월세의 차이점을 알려 주세요."),
+        ("Who wrote the Aeneid?", "The Aeneid was written by whom?"),
+    ]
+    rows = []
+    for place, pair in enumerate(asked):
+        for question in pair:
+            made = {
+                "instruction": question,
+                "output": f"{place}: {question}",
+                "category": "open_qa",
+            }
+            rows.append(ROWS[0] | made | {"id": question})
+    train, held = sft.split(rows, 3, seed=0)
+    for pair in asked:
+        if set(pair) & {row["instruction"] for row in held}:
+            assert not set(pair) & {row["instruction"] for row in train}
+    assert len(held) == 3 and 4 <= len(train) <= 6
+    assert "not trained on, too close to a held-out row" in capsys.readouterr().out
+    with pytest.raises(utils.CourseError, match="so none is left to train on"):
+        sft.split([rows[0], rows[0] | {"id": "again"}], 1, seed=0)
 
 
 def test_a_data_set_smaller_than_its_held_out_part_is_one_sentence():
