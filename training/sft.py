@@ -70,7 +70,7 @@ def split(
         print(f"not trained on, too close to a held-out row: {len(train) - len(apart)}")
     if not apart:
         raise CourseError(
-            "Every row resembles one of those held out, so none is left to train on: add other rows."
+            "Every row resembles one that is held out, so none is left to train on: add other rows."
         )
     return apart, held
 
