@@ -11,6 +11,7 @@ or know anything about models or prices.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -44,6 +45,9 @@ COURSE_DATA = ("run", "shipped")  # rows that DATA knows by name
 RENAMED = {"TRAIN_ON": "DATA"}
 
 NOTEBOOKS = ("preprocess", "train", "evaluation")
+ADVANCED = (
+    "# @markdown ---\n# @markdown **Advanced: leave these as they are unless a server asks for it**"
+)
 
 
 # --- how a value is read --------------------------------------------------------------------------
@@ -204,6 +208,7 @@ class Entry:
     choices: tuple[str, ...] = ()
     others: bool = False  # may anything but the choices be given?
     forms: tuple[str, ...] = ()  # the notebooks whose form has it
+    advanced: bool = False  # at the form's end, for who needs it
 
 
 def _setting(
@@ -215,9 +220,13 @@ def _setting(
     choices: tuple[str, ...] = (),
     others: bool = False,
     forms: tuple[str, ...] = (),
+    advanced: bool = False,
 ) -> Any:
-    entry = Entry(name, default, help, read, choices, others, forms)
+    entry = Entry(name, default, help, read, choices, others, forms, advanced)
     return dataclasses.field(metadata={"entry": entry})
+
+
+_advanced = functools.partial(_setting, forms=("preprocess", "evaluation"), advanced=True)
 
 
 def _switch(default: str, help: str, forms: tuple[str, ...] = ()) -> Any:
@@ -301,20 +310,6 @@ class Settings:
     budget_usd: float = _setting(
         "2.0", "dollars for this run, hard", as_dollars, forms=("preprocess", "evaluation")
     )
-    prices: tuple[float, float, float] | None = _setting(
-        None, "dollars per million tokens for a model that llm/models.py does not know", as_prices
-    )
-    timeout: float = _setting(
-        "300", "seconds without a word from the server until an answer is given up", as_seconds
-    )
-    concurrency: int = _setting("8", "requests under way at once", as_positive)
-    parameters: Mapping[str, Any] = _setting(
-        "", 'sent with every request, as JSON: {"reasoning_effort": "low"}', as_parameters
-    )
-    teacher_tokens: int = _setting(
-        "0", "tokens of a teacher's reply, thoughts included; 0: as each request says", as_count
-    )
-    retry_failed: bool = _switch("off", "ask again what the journal has an unusable reply to")
     data: tuple[str, ...] = _setting(
         "both",
         "rows to train on: run, shipped, both, a file, a folder or a hub id; several with commas",
@@ -383,6 +378,36 @@ class Settings:
     push_adapter_to: str = _setting("", "account/name of a model on the hub", forms=("train",))
     seed: int = _setting("42", "of every random choice", as_count)
 
+    # How a model is asked, for servers that are slow, think aloud or have prices of their own
+    prices: tuple[float, float, float] | None = _advanced(
+        None, "dollars per million tokens for a model that llm/models.py does not know", as_prices
+    )
+    timeout: float = _advanced(
+        "300", "seconds without a word from the server until an answer is given up", as_seconds
+    )
+    concurrency: int = _advanced("8", "requests under way at once", as_positive)
+    parameters: Mapping[str, Any] = _advanced(
+        "", 'sent with every request, as JSON: {"reasoning_effort": "low"}', as_parameters
+    )
+    teacher_tokens: int = _advanced(
+        "0",
+        "tokens of a teacher's reply, thoughts included; 0: as each request says",
+        as_count,
+        forms=("preprocess",),
+    )
+    judge_tokens: int = _advanced(
+        "400",
+        "tokens of a judge's reply; a judge that thinks aloud needs more",
+        as_count,
+        forms=("evaluation",),
+    )
+    retry_failed: bool = _advanced(
+        "off",
+        "ask again what the journal has an unusable reply to",
+        as_switch,
+        choices=("on", "off"),
+    )
+
     # Sizes of the two profiles
     requests: int = _size(16, 3, "requests for tasks, of each language, at most")
     requests_at_once: int = _size(4, 3, "requests of each language before the yield is looked at")
@@ -405,9 +430,6 @@ class Settings:
     answer_tokens: int = _size(96, 32, "tokens of an answer that is judged", gpu=512)
     long_answer_tokens: int = _size(
         512, 64, "the same where the reference is longer than that", gpu=1024
-    )
-    judge_tokens: int = _setting(
-        "400", "tokens of a judge's reply; a judge that thinks aloud needs more", as_count
     )
     calibration_pairs: int = _size(0, 24, "labelled pairs for the judge; 0: all")
     probe_pairs: int = _size(12, 3, "labelled pairs for each attack on the judge")
@@ -544,9 +566,10 @@ def form(notebook: str) -> str:
         '# @title Settings { display-mode: "form" }',
         '# "auto" takes the environment variable COURSE_<NAME>, then what fits this machine.',
     ]
-    for entry in entries().values():
-        if notebook not in entry.forms:
-            continue
+    shown = [entry for entry in entries().values() if notebook in entry.forms]
+    for entry in sorted(shown, key=lambda entry: entry.advanced):
+        if entry.advanced and ADVANCED not in lines:
+            lines.append(ADVANCED)
         choices = ", ".join(f'"{choice}"' for choice in ("auto", *entry.choices))
         kind = f"[{choices}]" if entry.choices else '{type:"string"}'
         if entry.choices and entry.others:
