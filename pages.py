@@ -191,9 +191,28 @@ def with_formulas(markdown: str) -> str:
     return "".join(parts)
 
 
+# Beside nbconvert's own style sheets: a phone's width, Korean that breaks between words, and figures
+# and coloured marks, which are drawn for white paper, on white paper in a dark page too
+NOTEBOOK_CSS = """
+:root { color-scheme: light dark; --jp-mirror-editor-comment-color: #2f6b6b; --jp-mirror-editor-operator-color: #7d1fd0;
+  --jp-mirror-editor-number-color: #05700f; }
+.jp-RenderedImage img, .jp-RenderedHTMLCommon img { max-width: 100%; height: auto; }
+.jp-OutputArea-output { overflow-x: auto; }
+.jp-RenderedMarkdown { overflow-wrap: break-word; }
+.jp-RenderedMarkdown table, .jp-RenderedMarkdown math[display="block"] { display: block; overflow-x: auto; }
+:lang(ko) .jp-RenderedMarkdown { word-break: keep-all; }
+@media (max-width: 44rem) { .jp-InputPrompt, .jp-OutputPrompt { display: none; } main { padding: 0 !important; } }
+"""  # noqa: E501
+DARK_CSS = """
+:root { --jp-mirror-editor-comment-color: #6fb3b3; --jp-mirror-editor-operator-color: #cf8dff; --jp-mirror-editor-number-color: #7ccf84; }
+.jp-RenderedImage img { background: #fff; border-radius: .3rem; }
+"""  # noqa: E501
+
+
 def of_notebook(notebook) -> str:
     """An executed notebook as one page that asks the network for nothing: formulas are MathML, and
-    the scripts that nbconvert would fetch (MathJax, RequireJS, Mermaid) are left out."""
+    the scripts that nbconvert would fetch (MathJax, RequireJS, Mermaid) are left out. It is dark
+    for readers whose system is."""
     import copy
 
     from nbconvert import HTMLExporter
@@ -202,5 +221,12 @@ def of_notebook(notebook) -> str:
     for cell in shown_notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = with_formulas(BADGE.sub(r"[\1](\2)", cell.source))
-    page, _ = HTMLExporter().from_notebook_node(shown_notebook)
-    return SCRIPT.sub(lambda found: "" if FETCHING.search(found[0]) else found[0], page)
+    exporter = HTMLExporter()
+    page, _ = exporter.from_notebook_node(shown_notebook)
+    page = SCRIPT.sub(lambda found: "" if FETCHING.search(found[0]) else found[0], page)
+    # nbconvert has a dark theme too; it comes after the light one, for those who prefer it
+    loader = exporter.environment.loader
+    dark, *_ = loader.get_source(exporter.environment, "static/theme-dark.css")
+    dark = f"@media (prefers-color-scheme: dark) {{ {dark} {DARK_CSS} }}"
+    style = f"<style>{NOTEBOOK_CSS} {dark}</style>"
+    return page.replace("</head>", style + "\n</head>", 1)

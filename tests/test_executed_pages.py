@@ -2,6 +2,7 @@
 
 import re
 
+import browser
 import nbformat
 import pytest
 
@@ -44,3 +45,22 @@ def test_a_page_asks_the_network_for_nothing(name):
     assert "\\frac" not in text and "$$" not in re.sub(
         r"<(pre|code).*?</\1>", "", text, flags=re.DOTALL
     )
+
+
+@pytest.mark.parametrize("path", sorted(utils.ROOT.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_page_is_legible_in_light_and_dark_on_wide_screens_and_phones(path, tmp_path):
+    page = tmp_path / f"{path.stem}.html"
+    page.write_text(pages.of_notebook(nbformat.read(path, as_version=4)), encoding="utf-8")
+    with browser.chromium() as chromium:
+        for width in (1200, 400):
+            for scheme in ("light", "dark"):
+                browser.view(chromium, width, scheme=scheme)
+                chromium.get(page.as_uri())
+                assert [url for url in browser.requested(chromium) if url != page.as_uri()] == []
+                wide = chromium.execute_script("return document.documentElement.scrollWidth")
+                assert wide <= width, "the page is wider than the window"
+                ink, what = browser.contrasts(chromium)[0]
+                assert ink >= 4.5, f"{scheme}, {width}: {what}"  # WCAG AA
+        ground = "return getComputedStyle(document.querySelector('body')).backgroundColor"
+        dark = [int(part) for part in re.findall(r"\d+", chromium.execute_script(ground))[:3]]
+        assert max(dark) < 60, "a reader who prefers dark pages gets a light one"

@@ -52,7 +52,7 @@ def what_changed(prompts: list[str], before: dict, after: dict) -> str:
 
 
 STYLE = (
-    "<style>.samples td, .samples th {text-align: left; vertical-align: top; "
+    "<style>.samples td, .samples th {text-align: left !important; vertical-align: top; "
     "white-space: pre-wrap; overflow-wrap: anywhere; min-width: 9em; max-width: 22em}</style>"
 )
 

@@ -1,0 +1,173 @@
+"""What do rows of several turns and long rows teach? The packaged student, as in train.ipynb, on as
+many rows without and with them, and what it then answers to long requests and to second turns.
+
+Run: .venv/bin/python -m benchmarks.kinds_effect [--only "all kinds"] [--minutes 30]
+Both trainings see the same number of shipped rows, once plain ones only and once all kinds in their
+shares. HELD conversations and HELD long rows are kept from both; the tuned models are asked
+those and the evaluation's own, and their answers are counted. Each condition is written to
+benchmarks/results/kinds_effect.json when it is done, and what is there is not done again.
+train.ipynb draws that file with `figure()`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import settings
+import utils
+from evaluation import figures, measures
+from training import chat, generation, machine, sft, student
+
+RESULTS = Path(__file__).parent / "results" / "kinds_effect.json"
+CONDITIONS = ("plain rows only", "all kinds")
+ROWS = 300  # to train on: what a CPU takes in train.ipynb
+HELD = 24  # long rows, and conversations, that are asked
+RATE, RANK, LONGEST = 5e-4, 4, 1152  # the student's own settings in train.ipynb
+SHORT, LONG = 96, 512  # tokens of an answer, as in evaluation.ipynb on a CPU
+SEED = 42
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=CONDITIONS, default=CONDITIONS)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so many")
+    options = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    deadline = time.time() + 60 * options.minutes
+    for name in options.only:
+        record = utils.read_json(RESULTS) or {"model": settings.PACKAGED_HUB_ID, "rows": ROWS}
+        measured = record.setdefault("conditions", {})
+        if name not in measured and time.time() < deadline:
+            measured[name] = run(name)
+            utils.write_json(RESULTS, record)
+    print(table(), f"\nwritten to {utils.short(RESULTS)}")
+
+
+def items(rows: list[dict]) -> list[dict]:
+    """Rows in the form of evaluation prompts: each user turn with the row's own answer to it."""
+    found = []
+    for row in rows:
+        turns = [turn["content"] for turn in chat.conversation(row)]
+        asked = [
+            {"prompt": prompt, "reference": answer}
+            for prompt, answer in zip(turns[::2], turns[1::2], strict=True)
+        ]
+        found.append({"language": row["language"], "kind": sft.kind(row)} | asked[0])
+        found[-1]["follow_ups"] = asked[1:]
+    return found
+
+
+def examined() -> tuple[list[dict], list[dict]]:
+    """HELD long rows and HELD conversations as prompts, with the evaluation's own long prompts and
+    conversations; and the shipped rows without those."""
+    shipped = utils.read_jsonl(utils.DATA / "instruction.jsonl")
+    held = []
+    for kind in ("long", "turns"):
+        of_kind = [row for row in shipped if sft.kind(row) == kind]
+        held += sft.split(of_kind, HELD, SEED)[1]
+    names = {row["id"] for row in held}
+    prompts = [
+        item
+        for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
+        if item.get("kind") == "long" or item.get("follow_ups")
+    ]
+    return items(held) + prompts, [row for row in shipped if row["id"] not in names]
+
+
+def trained(rows: list[dict]):
+    """`(model, tokenizer, stop)`: the student after one pass over the rows, as in train.ipynb."""
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from trl import SFTConfig
+
+    utils.seed_everything(SEED)
+    device = machine.choose_device()
+    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
+    stop = chat.choose_stop(model, tokenizer)
+    encoded, _ = chat.encode_all(rows, tokenizer, stop, LONGEST)
+    lora = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = SFTConfig(
+        output_dir=str(utils.CACHE / "kinds_effect"),
+        learning_rate=RATE,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        optim="adamw_torch_fused",
+        bf16=device.dtype == "bfloat16",
+        gradient_checkpointing=False,
+        padding_free=True,
+        max_length=None,
+        use_cpu=device.name == "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=SEED,
+    )
+    trainer = sft.trainer_class()(
+        model=get_peft_model(model, lora),
+        args=config,
+        train_dataset=Dataset.from_list(encoded),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer.trained_model(), tokenizer, stop
+
+
+def run(name: str) -> dict:
+    """Train under one condition, ask, and count."""
+    prompts, rows = examined()
+    if name == "plain rows only":
+        rows = [row for row in rows if sft.kind(row) == "plain"]
+    rows = sft.split(rows, ROWS, SEED)[1]
+    model, tokenizer, stop = trained(rows)
+    decoding = generation.Decoding(SHORT, LONG)
+    writer = generation.Transformers(model, tokenizer, stop, decoding)
+    answers = generation.converse(writer, prompts, adapter=True)
+    long = [
+        said[0].tokens
+        for item, said in zip(prompts, answers, strict=True)
+        if item.get("kind") == "long"
+    ]
+    return {
+        "kinds": dict(Counter(sft.kind(row) for row in rows)),
+        "lengths": measures.lengths(prompts, answers),
+        "long_tokens": sorted(long),
+        "ended": sum(said[-1].stopped for said in answers) / len(answers),
+        "recall": measures.recall(prompts, answers),
+        "answers": [[turn.text for turn in said] for said in answers],
+    }
+
+
+def table() -> str:
+    """The measured conditions as Markdown."""
+    lines = [
+        "| trained on | tokens of long answers, median | gain from earlier turns | end |",
+        "|---|---|---|---|",
+    ]
+    for name, point in conditions().items():
+        lines.append(
+            f"| {name} | {point['lengths']['long']:.0f} | {point['recall']:+.3f} | "
+            f"{point['ended']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def conditions() -> dict:
+    return utils.read_json(RESULTS).get("conditions", {})
+
+
+def figure():
+    """The committed conditions, drawn like the evaluation's own answers."""
+    measured = conditions()
+    lengths = {name: {"long": measured[name]["lengths"]["long"]} for name in measured}
+    recalls = {name: measured[name]["recall"] for name in measured}
+    return figures.reach_figure(lengths, recalls)
+
+
+if __name__ == "__main__":
+    main()
