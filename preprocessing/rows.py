@@ -725,34 +725,42 @@ def _hub(source: str) -> Iterator[tuple[str, str, dict]]:
     Code that comes with a data set is never run (`datasets` 4 and later cannot).
     """
     import datasets
-    from huggingface_hub import errors
 
     name, _, configuration = source.partition(":")
     try:
         loaded = datasets.load_dataset(
             name, configuration or None, token=utils.secret("HF_TOKEN") or None
         )
-    except (errors.GatedRepoError, datasets.exceptions.DatasetNotFoundError) as error:
-        gated = "gated" in str(error).lower()
-        raise CourseError(
-            f"{source} is {'gated' if gated else 'no data set of the hub, nor a file here'}: "
-            + (
-                "accept its terms on its page and set HF_TOKEN."
-                if gated
-                else "check the name (a private one needs HF_TOKEN too)."
-            )
-        ) from None
-    except (ConnectionError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError):
-        raise CourseError(
-            f"{source} is no file here, and the hub cannot be reached for a data set of that name: "
-            "check the network (and that HF_HUB_OFFLINE is not set), or give a file."
-        ) from None
-    except (ValueError, RuntimeError, OSError) as error:
-        raise CourseError(
-            f"The data set {source} cannot be read ({str(error).splitlines()[0][:200]})."
-        ) from None
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise CourseError(_why_not_loaded(source, error)) from None
     for number, row in enumerate(_part(loaded, source), 1):
         yield name.split("/")[-1], f"row {number}", row
+
+
+def _why_not_loaded(source: str, error: Exception) -> str:
+    """One sentence for what `datasets` and the hub say in many."""
+    import datasets
+    from huggingface_hub import errors
+
+    text = str(error)
+    if "gated" in text.lower():
+        return f"{source} is gated: accept its terms on its page and set HF_TOKEN."
+    # Where the hub answers with an error of its own `datasets` only looks into its cache
+    silent = isinstance(error, ConnectionError | errors.HfHubHTTPError)
+    if silent or "LocalEntryNotFoundError" in text:
+        return (
+            f"{source} is no file here, and the hub cannot be reached for a data set of that name: "
+            "check the network (and that HF_HUB_OFFLINE is not set), or give a file."
+        )
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        return (
+            f"{source} is no data set of the hub, nor a file here: check the name (a private one "
+            "needs HF_TOKEN too)."
+        )
+    if "Config name is missing" in text:
+        choices = text.rpartition("configs: ")[2].splitlines()[0][:200]
+        return f"{source} has several configurations: write {source}:NAME, one of {choices}."
+    return f"The data set {source} cannot be read ({' '.join(text.split())[:200]})."
 
 
 def _part(parts: dict, source: str):

@@ -386,59 +386,10 @@ def test_the_draw_is_another_one_each_time(tmp_path, capsys):
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def hub(monkeypatch, answer):
-    """`datasets.load_dataset` answers so; the arguments with which it was called are returned."""
-    import datasets
-
-    calls = []
-
-    def load_dataset(*arguments, **options):
-        calls.append((arguments, options))
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return calls
-
-
-def test_a_data_set_of_the_hub_is_not_read_or_may_run_code(monkeypatch, capsys):
-    import datasets
-
-    parts = {
-        "test": datasets.Dataset.from_list([ENGLISH]),
-        "train": datasets.Dataset.from_list(TWO),
-    }
-    calls = hub(monkeypatch, parts)
-    read = rows.read("beomi/KoAlpaca-v1.1a:default")
-    assert [content(row) for row in read] == TWO
-    assert [row["id"] for row in read] == ["KoAlpaca-v1.1a-1", "KoAlpaca-v1.1a-2"]
-    ((arguments, options),) = calls
-    assert arguments == ("beomi/KoAlpaca-v1.1a", "default")
-    assert "trust_remote_code" not in options
-    hub(monkeypatch, {"a": [], "b": []})
-    with pytest.raises(CourseError, match="has no part called train, but a, b"):
-        rows.read("someone/parts")
-
-
 def test_the_hub_cannot_be_reached_and_it_is_a_traceback():
     """The tests run with HF_HUB_OFFLINE=1, so this is the real library's answer."""
     with pytest.raises(CourseError, match="the hub cannot be reached for a data set of that name"):
         rows.read("beomi/KoAlpaca-v1.1a")
-
-
-def test_an_absent_or_gated_data_set_is_a_traceback(monkeypatch):
-    from datasets.exceptions import DatasetNotFoundError
-
-    hub(monkeypatch, DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"))
-    with pytest.raises(CourseError, match=r"a/b is no data set of the hub, nor a file here: check"):
-        rows.read("a/b")
-    hub(monkeypatch, DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."))
-    with pytest.raises(CourseError, match="a/b is gated: accept its terms on its page and set HF_"):
-        rows.read("a/b")
-    hub(monkeypatch, RuntimeError("Dataset scripts are no longer supported, but found b.py"))
-    with pytest.raises(CourseError, match=r"a/b cannot be read \(Dataset scripts are no longer"):
-        rows.read("a/b")
 
 
 def test_reading_a_small_file_imports_the_large_libraries(tmp_path):
