@@ -279,26 +279,32 @@ def critique_request(row: dict, text: bool = False) -> dict:
 # --- what the rules do to a file ------------------------------------------------------------------
 
 
+def objection(row: dict) -> str | None:
+    """The rule that rejects a row in any form that `rows.py` knows, or None: a conversation is
+    judged by its first question and its last answer, and for a language that the course does not
+    know there are no rules."""
+    if row["language"] not in prompts.LANGUAGES:
+        return None
+    asked = row.get("instruction") or reader.questions(row)[0]
+    one = {"input": "", **row, "instruction": asked, "output": reader.answers(row)[-1]}
+    found = instruction_problem(one) or answer_problem(one)
+    return found.partition(" (")[0] if found else None
+
+
 def rejections(rows: list[dict]) -> tuple[Counter, dict[str, list[str]]]:
-    """How many rows each rule rejects, and for each rule the beginnings of some of them. Rows in a
-    language that the course does not know are counted as such; a conversation is judged by its
-    first question and its last answer."""
+    """How many rows each rule rejects, and for each rule the beginnings of some of them; answers by
+    their ends. Rows in a language that the course does not know are counted as such."""
     counts: Counter = Counter()
     examples: dict[str, list[str]] = {}
     for row in rows:
-        asked = row.get("instruction") or reader.questions(row)[0]
-        one = {**row, "instruction": asked, "output": reader.answers(row)[-1]}
-        one.setdefault("input", "")
-        if row["language"] not in prompts.LANGUAGES:
-            rule = f"(no rules for the language {row['language']!r})"
-        else:
-            found = instruction_problem(one) or answer_problem(one)
-            if not found:
-                continue
-            rule = found.partition(" (")[0]
+        known = row["language"] in prompts.LANGUAGES
+        rule = objection(row) if known else f"(no rules for the language {row['language']!r})"
+        if not rule:
+            continue
         counts[rule] += 1
         if len(examples.setdefault(rule, [])) < 3:
-            said = one["output"][-70:] if rule.startswith("output") else asked[:70]
+            of_answer = rule.startswith("output")
+            said = reader.answers(row)[-1][-70:] if of_answer else reader.questions(row)[0][:70]
             examples[rule].append(said)
     return counts, examples
 

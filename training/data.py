@@ -1,9 +1,9 @@
-"""The rows to train on: what DATA names, in one form and past the contamination gate.
+"""The rows to train on: what DATA names, in one form, filtered and past the contamination gate.
 
 What it does: read this run's rows, the shipped ones, files and data sets of the hub, leave out what
-is in another language than LANGUAGE or too close to the evaluation, and print what it did. What it
-does not do: read files (preprocessing/rows.py), compare texts (preprocessing/contamination.py), or
-divide rows into trained and held-out ones (training/sft.py).
+is in another language than LANGUAGE, repeats another row or is too close to the evaluation, and
+print what it did. What it does not do: read files (preprocessing/rows.py), compare texts
+(preprocessing/contamination.py), or divide rows into trained and held-out ones (training/sft.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import settings
 import utils
-from preprocessing import contamination, deduplicate, rows
+from preprocessing import contamination, curation, deduplicate, rows
 from utils import CourseError
 
 # And `instruction`, `input`, `output`, or `messages` (see chat.conversation)
@@ -28,15 +28,15 @@ def training_rows(chosen: settings.Settings) -> list[dict]:
         CourseError: a source cannot be read, the run's data set is wanted alone and missing, an id
             occurs twice, or no row is left.
     """
-    found: list[dict] = []
     made = _made(chosen) if "run" in chosen.data else []
+    own: list[dict] = []
     for source in chosen.data:
-        if source == "run":
-            continue
-        if source == "shipped":
-            found += _written(utils.DATA / "instruction.jsonl", "shipped rows", chosen)
-        else:
-            found += _own(source, chosen)
+        if source not in settings.COURSE_DATA:
+            own += _own(source, chosen)
+    # Of all files together, for one may repeat another
+    found = contamination.clean(_filtered(own, chosen.data_filter)) if own else []
+    if "shipped" in chosen.data:
+        found += _written(utils.DATA / "instruction.jsonl", "shipped rows", chosen)
     fresh = deduplicate.unlike(made, found)
     if len(fresh) < len(made):
         print(f"{len(made) - len(fresh)} rows of this run repeat another one and are left out")
@@ -85,12 +85,32 @@ def _written(path: Path, what: str, chosen: settings.Settings) -> list[dict]:
 
 
 def _own(source: str, chosen: settings.Settings) -> list[dict]:
-    """A user's rows: read, in the chosen languages, and without those that are too close to what
-    the model is examined with."""
+    """A user's rows as they were read, in the chosen languages."""
     read = rows.read(source, chosen.data_rows, chosen.seed, chosen.languages)
     for row in read:  # ids of a stranger's files are often 1, 2, 3 in each of them
         row["id"] = f"{row['source']}/{row['id']}"
-    return contamination.clean(_in_languages(read, chosen))
+    return _in_languages(read, chosen)
+
+
+def _filtered(found: list[dict], wanted: str) -> list[dict]:
+    """A user's rows past the filters that the course's own have passed, as DATA_FILTER says, with
+    what was left out and why in print. The rules were written for what a teacher makes up, so what
+    they reject of a person's rows is by default only said."""
+    if wanted == "off":
+        return found
+    kept, pairs = deduplicate.deduplicated(found)
+    for pair in pairs[:3]:
+        alike = f"{pair['removed']} is like {pair['kept']} (ROUGE-L {pair['score']:.2f})"
+        print(f"left out, a near-duplicate: {alike}")
+    if len(pairs) > 3:
+        print(f"... and {len(pairs) - 3:,} more of {len(found):,}")
+    counts, examples = curation.rejections(kept)
+    for rule, count in counts.most_common():
+        does = "left out" if wanted == "rules" else "to be read"
+        print(f"{does}, {rule}: {count:,}, such as {examples[rule][0]!r}")
+    if counts and wanted != "rules":
+        print("(such rows stay; DATA_FILTER=rules leaves them out, DATA_FILTER=off keeps all rows)")
+    return kept if wanted != "rules" else [row for row in kept if not curation.objection(row)]
 
 
 def _in_languages(found: list[dict], chosen: settings.Settings) -> list[dict]:

@@ -13,7 +13,7 @@ from utils import CourseError
 
 QUESTION, ANSWER = "김장 김치는 얼마나 익혀야 맛있나요?", "실온에서 하루, 냉장고에서 보름쯤이요."
 TURNS = [
-    {"role": "user", "content": QUESTION},
+    {"role": "user", "content": "깍두기는 무엇을 넣어 담그나요?"},
     {"role": "assistant", "content": ANSWER},
     {"role": "user", "content": "더 빨리 익히려면요?"},
     {"role": "assistant", "content": "실온에 이틀을 두세요."},
@@ -62,7 +62,7 @@ def test_the_same_rows_are_compared_again_or_changed_ones_are_not(own, monkeypat
         contamination, "contaminated", lambda *rows: calls.append(1) or compare(*rows)
     )
     path = write(own / "faq.jsonl", [{"question": QUESTION, "answer": ANSWER}] * 3)
-    chosen = settings.resolve({"DATA": path})
+    chosen = settings.resolve({"DATA": path, "DATA_FILTER": "off"})
     assert len(data.training_rows(chosen)) == len(data.training_rows(chosen)) == 3
     assert len(calls) == 1
     write(own / "faq.jsonl", [{"question": QUESTION, "answer": ANSWER + "!"}] * 3)
@@ -130,6 +130,31 @@ def test_rows_of_turns_and_of_one_turn_do_not_go_the_whole_way(own, tiny):
 def test_a_long_file_is_gated_row_by_row_although_few_are_trained(own):
     records = [{"prompt": f"{QUESTION} {n}", "completion": ANSWER} for n in range(40)]
     path = write(own / "long.jsonl", records)
-    chosen = settings.resolve({"DATA": path, "PROFILE": "smoke"})
+    chosen = settings.resolve({"DATA": path, "PROFILE": "smoke", "DATA_FILTER": "off"})
     chosen.data_rows = 10
     assert len(data.training_rows(chosen)) == 10
+
+
+def test_a_users_rows_pass_no_filter_or_cannot_avoid_it(own, capsys):
+    """Near-duplicates go, of one turn and of several, within a file and across files; what the
+    rules reject is said, and goes on request; nothing goes where all rows are wanted."""
+    again = [TURNS[0] | {"content": f"{TURNS[0]['content']} 네?"}, *TURNS[1:]]
+    records = [
+        {"messages": TURNS},
+        {"question": QUESTION, "answer": ANSWER},
+        {"question": "그림을 그려 주세요.", "answer": "네, 그렸어요."},
+        {"messages": again},
+    ]
+    first = write(own / "a.jsonl", records)
+    second = write(own / "b.jsonl", [{"question": f"{QUESTION}!", "answer": "보름이요."}])
+    chosen = settings.resolve({"DATA": f"{first},{second}"})
+    assert [row["id"] for row in data.training_rows(chosen)] == ["a/a-1", "a/a-2", "a/a-3"]
+    printed = capsys.readouterr().out
+    assert "a/a-4 is like a/a-1 (ROUGE-L 0.9" in printed
+    assert "b/b-1 is like a/a-2 (ROUGE-L 1.00)" in printed
+    assert "to be read, a text model cannot do it: 1, such as '그림을 그려 주세요.'" in printed
+    chosen.data_filter = "rules"
+    assert [row["id"] for row in data.training_rows(chosen)] == ["a/a-1", "a/a-2"]
+    assert "left out, a text model cannot do it: 1" in capsys.readouterr().out
+    chosen.data_filter = "off"
+    assert len(data.training_rows(chosen)) == 5
