@@ -25,6 +25,7 @@ import settings
 import utils
 from llm import models
 from settings import Settings
+from training import chat
 from utils import CourseError
 
 LENT = ("colab", "kaggle")  # machines that come with packages of their own, and forget everything
@@ -62,6 +63,7 @@ def start(chosen: Settings) -> None:
         chosen.rehearsal_url = stand_ins.start()
     utils.figure_style()
     utils.seed_everything(chosen.seed)
+    chat.hold_date(chosen.date)
     print(chosen)
     models.warn_of_retirement(chosen.speakers)
 

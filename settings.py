@@ -11,6 +11,7 @@ or know anything about models or prices.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import json
 import math
@@ -43,6 +44,8 @@ OFFERED = (REHEARSAL, COURSE_TEACHER, "gpt-6-luna")  # any other can be typed
 
 COURSE_DATA = ("run", "shipped")  # rows that DATA knows by name
 RENAMED = {"TRAIN_ON": "DATA"}
+
+DAY = "date.txt"  # in a run's folder: the day on which it was first trained
 
 NOTEBOOKS = ("preprocess", "train", "evaluation")
 ADVANCED = (
@@ -323,6 +326,11 @@ class Settings:
         "prompts of your own: a file or a hub id with prompt, reference (optional)",
         forms=("train", "evaluation"),
     )
+    data_filter: str = _setting(
+        "duplicates",
+        "of rows of your own leave out near-duplicates, what the rules reject too, or nothing",
+        choices=("duplicates", "rules", "off"),
+    )
     seeds: str = _setting(
         "",
         "seed tasks of your own instead of the course's: a file or a hub id",
@@ -450,6 +458,15 @@ class Settings:
         with utils.disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def date(self) -> datetime.date:
+        """The day that chat templates are told it is, in training, evaluation, export and
+        conversation alike: that on which the run was first trained, else today."""
+        path = self.folder / DAY
+        if not path.exists():
+            return datetime.date.today()
+        return datetime.date.fromisoformat(path.read_text(encoding="utf-8").strip())
 
     @property
     def rehearsal(self) -> bool:

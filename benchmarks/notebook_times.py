@@ -37,7 +37,7 @@ BEFORE = "67a8ea4"  # the last commit in which the notebooks were as slow as the
 LONGEST = {"full": 1200, "smoke": 160}  # characters of a row that fits either commit's MAX_LENGTH
 TRAINED, HELD_OUT = "train", "held out"
 # Put behind the cell that imports the course; the older commit has its modules in the root
-SAME_ROWS = '''
+SAME_ROWS = """
 def divide_as_the_benchmark(path):
     import json
 
@@ -56,7 +56,7 @@ def divide_as_the_benchmark(path):
 
 
 divide_as_the_benchmark(PATH)
-'''
+"""
 
 
 def main() -> int:
@@ -72,7 +72,7 @@ def main() -> int:
             for side in ("before", "after"):
                 place = Path(work) / side
                 trees[side] = open_trees.enter_context(worktree(getattr(options, side), place))
-            rows = common_rows(*trees.values(), options.profile)
+            rows = common_rows(trees["before"], trees["after"], options.profile)
             for side, tree in trees.items():
                 found[side] = run(tree, rows, options.profile, Path(work) / f"{side}-cache")
                 found[side]["commit"] = commit(tree)
@@ -220,7 +220,9 @@ def report(found: dict, profile: str) -> str:
     total = [sum(side["seconds"].values()) for side in (before, after)]
     lines.append(times("**all**", *total))
     for what in ("loss", "stop_rate"):
-        ends = [f"{side['before'][what]:.3f} -> {side['after'][what]:.3f}" for side in found.values()]
+        ends = [
+            f"{side['before'][what]:.3f} -> {side['after'][what]:.3f}" for side in found.values()
+        ]
         lines.append(f"| held-out {what.replace('_', ' ')} | {ends[0]} | {ends[1]} | |")
     for name in settings.NOTEBOOKS:
         lines += ["", f"| {name}.ipynb, cell | before, s | after, s | ratio |", "|---|---|---|---|"]

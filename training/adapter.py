@@ -19,6 +19,7 @@ from pathlib import Path
 
 import settings
 import utils
+from training import student
 from utils import CourseError
 
 EXAMPLE = utils.DATA / "example_adapter"
@@ -175,10 +176,22 @@ def load_adapter(model, folder: Path):
 
 # --- the model card -------------------------------------------------------------------------------
 
-USAGE = """{loader}
+MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")"""
+ADAPTER = """from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
-model = AutoModel.from_pretrained("{folder}")
+model = AutoPeftModelForCausalLM.from_pretrained("{folder}")"""
+# The base can also see, and the adapter belongs to the language model in it
+ADAPTER_OF_A_PART = """from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+config = AutoConfig.from_pretrained("{base}").get_text_config()
+names = {names}
+base = AutoModelForCausalLM.from_pretrained("{base}", config=config, key_mapping=names)
+model = PeftModel.from_pretrained(base, "{folder}")"""
+USAGE = """{loader}
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 asked = [{{"role": "user", "content": "전세와 월세는 어떻게 다른가요?"}}]
 inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -193,14 +206,12 @@ def model_card(base: str, record: dict, chosen: settings.Settings, merged: bool 
     hub_id = settings.PACKAGED_HUB_ID if base == settings.PACKAGED_STUDENT else base
     linked = hub_id if Path(hub_id).exists() else f"[{hub_id}](https://huggingface.co/{hub_id})"
     library, title = ("transformers", "Merged model") if merged else ("peft", "LoRA adapter")
-    loader = (
-        "from transformers import AutoModelForCausalLM as AutoModel"
-        if merged
-        else "from peft import AutoPeftModelForCausalLM as AutoModel"
-    )
+    folder = "." if merged else chosen.push_adapter_to or "."
+    loader = ADAPTER_OF_A_PART if record.get("sees") else ADAPTER
+    loader = MERGED if merged else loader
     usage = USAGE.format(
-        loader=loader,
-        folder="." if merged else chosen.push_adapter_to or ".",
+        loader=loader.format(folder=folder, base=hub_id, names=student.TEXT_WEIGHTS),
+        folder=folder,
         stops=record["stop_ids"],
     )
     gemma = "gemma" in base.lower()

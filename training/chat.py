@@ -21,10 +21,6 @@ import prompts
 from utils import CourseError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
-# The day that templates are told it is (Llama 3.2, Granite 3.3 and Mistral Small write today's
-# date). Fixed, because a date that moves makes another data set every midnight, so that a finished
-# adapter would be trained again and the evaluation would ask other prompts than training did.
-DATE = datetime.date(2026, 1, 1)
 # How templates are asked for an answer without a thought: the variable and its value in Jinja
 SWITCHES = {
     "enable_thinking": "false",  # Qwen 3, SmolLM 3, GLM 4.5, Nemotron 3
@@ -120,6 +116,22 @@ class Template:
 
 
 _PROBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # a tokenizer and its Template
+_DATE = [datetime.date(2026, 1, 1)]  # what day it is for templates, if nobody says
+
+
+def hold_date(day: datetime.date) -> None:
+    """What day it is from now on for templates that write today's date (Llama 3.2, Granite 3.3,
+    Mistral Small): that of the run (`Settings.date`).
+
+    A date that moves makes another data set every midnight, so that a finished adapter would be
+    trained again and the evaluation would ask other prompts than training did.
+    """
+    _DATE[0] = day
+
+
+def held_date() -> datetime.date:
+    """What `hold_date` said."""
+    return _DATE[0]
 
 
 def probe(tokenizer) -> Template:
@@ -194,21 +206,20 @@ def _turn_end(tokenizer, special: set[str]) -> int:
 
 
 def _fix_date(tokenizer) -> str:
-    """Tell the template that today is `DATE`; returns what to say of it, or nothing."""
-    if "strftime_now" not in tokenizer.chat_template or "macro strftime_now" in (
-        tokenizer.chat_template
-    ):
+    """Tell the template what `hold_date` said; returns what to say of it, or nothing."""
+    template = tokenizer.chat_template
+    if "strftime_now" not in template or "macro strftime_now" in template:
         return ""
+    day = held_date()
     # A macro of the same name hides transformers' function; it fills in any format
     parts = "".join(
-        f" | replace({json.dumps('%' + letter)}, {json.dumps(DATE.strftime('%' + letter))})"
+        f" | replace({json.dumps('%' + letter)}, {json.dumps(day.strftime('%' + letter))})"
         for letter in ("-d", "-m", *"aAbBdejmyYHIMSp")
     )
     tokenizer.chat_template = (
-        f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro %}}\n"
-        f"{tokenizer.chat_template}"
+        f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro %}}\n{template}"
     )
-    return f"It writes today's date, which is held at {DATE} so that nothing changes at midnight."
+    return f"It writes today's date, which is held at {day} so that nothing changes at midnight."
 
 
 def _end_thought(tokenizer) -> str:

@@ -1,16 +1,19 @@
-"""Take it away: what a run has trained as one GGUF file, and an Ollama Modelfile that asks and
-stops as the training did.
+"""Take it away: what a run has trained as GGUF, whole or as an adapter of a few megabytes, and an
+Ollama Modelfile that asks and stops as the training did.
 
     python -m training.export --run default        (or `make export`, or EXPORT = "gguf")
     cd runs/default/gguf && ollama create tuned -f Modelfile && ollama run tuned
 
-What it does: merge the adapter, write GGUF in q8_0, and in q4_k_m too where llama.cpp's quantiser
-is installed, and translate the chat template into Ollama's language, checked against the original.
-What it does not do: serve (llama.cpp, Ollama and LM Studio do).
+What it does: merge the adapter, write GGUF in q8_0, in q4_k_m too where llama.cpp's quantiser is
+installed (llama-quantize, or the package llama-cpp-python), the adapter alone for a GGUF of the
+base (`llama-server -m base.gguf --lora tuned-lora.gguf`), and translate the chat template into
+Ollama's language, checked against the original. What it does not do: serve (llama.cpp, Ollama and
+LM Studio do).
 
 The packaged student's weights go into a copy of its own GGUF file. For any other model llama.cpp's
-convert_hf_to_gguf.py knows the order of the weights; it is no package, so LLAMA_CPP names a copy of
-its repository (git clone --depth 1 https://github.com/ggml-org/llama.cpp).
+convert_hf_to_gguf.py and convert_lora_to_gguf.py know the order of the weights; they are no
+package, so LLAMA_CPP names a copy of its repository (git clone --depth 1
+https://github.com/ggml-org/llama.cpp).
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ def export(chosen: settings.Settings) -> Path:
     Raises:
         CourseError: nothing trained, no converter for this model, or the disk is full.
     """
+    chat.hold_date(chosen.date)
     source = adapter.adapter_folder(chosen)
     record = utils.read_json(source / "training.json")
     base_model = record.get("base_model", chosen.base_model)
@@ -51,12 +55,13 @@ def export(chosen: settings.Settings) -> Path:
         card = f"The adapter of the run {chosen.run} added to {base_model}."
         adapter.save_merged(adapter.load_adapter(model, source), tokenizer, stop, merged, card)
     folder = chosen.folder / "gguf"
-    made = convert(
-        merged, folder / "tuned-q8_0.gguf", packaged=base_model == settings.PACKAGED_STUDENT
-    )
-    print(f"{utils.short(made)}: {made.stat().st_size / 1e6:.0f} MB")
-    if smaller := quantized(made, folder / "tuned-q4_k_m.gguf"):
-        print(f"{utils.short(smaller)}: {smaller.stat().st_size / 1e6:.0f} MB")
+    packaged = base_model == settings.PACKAGED_STUDENT
+    made = convert(merged, folder / "tuned-q8_0.gguf", packaged)
+    smaller = quantized(made, folder / "tuned-q4_k_m.gguf")
+    alone = adapter_alone(source, merged, folder / "tuned-lora.gguf", packaged)
+    for path in (made, smaller, alone):
+        if path:
+            print(f"{utils.short(path)}: {path.stat().st_size / 1e6:.0f} MB")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(merged)
@@ -124,12 +129,28 @@ def llama_cpp(name: str) -> Path | None:
 def quantized(gguf: Path, output: Path) -> Path | None:
     """The file with about 4.5 bits a weight, where llama.cpp's quantiser is; None where not."""
     program = llama_cpp("llama-quantize")
-    if program is None:
+    if program is None and not utils.installed("llama_cpp"):
         return None
     with _whole(output) as path:
-        command = [program, "--allow-requantize", gguf, path, "Q4_K_M"]
-        _run([str(part) for part in command], "llama-quantize")
+        if program is None:
+            _quantize(gguf, path)
+        else:
+            command = [program, "--allow-requantize", gguf, path, "Q4_K_M"]
+            _run([str(part) for part in command], "llama-quantize")
     return output
+
+
+def _quantize(gguf: Path, output: Path) -> None:
+    """As llama-quantize does it, by the package llama-cpp-python."""
+    import ctypes
+
+    import llama_cpp as library
+
+    wanted = library.llama_model_quantize_default_params()
+    wanted.ftype, wanted.allow_requantize = library.LLAMA_FTYPE_MOSTLY_Q4_K_M, True
+    paths = (str(path).encode() for path in (gguf, output))
+    if library.llama_model_quantize(*paths, ctypes.byref(wanted)):
+        raise CourseError("llama-cpp-python could not quantise the model: q8_0 is kept.")
 
 
 def _run(command: list[str], what: str) -> None:
@@ -217,11 +238,65 @@ def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
                     continue
                 matrix = weights.get_tensor(own[tensor.name]).to(torch.float32).numpy()
                 writer.add_tensor(tensor.name, gguf.quants.quantize(matrix, form), raw_dtype=form)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        _write(writer)
     return output
+
+
+def adapter_alone(source: Path, merged: Path, output: Path, packaged: bool) -> Path | None:
+    """The adapter in `source` as GGUF, to be used with any GGUF of its base model; None, with a
+    printed sentence, where llama.cpp has no form for it or its converter is not here.
+
+    Args:
+        merged: the folder of `adapter.save_merged`, for the config of the base model.
+    """
+    if utils.read_json(source / "adapter_config.json").get("use_dora"):
+        print("llama.cpp has no form for DoRA adapters, so there is no adapter alone.")
+        return None
+    if packaged:
+        return adapter_to_gguf(source, utils.read_json(merged / "config.json"), output)
+    script = llama_cpp("convert_lora_to_gguf.py")
+    if script is None:
+        print("llama.cpp's convert_lora_to_gguf.py is not here, so there is no adapter alone.")
+        return None
+    with _whole(output) as path:
+        command = [sys.executable, script, source, "--base", merged, "--outfile", path]
+        _run([str(part) for part in command], "llama.cpp's converter of adapters")
+    return output
+
+
+def adapter_to_gguf(source: Path, config: dict, output: Path) -> Path:
+    """A Gemma's adapter as GGUF in float32; others' weights llama.cpp orders anew (`to_gguf`).
+
+    Args:
+        config: that of the base model.
+    """
+    import gguf
+    from safetensors.torch import load_file
+
+    family = config["model_type"].removesuffix("_text")
+    named = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(named[family], config["num_hidden_layers"])
+    lora = utils.read_json(source / "adapter_config.json")
+    # llama.cpp scales by alpha / r; rsLoRA by alpha / sqrt(r)
+    alpha = lora["lora_alpha"] * (lora["r"] ** 0.5 if lora.get("use_rslora") else 1)
+    with _whole(output) as path:
+        writer = gguf.GGUFWriter(path, family)
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+        for name, matrix in load_file(source / adapter.WEIGHTS).items():
+            layer, part, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
+            place = f"{names.get_name(layer)}.weight.{part.lower()}"
+            writer.add_tensor(place, matrix.float().numpy())
+        _write(writer)
+    return output
+
+
+def _write(writer) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @contextlib.contextmanager

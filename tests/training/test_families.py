@@ -4,12 +4,14 @@ import copy
 import datetime
 import types
 
+import peft
 import pytest
 import tiny_models
 from tiny_models import PECULIAR, ROWS, TURNS
 
+import settings
 import utils
-from training import chat, generation, losses, machine, precision, sft, student, swap_check
+from training import chat, generation, losses, machine, precision, record, sft, student, swap_check
 from training.chat import IGNORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,12 +154,33 @@ def test_nothing_is_trained_again_after_midnight(tmp_path, monkeypatch):
     assert "held at 2026-01-01" in str(chat.probe(tokenizer))
 
 
+def test_a_run_is_told_another_day_in_training_than_in_conversation(tmp_path, course):
+    """The day of the training stays in the run's folder, whatever day it is later."""
+    folder = tiny_models.build(tmp_path / "model", "llama 3.2: writes today's date")
+    chosen = settings.resolve({"RUN": "dated"})
+    assert chosen.date == datetime.date.today()
+    try:
+        chat.hold_date(datetime.date(2027, 12, 25))
+        record.Job(chosen, cpu(), peft.LoraConfig(), {}, [], [])
+        chat.hold_date(datetime.date(2028, 1, 1))
+        record.Job(chosen, cpu(), peft.LoraConfig(), {}, [], [])
+        chat.hold_date(settings.resolve({"RUN": "dated"}).date)
+        tokenizer = student.load_tokenizer(str(folder))
+        assert "Today: 25 Dec 2027" in chat.chat_prompt("전세가 뭐예요?", tokenizer)
+        tokenizer.save_pretrained(tmp_path / "saved")  # as beside the adapter, and in a GGUF file
+        chat.hold_date(datetime.date(2028, 1, 1))
+        saved = student.load_tokenizer(str(tmp_path / "saved"))
+        assert "Today: 25 Dec 2027" in chat.chat_prompt("전세가 뭐예요?", saved)
+    finally:
+        chat.hold_date(datetime.date(2026, 1, 1))
+
+
 def test_every_format_of_a_date_is_filled_in(tmp_path):
     _, tokenizer = load(tmp_path, "llama 3.2: writes today's date")
     formats = "%A %a %B %b %d %-d %m %-m %Y %y %H %I %M %S %p %j"
     template = "{{ strftime_now('FORMATS') }}|{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.chat_template = template.replace("FORMATS", formats)
-    day = datetime.datetime.combine(chat.DATE, datetime.time())
+    day = datetime.datetime(2026, 1, 1)
     assert chat.chat_prompt("Q", tokenizer).startswith(day.strftime(formats) + "|")
 
 
@@ -431,6 +454,30 @@ def test_of_a_model_that_sees_the_language_model_is_loaded(tmp_path):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = [n for n, m in get_peft_model(model, lora).named_modules() if hasattr(m, "lora_A")]
     assert len(adapted) == 14 and not any("vision" in name for name in adapted)
+
+
+def test_the_card_of_an_adapter_of_a_part_loads_nothing(tmp_path, course):
+    """PEFT's own loader finds no layer to put such an adapter on. The card's code is run."""
+    import re
+
+    import torch
+
+    folder = tiny_models.build(tmp_path / "model", "gemma 3 4b: sees")
+    chosen = settings.resolve({"BASE_MODEL": str(folder)})
+    base, tokenizer = student.load_base(str(folder), cpu())
+    lora = peft.LoraConfig(
+        r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    model = peft.get_peft_model(base, lora).eval()
+    job = record.Job(chosen, cpu(), lora, {}, [], [])
+    measured = {"loss": 1.0, "stop_rate": 0.5}
+    saved = job.save(model, tokenizer, own_stop(tokenizer), measured, measured)
+    (code,) = re.findall("```python\n(.*?)```", (saved / "README.md").read_text("utf-8"), re.S)
+    found: dict = {}
+    exec(code.replace('"."', repr(str(saved))).replace("=128", "=4"), found)
+    with torch.no_grad():
+        logits = [each(**found["inputs"]).logits for each in (model, found["model"])]
+    assert torch.equal(*logits)
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path):
