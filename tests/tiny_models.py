@@ -105,6 +105,15 @@ PECULIAR: dict[str, Any] = {
         QWEN,
         "<|im_end|>",
     ),
+    "command r7b: begins an answer behind a closed thought": (
+        "llama",
+        {},
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}<|START|>"
+        "{{ m.content }}<|END|>{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant<think></think>{% endif %}",
+        (None, "<|im_end|>", ["<|im_start|>", "<|START|>", "<|END|>"]),
+        "<|END|>",
+    ),
     "llama 3.2: writes today's date": (
         "llama",
         {},

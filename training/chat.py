@@ -36,6 +36,7 @@ THOUGHTS = {  # what begins a thought, and what ends it
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<|think_start|>": "<|think_end|>",
     "<|channel>thought": "<channel|>",
+    "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",  # Apriel
 }
 TURN_PROBE = [
     {"role": "user", "content": "What is the capital of France?"},
@@ -165,9 +166,10 @@ def _probe(tokenizer) -> Template:
             "The chat template leaves out what is said, as those of vision models do that want "
             "parts instead of text: set a language model as BASE_MODEL."
         )
-    notes = [note for note in (_fix_date(tokenizer), _end_thought(tokenizer)) if note]
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= set(tokenizer.all_special_tokens)
+    amended = _fix_date(tokenizer), _end_thought(tokenizer), _begin_answer(tokenizer, special)
+    notes = [note for note in amended if note]
     prompt = _encoded(rendered(TURN_PROBE[:1], tokenizer, add_generation_prompt=True), tokenizer)
     row = _encoded(rendered(TURN_PROBE, tokenizer), tokenizer)
     leading = 0
@@ -253,17 +255,36 @@ def _end_thought(tokenizer) -> str:
         lead = row.removeprefix(plain).partition(TURN_PROBE[-1]["content"])[0]
         if not row.startswith(plain) or not lead.strip():
             return ""
-    tokenizer.chat_template = (
-        original.removesuffix("\n")  # Jinja drops it only at the very end
-        + f"{{% if add_generation_prompt %}}{{{{ {json.dumps(lead, ensure_ascii=False)} }}}}"
-        + "{% endif %}"
-    )
+    _end_prompts_in(lead, tokenizer)
     if thought:
         return (
             f"It opens a thought ({thought}) and offers no way to leave it out, so the thought is "
             "closed at once, in training, generation and evaluation alike."
         )
     return f"It writes {lead!r} before an answer but not after a prompt, so prompts get it too."
+
+
+def _end_prompts_in(text: str, tokenizer) -> None:
+    template = tokenizer.chat_template.removesuffix("\n")  # Jinja drops it only at the very end
+    said = json.dumps(text, ensure_ascii=False)
+    template += f"{{% if add_generation_prompt %}}{{{{ {said} }}}}{{% endif %}}"
+    tokenizer.chat_template = template
+
+
+def _begin_answer(tokenizer, special: set[str]) -> str:
+    """Let the prompt end in the tokens with which the template begins an answer, such as Command
+    R7B's <|START_RESPONSE|> behind a closed thought; returns what to say of it, or nothing."""
+    names = "|".join(map(re.escape, special - set(THOUGHTS) - set(THOUGHTS.values())))
+    asked, answer = (message["content"] for message in TURN_PROBE)
+    prompt = rendered(TURN_PROBE[:1], tokenizer, add_generation_prompt=True).rpartition(asked)[2]
+    before = rendered(TURN_PROBE, tokenizer).rpartition(answer)[0].rpartition(asked)[2]
+    begun = re.search(f"(?:{names})*$", before)
+    tokens = re.findall(names, begun[0]) if begun else []
+    lead = "".join(token for token in tokens if token not in prompt)
+    if not lead:
+        return ""
+    _end_prompts_in(lead, tokenizer)
+    return f"It begins an answer with {lead}, so prompts end in it too."
 
 
 def _open_thought(prompt: str) -> str:

@@ -21,6 +21,7 @@ REWRITTEN = (
     "qwen3.5: thinks unless told otherwise",
     "r1: always thinks",
     "llama 2: joins by a space",
+    "command r7b: begins an answer behind a closed thought",
 )
 RUNS_ON = ("falcon-h1: scaled logits, recurrent layers", "lfm2: a convolution")
 SCALED = {
@@ -126,6 +127,11 @@ def test_what_is_saved_renders_as_what_was_trained(peculiar, tmp_path):
             "so the thought is closed at once",
         ),
         ("gpt-oss: names a channel", "<|im_start|>assistant final:", "prompts get it too"),
+        (
+            "command r7b: begins an answer behind a closed thought",
+            "<|im_start|>assistant<think></think><|START|>",
+            "begins an answer with <|START|>, so prompts end in it too",
+        ),
     ],
 )
 def test_no_answer_is_trained_inside_a_thought(tmp_path, name, ends, said):
@@ -134,7 +140,7 @@ def test_no_answer_is_trained_inside_a_thought(tmp_path, name, ends, said):
     assert said in str(chat.probe(tokenizer))
     assert chat.chat_prompt("전세가 뭐예요?", tokenizer).endswith(ends)
     text = tokenizer.decode(chat.encode(ROWS[1], tokenizer, own_stop(tokenizer))["input_ids"])
-    assert text.endswith(f"{ends}{ROWS[1]['output']}<|im_end|>")
+    assert text.endswith(f"{ends}{ROWS[1]['output']}{PECULIAR[name][4]}")
 
 
 def test_nothing_is_trained_again_after_midnight(tmp_path, monkeypatch):
