@@ -166,6 +166,7 @@ def measure(job: str) -> dict:
         rows,
         length,
         trained=trained * useful / (rows * length),
+        row=useful // len(prepared["encoded"]),
         loss=known[way],
         gpu="L4",
     )

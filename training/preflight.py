@@ -32,12 +32,14 @@ GPU_TFLOPS = {
     "H100": 989,
     "H200": 989,
 }
-# What training reaches of the matrix-product ceiling. CPU: 0.31 to 0.67 in benchmarks/loss.py on
-# two cores of AMD EPYCs, with bf16 and without, so the time is a rough guide. GPU: the middle of
-# what is commonly reached with LoRA at 2B parameters, 0.30 to 0.45; not measured here yet
-# (benchmarks/gpu_battery.py does).
-# Apple's GPU: not measured either, taken as the other GPUs.
-EFFICIENCY = {"cuda": 0.37, "mps": 0.37, "cpu": 0.50}
+# What training reaches of the matrix-product ceiling. CPU, measured on two cores of AMD EPYCs: in
+# float32 0.53 to 0.67 (benchmarks/loss.py), of which products are three quarters of a step's time;
+# where bf16 has instructions of its own 0.31 (train.ipynb's run), because products are six times as
+# fast there and the rest, in float32, is not. GPU: the middle of what is commonly reached with LoRA
+# at 2B parameters, 0.30 to 0.45; not measured here yet (benchmarks/gpu_battery.py does). Apple's
+# GPU: not measured either, taken as the other GPUs.
+GPU_EFFICIENCY = 0.37
+CPU_EFFICIENCY = {"float32": 0.58, "bfloat16": 0.31}
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and Adam's two averages
 NF4_BYTES = 0.516  # 4 bits and a doubly quantised scale for every 64 weights
 # kept for each head and pair of tokens where scores are capped: the tanh, the softmax in float32,
@@ -60,6 +62,7 @@ class Prediction:
     device: Device
     batch: int  # rows in one forward pass
     length: int  # tokens in a row, padding included; `batch * length` is what counts
+    row: int  # tokens that attend to one another: `length`, or of packed rows a usual one
     rank: int
     trained: float  # share of the tokens that are trained, in [0, 1]
     loss: str  # one of LOSSES
@@ -89,14 +92,12 @@ class Prediction:
         """Forward, backward without gradients of frozen weights (the same again) and, with
         checkpointing, the forward once more.
 
-        Attention is that of one row of `length`: more than packed rows need, each of which attends
-        to itself only. The head's share: every position, or only trained ones. TRL's head on a GPU
-        skips masked positions, on a CPU it does not; it computes its logits twice.
+        The head's share: every position, or only trained ones. TRL's head on a GPU skips masked
+        positions, on a CPU it does not; it computes its logits twice.
         """
         passes = 3 if self.checkpointing else 2
-        attention = (
-            2 * self.length * self.of.queries * self.of.layers
-        )  # scores and mixing, half of them masked as future
+        # scores and mixing, half of them masked as future
+        attention = 2 * self.row * self.of.queries * self.of.layers
         body = passes * (2 * self.of.linear + attention) + (2 + 2 * passes) * self.lora
         skips = self.loss == "trained positions" or (
             self.loss == "trl" and self.device.name == "cuda"
@@ -193,8 +194,13 @@ class Prediction:
         return sum(self.memory.values())
 
     @property
+    def efficiency(self) -> float:
+        """What training reaches of `flops`, a share."""
+        return CPU_EFFICIENCY[self.device.dtype] if self.device.name == "cpu" else GPU_EFFICIENCY
+
+    @property
     def tokens_per_second(self) -> float:
-        return self.flops * EFFICIENCY[self.device.name] / self.flop_per_token
+        return self.flops * self.efficiency / self.flop_per_token
 
     def seconds(self, tokens: int) -> float:
         """Time to train on so many tokens (those of all passes together)."""
@@ -213,7 +219,7 @@ class Prediction:
                 f"token{', recomputing activations' if self.checkpointing else ''}",
                 f"{place:<11}  {self.gb:.1f} GB = {parts}",
                 f"speed        {self.tokens_per_second:,.0f} tokens/s = "
-                f"{EFFICIENCY[self.device.name]:.0%} of {self.flops / 1e12:.3g} "
+                f"{self.efficiency:.0%} of {self.flops / 1e12:.3g} "
                 f"TFLOP/s ({self.ceiling})",
             )
         )
@@ -226,6 +232,7 @@ def predict(
     length: int,
     rank: int = 4,
     trained: float = 1.0,
+    row: int = 0,
     loss: str | None = None,
     checkpointing: bool = False,
     quantize: bool = False,
@@ -239,6 +246,7 @@ def predict(
         batch, length: rows in a forward pass and tokens in the longest, padding included; for
             packed rows, 1 and their sum.
         trained: share of trained tokens.
+        row: of packed rows the tokens in a usual one; 0: `length`.
         answers: if rows are answered between training steps: how many at once, and the tokens of
             the longest, prompt and answer together.
         loss: one of `LOSSES`; None is what `sft.trainer_class` uses (a CPU: trained positions, a
@@ -268,6 +276,7 @@ def predict(
         device,
         batch,
         length,
+        row or length,
         rank,
         trained,
         loss,

@@ -298,6 +298,7 @@ def memory(config, device: machine.Device, encoded: list[dict]) -> tuple[str, st
         sum(lengths[-BATCH:]),
         RANK,
         trained,
+        row=sum(lengths) // len(lengths),
         checkpointing=device.name == "cuda",
         answers=(ANSWERS, lengths[-1] + LONGEST),
     )
