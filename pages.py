@@ -191,8 +191,8 @@ def with_formulas(markdown: str) -> str:
     return "".join(parts)
 
 
-# Beside nbconvert's own style sheets: a phone's width, Korean that breaks between words, and figures
-# and coloured marks, which are drawn for white paper, on white paper in a dark page too
+# Beside nbconvert's own style sheets: a phone's width, Korean that breaks between words, code that
+# is dark or light enough to read, and figures on white paper in a dark page too
 NOTEBOOK_CSS = """
 :root { color-scheme: light dark; --jp-mirror-editor-comment-color: #2f6b6b; --jp-mirror-editor-operator-color: #7d1fd0;
   --jp-mirror-editor-number-color: #05700f; }

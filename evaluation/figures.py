@@ -51,8 +51,8 @@ def calibration_figure(calibration: Calibration):
 
 
 def outcome_figure(records: Sequence[dict], believed: Sequence[str]):
-    """The five outcomes as bars, for all prompts and each language, and beside them the win rates
-    with their intervals.
+    """The five outcomes as bars, for all prompts, each language and each difficulty, and beside
+    them the win rates with their intervals.
 
     Args:
         believed: the languages in which the judge may be believed; in the others its verdicts are
@@ -60,67 +60,73 @@ def outcome_figure(records: Sequence[dict], believed: Sequence[str]):
     """
     import matplotlib.pyplot as plt
 
-    groups = {"all": list(records)}
+    groups = _groups(records)
+    trusted = _groups([record for record in records if record["language"] in believed])
     rates = {}
-    for code in sorted({record["language"] for record in records}):
-        name = settings.LANGUAGES.get(code, code)
-        groups[name] = [record for record in records if record["language"] == code]
-        known = outcomes.values(groups[name])
-        if code in believed and known:
+    for name, members in trusted.items():
+        if known := outcomes.values(members):
             rates[name] = stats.win_rate(known)
-    if len(rates) > 1:
-        trusted = [record for record in records if record["language"] in believed]
-        rates = {"all": stats.win_rate(outcomes.values(trusted))} | rates
-    height = 0.5 * len(groups) + 1.5
     columns = 2 if rates else 1
+    size = (9.5, 0.5 * len(groups) + 1.5)
     figure, panels = plt.subplots(
-        1, columns, figsize=(9.5, height), width_ratios=(3, 2)[:columns], squeeze=False
+        1, columns, figsize=size, width_ratios=(3, 2)[:columns], squeeze=False
     )
-    bars = panels[0][0]
-    for row, members in enumerate(groups.values()):
-        start = 0.0
-        for kind in Outcome:
-            share = sum(record["outcome"] == kind for record in members) / len(members)
-            bars.barh(
-                row, share, left=start, color=COLOURS[kind], label=kind.value if row == 0 else None
-            )
-            if share > 0.05:
-                colour = "black" if kind in (Outcome.TIE, Outcome.INCONSISTENT) else "white"
-                bars.text(
-                    start + share / 2,
-                    row,
-                    f"{share:.0%}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=colour,
-                )
-            start += share
-    names = [f"{name} ({len(members)})" for name, members in groups.items()]
-    bars.set(
-        yticks=range(len(groups)),
-        yticklabels=names,
-        xlim=(0, 1),
-        xlabel="share of prompts",
-        title="outcomes of tuned against base",
-    )
-    bars.invert_yaxis()
-    bars.xaxis.set_major_formatter(_percent)
-    bars.legend(
-        ncols=5,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.35),
-        frameon=False,
-        fontsize=8,
-        columnspacing=1,
-        handlelength=1,
-    )
+    _outcome_bars(panels[0][0], groups)
     if rates:
         _intervals(panels[0][1], rates)
         panels[0][1].set(xlabel="win rate, 95 % interval", title="win rate of tuned")
     figure.suptitle(f"judge: {records[0]['judge']}", fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def _groups(records: Sequence[dict]) -> dict[str, list[dict]]:
+    """The records of all languages together, of each language, and of each difficulty, by the name
+    that is shown; nothing stands there twice under two names."""
+    languages = sorted({record["language"] for record in records})
+    difficulties = sorted({record.get("difficulty", "standard") for record in records})
+    groups = {"all": list(records)} if len(languages) > 1 else {}
+    for code in languages:
+        name = settings.LANGUAGES.get(code, code)
+        groups[name] = [record for record in records if record["language"] == code]
+    if len(difficulties) > 1:
+        for name in difficulties:
+            alike = [record for record in records if record.get("difficulty", "standard") == name]
+            groups[name] = alike
+    return groups
+
+
+def _outcome_bars(axes, groups: dict[str, list[dict]]) -> None:
+    """One row a group: its shares of the five outcomes, end to end."""
+    for row, members in enumerate(groups.values()):
+        start = 0.0
+        for kind in Outcome:
+            share = sum(record["outcome"] == kind for record in members) / len(members)
+            label = kind.value if row == 0 else None
+            axes.barh(row, share, left=start, color=COLOURS[kind], label=label)
+            if share > 0.05:
+                ink = "black" if kind in (Outcome.TIE, Outcome.INCONSISTENT) else "white"
+                middle = start + share / 2
+                axes.text(middle, row, f"{share:.0%}", ha="center", va="center", size=8, color=ink)
+            start += share
+    axes.set(
+        yticks=range(len(groups)),
+        yticklabels=[f"{name} ({len(members)})" for name, members in groups.items()],
+        xlim=(0, 1),
+        xlabel="share of prompts",
+        title="outcomes of tuned against base",
+    )
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(_percent)
+    axes.legend(
+        ncols=5,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.25),
+        frameon=False,
+        fontsize=8,
+        columnspacing=1,
+        handlelength=1,
+    )
 
 
 def spread_figure(records: Sequence[dict], longer: Sequence[float]):

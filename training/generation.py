@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -86,7 +86,7 @@ def generate(
     )
     if temperature:
         torch.manual_seed(seed)
-    with torch.inference_mode(), utils.progress(len(texts), "answers") as bar:
+    with torch.inference_mode(), utils.progress(sum(limits), "answers, in tokens") as bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             inputs = tokenizer.pad(
@@ -94,19 +94,25 @@ def generate(
             ).to(model.device)
             options = how | {"eos_token_id": stop.ids, "pad_token_id": tokenizer.pad_token_id}
             room = [limits[i] for i in chunk]
-            written = _written(model.eval(), inputs, stop, room, options)
+            written = _written(model.eval(), inputs, stop, room, options, bar.update)
             for i, ids in zip(chunk, written, strict=True):
                 answers[i] = cut(ids, tokenizer, stop)
-            bar.update(len(chunk))
     return [answers[i] for i in range(len(texts))]
 
 
 SLICE = 16  # tokens after which rows that have ended leave the batch
 
 
-def _written(model, inputs, stop: Stop, limits: list[int], options: dict) -> list[list[int]]:
+def _written(
+    model,
+    inputs,
+    stop: Stop,
+    limits: list[int],
+    options: dict,
+    advance: Callable[[int], object],
+) -> list[list[int]]:
     """The token ids that each row of a batch writes, up to its limit or up to and with its stop
-    token.
+    token. `advance` hears how many of the tokens in `limits` are settled, written or not needed.
 
     `generate` computes every row until the longest has ended. Most tuned answers end early, so it
     is called for a few tokens at a time, and goes on from its own cache with the rows that have not
@@ -131,13 +137,15 @@ def _written(model, inputs, stop: Stop, limits: list[int], options: dict) -> lis
             **options,
         )
         new = output.sequences[:, ids.shape[1] :]
-        for row, tokens in zip(rows, new.tolist(), strict=True):
+        going = []
+        for i, (row, tokens) in enumerate(zip(rows, new.tolist(), strict=True)):
+            left = limits[row] - len(written[row])
             written[row] += tokens
-        going = [
-            i
-            for i, row in enumerate(rows)
-            if len(written[row]) < limits[row] and not set(stop.ids) & set(new[i].tolist())
-        ]
+            if len(tokens) < left and not set(stop.ids) & set(tokens):
+                going.append(i)
+                advance(len(tokens))
+            else:
+                advance(left)
         rows = [rows[i] for i in going]
         kept = torch.tensor(going, device=ids.device, dtype=torch.long)
         ids = output.sequences[kept]

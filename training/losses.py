@@ -17,6 +17,7 @@ import statistics
 import time
 import weakref
 
+import utils
 from training.chat import IGNORED
 from training.machine import peak_memory
 
@@ -367,10 +368,11 @@ def held_out_loss(model, encoded: list[dict], pad: int, batch_size: int = 8) -> 
     import torch
 
     total, tokens = 0.0, 0
-    with torch.inference_mode():
+    with torch.inference_mode(), utils.progress(len(encoded), "held-out loss") as bar:
         for batch in _batches(encoded, batch_size):
             loss, count = answer_loss(model.eval(), **padded(batch, pad, model.device))
             total, tokens = total + loss.item(), tokens + count.item()
+            bar.update(len(batch))
     return total / tokens
 
 

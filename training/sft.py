@@ -282,28 +282,29 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def progress_callback(total: int):
-    """Prints one line for every logged step: loss, held-out loss, stop rate, seconds. No widgets,
-    so that it is readable anywhere."""
+    """Prints one line for every logged step: loss, held-out loss, stop rate, seconds so far and
+    seconds left at the same pace. No widgets, so that it is readable anywhere."""
     from transformers import TrainerCallback
 
+    shown = {
+        "loss": "loss {:.3f}",
+        "eval_loss": "held-out loss {:.3f}",
+        "eval_stop_rate": "stop rate {:.0%}",
+    }
+
     class Progress(TrainerCallback):
-        started = time.time()
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started, self.first = time.time(), state.global_step  # not 0 where it goes on
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            shown = {
-                "loss": "loss {:.3f}",
-                "eval_loss": "held-out loss {:.3f}",
-                "eval_stop_rate": "stop rate {:.0%}",
-            }
-            values = [
-                text.format(float(logs[key])) for key, text in shown.items() if key in (logs or {})
-            ]
-            if values:
-                print(
-                    f"step {state.global_step:>3}/{total}  {'  '.join(values):<36} "
-                    f"{time.time() - self.started:5.0f} s",
-                    flush=True,
-                )
+            logs = logs or {}
+            values = [text.format(float(logs[key])) for key, text in shown.items() if key in logs]
+            if not values:
+                return
+            step, seconds = state.global_step, time.time() - self.started
+            left = (total - step) * seconds / max(1, step - self.first)
+            clock = f"{seconds:4.0f} s, {left:3.0f} s left"
+            print(f"step {step:>3}/{total}  {'  '.join(values):<36} {clock}", flush=True)
 
     return Progress()
 

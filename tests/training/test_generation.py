@@ -78,10 +78,12 @@ def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, mo
     how = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     never = len(tokenizer) - 1
     limits = [24] * len(texts)
-    whole = generation._written(model, inputs, Stop("x", never, never, 1, 1), limits, how)
+    settled: list[int] = []  # what the progress bar hears
+    open_end = Stop("x", never, never, 1, 1)
+    whole = generation._written(model, inputs, open_end, limits, how, settled.append)
     end = Stop("x", whole[0][2], whole[2][9], 1, 1)  # row 0 and row 2 end at different times
     how["eos_token_id"] = end.ids
-    expected = generation._written(model, inputs, end, limits, how)
+    expected = generation._written(model, inputs, end, limits, how, settled.append)
     rows = []
     forward = type(model).forward
 
@@ -91,7 +93,9 @@ def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, mo
 
     monkeypatch.setattr(type(model), "forward", counted)
     monkeypatch.setattr(generation, "SLICE", 4)
-    sliced = generation._written(model, inputs, end, limits, how)
+    settled.clear()
+    sliced = generation._written(model, inputs, end, limits, how, settled.append)
+    assert sum(settled) == sum(limits) and len(settled) > len(limits)
 
     def until_the_end(ids):
         return generation.cut(ids, tokenizer, end)

@@ -1112,3 +1112,19 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(utils.CourseError, match="no weights as safetensors.*could run code"):
         student.load_base(str(copy), machine.choose_device())
+
+
+def test_a_training_says_how_much_time_is_left(capsys, monkeypatch):
+    """At the pace of this start: a training that goes on from step 20 has not made those steps."""
+    from types import SimpleNamespace
+
+    callback = sft.progress_callback(40)
+    now = iter([100.0, 110.0, 130.0])
+    monkeypatch.setattr(sft.time, "time", lambda: next(now))
+    callback.on_train_begin(None, SimpleNamespace(global_step=20), None)
+    callback.on_log(None, SimpleNamespace(global_step=30), None, {"loss": 2.5})
+    callback.on_log(None, SimpleNamespace(global_step=40), None, {"eval_loss": 2.0})
+    callback.on_log(None, SimpleNamespace(global_step=40), None, {"train_runtime": 9.0})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[-6:] == ["2.500", "10", "s,", "10", "s", "left"]
+    assert "held-out loss 2.000" in second and second.endswith("30 s,   0 s left")
