@@ -38,7 +38,7 @@ from utils import CourseError
 
 ASKED = ("prompt", "instruction", "question")
 ANSWERED = ("answer", "output", "response", "completion")
-KNOWN = ("reference", "language", "category")
+KNOWN = ("system", "reference", "language", "category")
 SETTINGS = ("judge", "base_url", "reply_format", "judge_tokens", "budget_usd", "run")
 TELLING = 30  # letters; of a shorter prompt the language cannot be told
 STRAY = 0.02  # share of prompts whose language may be mistaken: 1 of the 805 of AlpacaEval is

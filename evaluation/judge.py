@@ -54,7 +54,7 @@ def pair_request(
 
     Args:
         item: `language`, `prompt` and `reference` ("" where there is none); for several turns also
-            `follow_ups`, a list of the same.
+            `follow_ups`, a list of the same, and `system` where the answers had a system message.
         turn: which one is judged, from 1; a later one is shown with the whole conversation.
         reply_format: "schema", or "text" for endpoints that cannot be held to a JSON schema.
         tokens: of the reply, at most; a model that thinks aloud needs more.
@@ -88,6 +88,8 @@ def _request(
     asked = generation.turns(item)[:turn]
     last = asked[-1]
     texts = {}  # (name, turn) -> text
+    if item.get("system"):
+        texts["system", 1] = item["system"]
     for number, one in enumerate(asked, 1):
         texts["prompt", number] = one["prompt"]
         if one is last and one["reference"]:

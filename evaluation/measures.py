@@ -59,7 +59,14 @@ def reference_losses(
     from training import chat, losses
 
     references = [
-        {"id": item["id"], "instruction": item["prompt"], "output": item["reference"]}
+        {
+            "id": item["id"],
+            "messages": [
+                *generation.system_message(item),
+                {"role": "user", "content": item["prompt"]},
+                {"role": "assistant", "content": item["reference"]},
+            ],
+        }
         for item in items
         if item["reference"]
     ]

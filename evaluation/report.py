@@ -35,7 +35,8 @@ def write(records: Sequence[dict], results: dict, path: str | Path) -> Path:
     Args:
         records: one a prompt, as `Judge.compare` returns them and `join` adds to: `id, language,
             category, prompt, base, tuned, outcome, value, orders`, and where there are any
-            `reference`, `scores` (`base`, `tuned`), `difficulty` and `follow_ups`, the later turns,
+            `system`, `reference`, `scores` (`base`, `tuned`), `difficulty` and `follow_ups`, the
+            later turns,
             each with `prompt`, `reference`, `base` and `tuned`.
         results: `headline`, and `judge` as it is to be named; where known `teacher`, `run`,
             `base_model`, `calibration` (in sentences), `notes` (more sentences, such as a judge
@@ -65,7 +66,9 @@ def join(
                 f"The verdict on {verdict['id']!r} stands where {item['id']!r} is expected: judge "
                 "these prompts again."
             )
-        record = {key: item[key] for key in ("prompt", "reference") if item.get(key)} | verdict
+        record = {
+            key: item[key] for key in ("system", "prompt", "reference") if item.get(key)
+        } | verdict
         said = [[answer] if isinstance(answer, str) else answer for answer in answers]
         record |= {"base": said[0][0], "tuned": said[1][0]}
         later = [
@@ -217,9 +220,11 @@ def _card(record: dict, contradiction: bool, names: tuple[str, str] = ("base", "
         f'<article lang="{attribute(language)}" data-language="{attribute(language)}" '
         f'data-outcome="{kind}" data-category="{attribute(record["category"])}">',
         f'<h2>{shown(record["id"])}</h2><p class="chips">{"".join(chips)}</p>',
-        f"<h3>{label['prompt']}</h3>{_said(record['prompt'], language)}",
-        _pair(record["base"], record["tuned"], record, record.get("scores") or {}, names),
     ]
+    if record.get("system"):
+        parts.append(f"<h3>{label['system']}</h3>{_said(record['system'], language)}")
+    parts.append(f"<h3>{label['prompt']}</h3>{_said(record['prompt'], language)}")
+    parts.append(_pair(record["base"], record["tuned"], record, record.get("scores") or {}, names))
     for turn in record.get("follow_ups", ()):
         parts.append(f"<h3>{label['follow_up']}</h3>{_said(turn['prompt'], language)}")
         parts.append(_pair(turn["base"], turn["tuned"], record, {}, names))

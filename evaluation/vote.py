@@ -77,6 +77,8 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
         prompt = "\n\n--- follow-up ---\n\n".join(
             [record["prompt"], *(turn["prompt"] for turn in record.get("follow_ups", ()))]
         )
+        if record.get("system"):
+            prompt = f"--- system message ---\n\n{record['system']}\n\n---\n\n{prompt}"
         made.append(
             Pair(
                 record["id"],

@@ -305,10 +305,11 @@ def _single(fields: dict, asked: str, answered: str, found: Found) -> dict:
 def _prompt(fields: dict, found: Found) -> dict:
     """`prompt`, `reference` and `follow_ups`; raises LeftOut."""
     name, asked, answered = (_first(fields, names) for names in (CONVERSATION, ASKED, ANSWERED))
+    system = _system(fields, found)
     if name:
         messages = _messages(fields[name], name)
         if messages and messages[0]["role"] == "system":
-            raise LeftOut("a system message, which the judge's prompts have no place for")
+            system = messages[0]["content"]
         said = [turn["content"] for turn in messages if turn["role"] == "user"]
         expected = [turn["content"] for turn in messages if turn["role"] == "assistant"]
         found.fields["conversation", name] += 1
@@ -338,6 +339,8 @@ def _prompt(fields: dict, found: Found) -> dict:
     expected += [""] * len(said)
     pairs = zip(said[:MOST_TURNS], expected, strict=False)
     first, *rest = [{"prompt": text, "reference": answer} for text, answer in pairs if text]
+    if system:
+        first["system"] = system
     return first | ({"follow_ups": rest} if rest else {})
 
 

@@ -51,7 +51,7 @@ def test_form(name):
     rows = EVERYTHING[name]
     assert len(rows) >= SIZES[name] and len({row["id"] for row in rows}) == len(rows)
     optional = {
-        "eval_prompts": {"kind", "follow_ups"},
+        "eval_prompts": {"kind", "follow_ups", "system"},
         "instruction": {"kind", "messages"} | SAID,
     }
     assert all(set(row) - optional.get(name, set()) == set(FIELDS[name]) for row in rows)
@@ -67,6 +67,7 @@ def test_form(name):
 HARD = {
     *("constraints", "long", "unanswerable", "false_premise", "conflict", "three_turns"),
     "code_edge",
+    "system",
 }
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+ASKED = ("system", "prompt", "follow_ups")  # of an evaluation prompt: what the models see
+
 # One user message, or messages with "role" and "content" that end with the user's
 Conversation = str | list[dict]
 
@@ -295,16 +297,22 @@ def turns(item: dict) -> list[dict]:
     return [first, *item.get("follow_ups", ())]
 
 
+def system_message(item: dict) -> list[dict]:
+    """What an evaluation prompt's conversation begins with: its system message, or nothing."""
+    return [{"role": "system", "content": item["system"]}] if item.get("system") else []
+
+
 def converse(writer: Writer, items: Sequence[dict], adapter: bool) -> list[list[Answer]]:
     """Answers to evaluation prompts, one a turn: in each turn the model sees its own answers to
     those before.
 
     Args:
-        items: `prompt`, `reference`, and `follow_ups` in those of several turns.
+        items: `prompt`, `reference`, `system` where a system message comes first, and `follow_ups`
+            in those of several turns.
     """
     asked = [turns(item) for item in items]
     said: list[list[Answer]] = [[] for _ in items]
-    talks: list[list[dict]] = [[] for _ in items]
+    talks = [system_message(item) for item in items]
     for number in range(max(map(len, asked), default=0)):
         going = [i for i, wanted in enumerate(asked) if number < len(wanted)]
         for i in going:
@@ -328,11 +336,11 @@ def write_answers(
     decoding: Decoding,
     job: str = "",
 ) -> Path:
-    """`answers.jsonl`: `id, job, decoding, prompt`, `follow_ups` for several turns, `base` and
-    `tuned`: one answer a turn."""
+    """`answers.jsonl`: `id, job, decoding, prompt`, where there are any `system` and `follow_ups`,
+    and `base` and `tuned`: one answer a turn."""
     records = []
     for item, before, after in zip(items, base, tuned, strict=True):
-        asked = {key: item[key] for key in ("prompt", "follow_ups") if item.get(key)}
+        asked = {key: item[key] for key in ASKED if item.get(key)}
         said = {
             "base": [vars(turn) for turn in before],
             "tuned": [vars(turn) for turn in after],
@@ -353,9 +361,7 @@ def read_answers(
     found: dict[str, dict] = {}
     for number, record in enumerate(utils.read_jsonl(path, ("id", "prompt", "base", "tuned")), 1):
         where, item = f"{utils.short(path)}, line {number}", asked.get(record["id"])
-        if item is None or any(
-            item.get(key) != record.get(key) for key in ("prompt", "follow_ups")
-        ):
+        if item is None or any(item.get(key) != record.get(key) for key in ASKED):
             raise CourseError(
                 f"{where}: {record['id']!r} is not a prompt of this evaluation; delete the file "
                 "to answer anew."

@@ -356,3 +356,40 @@ def test_nothing_heavy_is_imported():
         "set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=utils.ROOT)
+
+
+def test_a_system_message_is_seen_by_the_models_and_by_the_judge():
+    """And a file of answers to the same prompts without it, or with another one, is refused."""
+    from evaluation import judge
+
+    item = {
+        "id": "a",
+        "language": "ko",
+        "system": "한 문장으로 답합니다.",
+        "prompt": "비는 왜 오나요?",
+        "reference": "",
+        "follow_ups": [{"prompt": "눈은요?", "reference": ""}],
+    }
+
+    class Echo:
+        decoding = generation.Decoding()
+
+        def answers(self, conversations, adapter, limits=None):
+            self.seen = conversations
+            return [generation.Answer("네.", True, 2) for _ in conversations]
+
+    echo = Echo()
+    generation.converse(echo, [item], adapter=True)
+    assert [turn["role"] for turn in echo.seen[0]] == ["system", "user", "assistant", "user"]
+    assert echo.seen[0][0]["content"] == item["system"]
+    asked = judge.pair_request(item, ["가", "나"], ["다", "라"], turn=2)["messages"][1]["content"]
+    assert asked.startswith("[시스템 메시지]\n한 문장으로 답합니다.\n\n[요청]")
+
+
+def test_answers_to_another_system_message_are_not_read(tmp_path):
+    item = {"id": "a", "prompt": "비는 왜 오나요?", "system": "한 문장으로 답합니다."}
+    said = [[generation.Answer("네.", True, 2)]]
+    path = generation.write_answers(tmp_path / "a.jsonl", [item], said, said, generation.Decoding())
+    assert generation.read_answers(path, [item]) == (said, said)
+    with pytest.raises(utils.CourseError, match="not a prompt of this evaluation"):
+        generation.read_answers(path, [item | {"system": "두 문장으로 답합니다."}])
