@@ -207,7 +207,8 @@ def loss_case(options, length: int, way: str) -> dict:
     device = machine.Device(options.device, "bfloat16", "sdpa", "")
     config = gemma_2b(options.tiny)
     found = measured_steps(tuned(config, device, True), device, length, way, options.steps)
-    flops = machine.matmul_flops(device)
+    # A CPU may only emulate bf16, which takes it half a minute
+    flops = machine.matmul_flops(device if options.device == "cuda" else here(options))
     # Of a GPU's table only the ceiling is taken, which is not used below
     predict = functools.partial(
         preflight.predict, config, device, BATCH, length, RANK, trained=0.5, gpu="L4"

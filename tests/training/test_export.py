@@ -1,6 +1,7 @@
 """A model that is taken away answers and stops as it did here."""
 
 import re
+import shutil
 
 import pytest
 import tiny_models
@@ -96,6 +97,33 @@ def test_another_model_without_llama_cpp_is_a_traceback(tmp_path, monkeypatch):
     script.write_text("import sys; open(sys.argv[3], 'w').write('GGUF')", encoding="utf-8")
     made = export.convert(tmp_path / "merged", tmp_path / "out.gguf", packaged=False)
     assert made.read_text() == "GGUF" and not list(tmp_path.glob(".*part"))
+
+
+CONFIG = {"model_type": "gemma3_text", "num_hidden_layers": 18}
+
+
+def test_the_adapter_alone_lacks_a_matrix_or_its_scale(tmp_path, capsys):
+    """Every matrix under llama.cpp's name for it, and rsLoRA's scale as llama.cpp computes it."""
+    import gguf
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    source = shutil.copytree(utils.DATA / "example_adapter", tmp_path / "adapter")
+    read = gguf.GGUFReader(export.adapter_to_gguf(source, CONFIG, tmp_path / "a.gguf"))
+    kind = [read.fields[name].contents() for name in ("general.type", "adapter.lora.alpha")]
+    assert kind == ["adapter", 32.0]
+    here = load_file(source / "adapter_model.safetensors")
+    there = {tensor.name: tensor.data for tensor in read.tensors}
+    assert len(there) == len(here) == 252
+    own = here["base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight"]
+    assert np.array_equal(there["blk.3.attn_q.weight.lora_b"], own)
+    lora = utils.read_json(source / "adapter_config.json")
+    utils.write_json(source / "adapter_config.json", lora | {"use_rslora": True})
+    read = gguf.GGUFReader(export.adapter_to_gguf(source, CONFIG, tmp_path / "b.gguf"))
+    assert read.fields["adapter.lora.alpha"].contents() == 64.0  # 32 / 4 is to be 32 / sqrt(4)
+    utils.write_json(source / "adapter_config.json", lora | {"use_dora": True})
+    assert export.adapter_alone(source, tmp_path, tmp_path / "c.gguf", packaged=True) is None
+    assert "no form for DoRA" in capsys.readouterr().out
 
 
 SERVERS: list = []  # each lives as long as it is referred to
