@@ -48,6 +48,7 @@ ANSWERED = (
 SYSTEM = ("system", "system_prompt")
 LANGUAGE = ("language", "lang", "언어")
 CATEGORY = ("category", "범주", "분류")
+OF_THE_COURSE = ("kind", "teacher", "difficulty", "is_classification")  # what it writes of a row
 
 ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant"}
 ROLES |= {"model": "assistant", "chatgpt": "assistant"}
@@ -187,12 +188,7 @@ def _usable(source: str | Path, found: Found, content: Content) -> Iterator[tupl
         row["category"] = _label(fields, CATEGORY) or "other"
         row |= said
         row["source"] = _label(fields, ("source",)) or name
-        for key in (
-            "kind",
-            "teacher",
-            "difficulty",
-            "is_classification",
-        ):  # what the course writes of a row
+        for key in OF_THE_COURSE:
             if isinstance(fields.get(key), str | bool):
                 row[key] = fields[key]
         yield f"{name}-{where.split()[-1]}", row
@@ -257,7 +253,11 @@ def _content(fields: dict, found: Found) -> dict:
         found.fields["conversation", asked] += 1
         found.fields["conversation", answered] += 1
     elif asked and answered:
-        return _single(fields, asked, answered, found)
+        single = _single(fields, asked, answered, found)
+        earlier = _earlier(fields)
+        if not earlier and not _first(fields, SYSTEM):
+            return single
+        messages = [*earlier, *_turn(questions(single)[0], single["output"])]
     elif asked and not any(name in fields for name in ANSWERED):
         raise LeftOut("a question, but no field for its answer")
     elif asked or answered:
@@ -272,34 +272,42 @@ def _content(fields: dict, found: Found) -> dict:
 
 
 def _single(fields: dict, asked: str, answered: str, found: Found) -> dict:
-    """One question and one answer, with an input, earlier turns or a system message where given."""
+    """One question and one answer, with an input where given."""
     question, answer = _text(fields[asked], asked), _text(fields[answered], answered)
-    given = _first(fields, tuple(name for name in GIVEN if name != asked))
-    extra = _text(fields[given], given) if given else ""
-    if extra.lower() in ("<noinput>", "none", "n/a"):
-        extra = ""
+    given, extra = _given(fields, asked)
     if not question or not answer:
         raise LeftOut("no answer" if question else "no question")
     found.fields["question", asked] += 1
     found.fields["answer", answered] += 1
     if extra:
         found.fields["input", given] += 1
-    single = {"instruction": question, "input": extra, "output": answer}
-    system = _system(fields, found)
+    return {"instruction": question, "input": extra, "output": answer}
+
+
+def _given(fields: dict, asked: str) -> tuple[str, str]:
+    """What a question is about, and the field that says so; two empty texts where none does."""
+    given = _first(fields, tuple(name for name in GIVEN if name != asked))
+    extra = _text(fields[given], given) if given else ""
+    if not given or extra.lower() in ("<noinput>", "none", "n/a"):
+        return "", ""
+    return given, extra
+
+
+def _earlier(fields: dict) -> list[dict]:
+    """The messages of `history`, pairs of question and answer."""
     earlier = fields.get("history") or []
-    if not system and not earlier:
-        return single
-    messages = [{"role": "system", "content": system}] if system else []
     if not isinstance(earlier, list) or not all(
         isinstance(turn, list | tuple) and len(turn) == 2 for turn in earlier
     ):
         raise LeftOut("`history` is not a list of pairs of question and answer")
-    for before, reply in earlier:
-        messages.append({"role": "user", "content": _text(before, "history")})
-        messages.append({"role": "assistant", "content": _text(reply, "history")})
-    messages.append({"role": "user", "content": question + (f"\n\n{extra}" if extra else "")})
-    messages.append({"role": "assistant", "content": answer})
-    return _as_record(_checked(messages, found))
+    messages = []
+    for question, answer in earlier:
+        messages += _turn(_text(question, "history"), _text(answer, "history"))
+    return messages
+
+
+def _turn(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _prompt(fields: dict, found: Found) -> dict:
@@ -320,8 +328,7 @@ def _prompt(fields: dict, found: Found) -> dict:
         expected = [_text(answer, "reference") for answer in answers]
         found.fields["question", "turns"] += 1
     elif asked:
-        given = _first(fields, tuple(name for name in GIVEN if name != asked))
-        extra = _text(fields[given], given) if given else ""
+        _, extra = _given(fields, asked)
         said = [_text(fields[asked], asked) + (f"\n\n{extra}" if extra else "")]
         expected = [_text(fields[answered], answered) if answered else ""]
         for turn in _follow_ups(fields):
