@@ -192,7 +192,7 @@ def clean(rows: list[dict], own: Sequence[dict] = ()) -> list[dict]:
         if len(rows) > 1000:
             minutes = _minutes(rows)
             print(
-                f"comparing {len(rows):,} rows with the evaluation, once: about {minutes:.0f} "
+                f"comparing {len(rows):,} rows with the evaluation, once: about {minutes:.1f} "
                 "minutes on this machine"
             )
         found = contaminated(rows, LEXICAL, semantic, held)

@@ -70,3 +70,20 @@ def test_ones_own_rows_are_compared_with_ones_own_evaluation(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held.csv", "rows.jsonl"]
     assert contamination.main([str(tmp_path / "no.jsonl"), "--held-out", str(held)]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_how_long_a_long_file_takes_is_another_machines_time(monkeypatch, tmp_path, capsys):
+    """Some rows are read first, in conversations as in rows of one turn, and their time counts."""
+    clock = [0.0]
+
+    def embed(texts):
+        clock[0] += 0.06 * len(texts)
+
+    monkeypatch.setattr(contamination, "CACHE", tmp_path)
+    monkeypatch.setattr(contamination, "contaminated", lambda *_: [])
+    monkeypatch.setattr(contamination.similarity, "embed", embed)
+    monkeypatch.setattr(contamination.curation, "gate_threshold", lambda _: 0.9)
+    monkeypatch.setattr(contamination.time, "monotonic", lambda: clock[0])
+    rows = [{"id": str(n), "instruction": f"{n}번 질문", "output": "답"} for n in range(2000)]
+    assert contamination.clean(rows) == rows
+    assert "2,000 rows with the evaluation, once: about 2.0 minutes on" in capsys.readouterr().out
