@@ -164,6 +164,7 @@ def run(tree: Path, rows: dict[str, list[str]], profile: str, cache: Path) -> di
         started = time.time()
         client.execute(env=environment(profile, cache))
         found["seconds"][name] = time.time() - started
+        print(f"  {found['seconds'][name]:.0f} s", file=sys.stderr, flush=True)
         del notebook.cells[first + 1]
         found["cells"][name] = [(shown(cell.source), seconds(cell)) for cell in notebook.cells]
         for cell in notebook.cells:
