@@ -202,7 +202,7 @@ def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys)
             with capsys.disabled():
                 print(f"\n{name}: {there:.0%} of 16 end, here {here:.0%}; {words} begin alike")
             if name != "q4_k_m":  # rounded to 4 bits it is another model
-                assert abs(there - here) <= 0.1 and words >= 12
+                assert abs(there - here) <= 0.1 and words >= 8
             assert there > 0
     text = (folder / "Modelfile").read_text(encoding="utf-8")
     assert ollama(text, ASKED) == chat.chat_prompt(ASKED, tokenizer).removeprefix("<bos>")
