@@ -54,7 +54,7 @@ chat: $(VENV)/.ready ## talk with what a run has trained, beside its base model 
 export: $(VENV)/.ready ## what a run has trained as GGUF, with an Ollama Modelfile, in runs/default/gguf/ (ARGS="--run default")
 	@$(BIN)/python -m training.export $(ARGS)
 
-vote: $(VENV)/vote/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
+vote: $(VENV)/.ready ## vote blind on a run's answers, in a page on this machine (ARGS="--run default")
 	$(BIN)/python -m evaluation.vote $(ARGS)
 
 gate: $(VENV)/.ready ## check the shipped rows against evaluation prompts, judge pairs and seeds again (data/contamination.json)
@@ -93,24 +93,8 @@ clean: ## remove what was made: .venv, caches, runs/smoke (runs/default stays: i
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1|/' | column -t -s '|' 2>/dev/null || grep -E '^[a-z-]+:.*## ' Makefile
 
-# On Linux the usual PyTorch brings CUDA libraries, which a machine without an NVIDIA driver never uses. uv knows where
-# PyTorch keeps its CPU build; pip, below, is content with it.
-define CPU_TORCH
-if [ "$$(uname)" = Linux ] && ! nvidia-smi >/dev/null 2>&1; then \
-	{ $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv \
-	&& UV_HTTP_TIMEOUT=20 UV_HTTP_RETRIES=1 $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python \
-		--torch-backend cpu "$$(grep '^torch==' constraints.txt)"; } 2>/dev/null \
-	|| echo "PyTorch's CPU build cannot be reached from here, so pip takes the usual one, which may bring 2.6 GB of CUDA libraries more."; \
-fi
-endef
-
 $(VENV)/.ready: requirements.txt requirements/student.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "This course needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	@$(CPU_TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r requirements/student.txt -r requirements/rehearsal.txt -r requirements/dev.txt -c constraints.txt
-	@touch $@
+	$(PYTHON) run.py --setup
 
 # Ray, in an environment that sees the packages of .venv behind its own
 $(VENV)/scale/.ready: $(VENV)/.ready requirements/scale.txt

@@ -458,30 +458,65 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def setup() -> Path:
-    """What `make` does before anything else, also where there is no make (Windows): `.venv` with
-    the exact versions of constraints.txt; returns its Python.
+    """Make `.venv` with the exact versions of constraints.txt, as every target of make needs it;
+    returns its Python. Needs no package, and may be called again at any time.
 
     Raises:
-        CourseError: pip failed.
+        CourseError: the environment cannot be made, or pip failed.
     """
     folder = utils.ROOT / ".venv"
     inside = Path("Scripts", "python.exe") if os.name == "nt" else Path("bin", "python")
     python = folder / inside
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    files = (*NEEDED, "requirements/dev.txt")
-    arguments = [argument for file in files for argument in ("-r", str(utils.ROOT / file))]
-    arguments += ["-c", str(utils.ROOT / "constraints.txt")]
     print(
         "Installing into .venv what the course needs: some minutes the first time ...", flush=True
     )
-    done = subprocess.run([str(python), "-m", "pip", "install", "--quiet", *arguments])
-    if done.returncode:
-        raise CourseError(
-            "Installing failed (pip says why above): check the network and try again."
+    if Path(sys.prefix) != folder:  # Windows cannot replace the Python that runs this
+        _run_or_stop(
+            [sys.executable, "-m", "venv", str(folder)],
+            f"{utils.short(folder)} could not be made (Python says why above): on Debian and "
+            "Ubuntu install python3-venv first, then try again.",
         )
+    constraints = str(utils.ROOT / "constraints.txt")
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["-c", constraints]
+    if sys.platform == "linux" and not utils.nvidia_driver():
+        _cpu_torch(python, pip)
+    for file in (*NEEDED, "requirements/dev.txt"):
+        pip += ["-r", str(utils.ROOT / file)]
+    _run_or_stop(
+        pip,
+        "Installing failed (pip says why above): check the network and try again. If it finds no "
+        "torch: PyTorch is made for Linux, for Windows on x86-64, and for macOS 14 or newer on "
+        "Apple silicon.",
+    )
     (folder / ".ready").touch()  # make looks at it
     return python
+
+
+def _run_or_stop(command: list[str], otherwise: str) -> None:
+    if subprocess.run(command).returncode:
+        raise CourseError(otherwise)
+
+
+def _cpu_torch(python: Path, pip: list[str]) -> None:
+    """PyTorch without the CUDA libraries that the usual one brings on Linux, which a machine
+    without an NVIDIA driver never uses. uv knows where PyTorch keeps that build; where it cannot be
+    reached, the usual one is installed afterwards."""
+    pins = (utils.ROOT / "constraints.txt").read_text(encoding="utf-8")
+    torch = re.findall("^torch==.*", pins, re.MULTILINE)
+    uv = [str(python), "-m", "uv", "pip", "install", "--quiet", "--python", str(python)]
+    for command in ([*pip, "uv"], [*uv, "--no-deps", "--torch-backend", "cpu", *torch]):
+        done = subprocess.run(
+            command,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"UV_HTTP_TIMEOUT": "20", "UV_HTTP_RETRIES": "1"},
+        )
+        if done.returncode:
+            print(
+                "PyTorch's CPU build cannot be reached from here, so pip takes the usual one, "
+                "which may bring 2.6 GB of CUDA libraries more."
+            )
+            return
 
 
 if __name__ == "__main__":

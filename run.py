@@ -23,8 +23,13 @@ import sys
 import threading
 import time
 
+if sys.version_info < (3, 11):  # noqa: UP036 (an older one says so before it fails to read the rest)
+    sys.exit(
+        "This course needs Python 3.11 or newer, and this is "
+        f"{sys.version.split()[0]}: say `make PYTHON=python3.13`, or `python3.13 run.py --setup`."
+    )
+
 import bootstrap
-import pages
 import settings
 import utils
 from llm import models
@@ -266,6 +271,8 @@ def write(notebook, name: str, folder) -> None:
     """Save an executed notebook and its page: clean, that is, without stderr, widgets, counters and
     timings."""
     import nbformat
+
+    import pages
 
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:

@@ -54,6 +54,11 @@ def has_gpu() -> bool:
     a laptop."""
     if "torch" in sys.modules:
         return sys.modules["torch"].cuda.is_available()
+    return nvidia_driver()
+
+
+def nvidia_driver() -> bool:
+    """True if an NVIDIA driver answers and knows a GPU."""
     return _nvidia_smi("-L").startswith("GPU")
 
 
