@@ -184,13 +184,18 @@ def _endpoint(found: dict) -> str | None:
 
 def _speaker(found: dict) -> str:
     """gpt-4o where there is a key for OpenAI itself, else the stand-in."""
-    paid = utils.secret("OPENAI_API_KEY") and not found["base_url"]
+    if found["base_url"]:
+        return REHEARSAL
+    paid = utils.secret("OPENAI_API_KEY", without="a stand-in answers")
     return COURSE_TEACHER if paid else REHEARSAL
 
 
 def _student(found: dict) -> str:
     """The course's model where its gated weights and a GPU can be had, else the packaged one."""
-    return COURSE_STUDENT if utils.secret("HF_TOKEN") and utils.has_gpu() else PACKAGED_STUDENT
+    if not utils.has_gpu():
+        return PACKAGED_STUDENT
+    token = utils.secret("HF_TOKEN", without=f"{COURSE_STUDENT} is gated")
+    return COURSE_STUDENT if token else PACKAGED_STUDENT
 
 
 def _tracking(found: dict) -> str:
@@ -549,7 +554,7 @@ class Settings:
             "tracking": f"wandb {self.tracking}",
             "secrets": utils.secrets_found(),
         }
-        return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
+        return "\n".join(f"{name:<11} {value}" for name, value in rows.items() if value)
 
     def _host(self, model: str) -> str:
         """Where a model is asked, for a table: a host's name, never a whole address, which may hold

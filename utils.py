@@ -84,13 +84,17 @@ def _nvidia_smi(*arguments: str) -> str:
 
 PANELS = {"colab": "Colab's key panel", "kaggle": "Kaggle's Add-ons > Secrets"}
 _panel: dict[str, str | None] = {}  # what the panel answered: it is asked once for each name
-_found: dict[str, str] = {}  # for each name that was looked for, where it was found or why not
+_found: dict[str, str] = {}  # by name: where it was found, or why not and what that means
 _panel_is_silent = False
 
 
-def secret(name: str) -> str | None:
+def secret(name: str, without: str = "") -> str | None:
     """A secret from the environment, then from Colab's or Kaggle's key panel, then from `.env`;
     None if it is in none of them. Never print it.
+
+    Args:
+        without: what the course does where it is not there, for `secrets_found`; empty: nobody
+            misses it.
 
     Raises:
         CourseError: it has a character that no key has; sending it would fail far from here.
@@ -102,18 +106,15 @@ def secret(name: str) -> str | None:
         return _checked(name, value, PANELS[where()])
     if value := _from_dotenv(name):
         return _checked(name, value, ".env")
-    _found.setdefault(name, "not there")
+    if without:
+        _found.setdefault(name, f"not there: {without}")
     return None
 
 
 def secrets_found() -> str:
-    """Which secrets were looked for and what came of it, to be printed: names and places, never a
-    value."""
-    said = [f"{name} {what}" for name, what in _found.items() if what != "not there"]
-    absent = [name for name, what in _found.items() if what == "not there"]
-    if absent:
-        said.append(f"not there: {', '.join(absent)}")
-    return "; ".join(said)
+    """What came of the secrets that were looked for, to be printed: names and places, never a
+    value; nothing of those that nobody misses."""
+    return "; ".join(f"{name} {what}" for name, what in _found.items())
 
 
 def forget_secrets() -> None:
@@ -156,9 +157,9 @@ def _ask_colab(name: str) -> str | None:
         _found[name] = "refused: switch on 'Notebook access' beside it in Colab's key panel"
     except userdata.TimeoutException:  # after ten seconds, and so it would be for every other name
         _panel_is_silent = True
-        _found[name] = (
-            "and all others: Colab's key panel does not answer (it does in Colab's own page only, "
-            "so elsewhere, as in VS Code, set environment variables or write a file .env)"
+        _found[PANELS["colab"]] = (
+            "does not answer (it does in Colab's own page only, so elsewhere, as in VS Code, set "
+            "environment variables or write a file .env)"
         )
     return None
 

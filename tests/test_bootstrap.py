@@ -5,6 +5,7 @@ Colab's packages at Colab's versions.
 """
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -386,20 +387,87 @@ def test_a_zip_that_is_none_or_leads_outside_is_refused(course, tmp_path):
 # --- a machine of one's own
 
 
-def test_setup_installs_what_make_does(course, monkeypatch, capsys):
-    """Windows has no make; the files and the constraints must be the same."""
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
-    commands = []
+@pytest.fixture
+def asked(course, monkeypatch):
+    """The commands of a set-up that runs none; those whose words hold one of `failing` fail."""
+    commands: list[str] = []
+    failing: list[str] = []
 
     def run(command, **options):
-        commands.append([str(part) for part in command])
+        commands.append(" ".join(str(part) for part in command))
         (course / ".venv").mkdir(exist_ok=True)
-        return subprocess.CompletedProcess(command, 0)
+        fails = any(word in commands[-1] for word in failing)
+        return subprocess.CompletedProcess(command, int(fails))
 
+    for file in ("constraints.txt", *bootstrap.NEEDED):
+        (course / file).parent.mkdir(exist_ok=True)
+        (course / file).write_text("torch==2.13.0\n", encoding="utf-8")
     monkeypatch.setattr(bootstrap.subprocess, "run", run)
+    monkeypatch.setattr(bootstrap.sys, "platform", "linux")
+    monkeypatch.setattr(utils, "nvidia_driver", lambda: False)
+    return commands, failing
+
+
+def test_without_a_driver_the_cpu_build_comes_first(asked, course):
+    commands, _ = asked
     python = bootstrap.setup()
-    assert commands[0][1:3] == ["-m", "venv"] and python.is_relative_to(course / ".venv")
-    given = [Path(part).name for part in commands[1][5:] if not part.startswith("-")]
-    recipe = makefile[makefile.index("-r requirements.txt -r") :].splitlines()[0]
-    assert given == [Path(part).name for part in recipe.split() if not part.startswith("-")]
-    assert (course / ".venv" / ".ready").exists()
+    assert python.is_relative_to(course / ".venv") and (course / ".venv" / ".ready").exists()
+    venv, uv, torch, everything = commands
+    assert "-m venv" in venv and uv.endswith("uv")
+    assert "--torch-backend cpu" in torch and torch.endswith("torch==2.13.0")
+    assert everything.count("-r ") == 4 and "constraints.txt" in everything
+
+
+def test_where_it_cannot_be_had_a_sentence_says_so_and_pip_goes_on(asked, capsys):
+    commands, failing = asked
+    failing.append("--torch-backend")
+    bootstrap.setup()
+    assert "PyTorch's CPU build cannot be reached from here" in capsys.readouterr().out
+    assert "requirements.txt" in commands[-1]
+
+
+def test_with_a_driver_or_elsewhere_torch_is_the_usual_one(asked, monkeypatch):
+    commands, _ = asked
+    monkeypatch.setattr(utils, "nvidia_driver", lambda: True)
+    bootstrap.setup()
+    monkeypatch.setattr(utils, "nvidia_driver", lambda: False)
+    monkeypatch.setattr(bootstrap.sys, "platform", "win32")
+    bootstrap.setup()
+    assert not any("uv" in command.split() for command in commands) and len(commands) == 4
+
+
+def test_a_failed_setup_says_what_to_do_and_may_be_called_again(asked, course):
+    """Debian's Python has no venv, Intel Macs have no torch; a half-made folder must not stay the
+    reason of the next failure."""
+    commands, failing = asked
+    failing.append("-m venv")
+    with pytest.raises(utils.CourseError, match="install python3-venv"):
+        bootstrap.setup()
+    failing[:] = ["requirements/dev.txt"]
+    with pytest.raises(utils.CourseError, match="macOS 14 or newer on Apple silicon"):
+        bootstrap.setup()
+    assert not (course / ".venv" / ".ready").exists()
+    failing.clear()
+    bootstrap.setup()
+    assert sum("-m venv" in command for command in commands) == 3
+
+
+def test_setup_needs_no_package_and_says_which_python_is_too_old():
+    """It failed in every fresh clone: `No module named 'regex'`, which it had yet to install."""
+    bare = ["-S", "-I"]  # without site-packages
+    code = f"import sys; sys.path.insert(0, {str(utils.ROOT)!r})\n{{}}import run; run.setup"
+    subprocess.run([sys.executable, *bare, "-c", code.format("")], check=True)
+    older = "sys.version_info = (3, 10); sys.version = '3.10.13 (main)'\n"
+    done = subprocess.run(
+        [sys.executable, *bare, "-c", code.format(older)], capture_output=True, encoding="utf-8"
+    )
+    assert done.stderr.startswith("This course needs Python 3.11 or newer, and this is 3.10.13")
+
+
+def test_make_sets_up_by_the_same_command():
+    makefile = (utils.ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile[makefile.index("\n$(VENV)/.ready:") :].splitlines()
+    assert recipe[2] == "\t$(PYTHON) run.py --setup"
+    rules = re.findall(r"^([^\s:#]+):", makefile, re.MULTILINE)
+    needed = set(re.findall(r"\$\(VENV\)/\S*\.ready", makefile))
+    assert needed <= set(rules), "a target waits for what nothing makes"

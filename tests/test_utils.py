@@ -111,16 +111,29 @@ def test_absent_colab_secret_falls_through(course, colab):
     (course / ".env").write_text("OPENAI_API_KEY=from-file", encoding="utf-8")
     assert utils.where() == "colab" and utils.secret("HF_TOKEN") is None
     assert utils.secret("OPENAI_API_KEY") == "from-file"
-    assert utils.secrets_found() == "OPENAI_API_KEY from .env; not there: HF_TOKEN"
+    assert utils.secrets_found() == "OPENAI_API_KEY from .env"
 
 
-def test_a_secret_without_notebook_access_names_the_switch(course, colab):
+def test_only_a_secret_that_the_chosen_path_misses_is_called_absent(course, monkeypatch):
+    """A laptop read "not there: OPENAI_BASE_URL, WANDB_API_KEY", which it has no need of."""
+    said = str(settings.resolve({}))
+    assert "secrets     OPENAI_API_KEY not there: a stand-in answers" in said.splitlines()
+    chosen_by_name = {"TEACHER": "rehearsal", "JUDGE": "rehearsal"}
+    assert "secrets" not in str(settings.resolve(chosen_by_name))
+    monkeypatch.setattr(utils, "has_gpu", lambda: True)
+    said = str(settings.resolve(chosen_by_name))
+    assert said.endswith("secrets     HF_TOKEN not there: google/gemma-2b-it is gated")
+
+
+def test_a_secret_without_notebook_access_names_the_switch(course, colab, monkeypatch):
     """It looked as if there were no key at all, and the paid path was silently not taken."""
+    monkeypatch.setattr(utils, "has_gpu", lambda: True)
     colab(secrets={"WANDB_API_KEY": " w \n"}, refused=["HF_TOKEN"])
     assert utils.secret("HF_TOKEN") is None and utils.secret("WANDB_API_KEY") == "w"
     said = str(settings.resolve({}))
     assert "HF_TOKEN refused: switch on 'Notebook access' beside it in Colab's key panel" in said
-    assert "WANDB_API_KEY from Colab's key panel" in said and "not there: " in said
+    assert "WANDB_API_KEY from Colab's key panel" in said
+    assert "OPENAI_API_KEY not there: a stand-in answers" in said
 
 
 def test_a_silent_key_panel_is_asked_once(course, colab, monkeypatch):
