@@ -75,11 +75,14 @@ results: $(VENV)/.ready ## put the figures of runs/default/ into both READMEs (A
 estimates: $(VENV)/.ready ## put estimates of cost and time into colab_guide.md: tokens of runs/default/, prices, training/preflight.py
 	$(BIN)/python -m assets.estimates $(ARGS)
 
+# Where the default run is kept: settings.py knows it, COURSE_SAVE_TO included
+RUN_FOLDER = $(shell $(BIN)/python -c "import settings; print(settings.run_folder())")
+
 outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones, the figures into the READMEs, and build the Korean notebooks
-	cp runs/default/preprocess.ipynb runs/default/train.ipynb runs/default/evaluation.ipynb .
-	cp runs/default/funnel.png runs/default/loss.png runs/default/outcomes.png assets/
+	cp "$(RUN_FOLDER)"/preprocess.ipynb "$(RUN_FOLDER)"/train.ipynb "$(RUN_FOLDER)"/evaluation.ipynb .
+	cp "$(RUN_FOLDER)"/funnel.png "$(RUN_FOLDER)"/loss.png "$(RUN_FOLDER)"/outcomes.png assets/
 	mkdir -p data/example_adapter
-	cd runs/default/adapter && cp adapter_model.safetensors adapter_config.json README.md data_card.md training.json ../../../data/example_adapter/
+	for file in adapter_model.safetensors adapter_config.json README.md data_card.md training.json; do cp "$(RUN_FOLDER)"/adapter/$$file data/example_adapter/ || exit 1; done
 	$(MAKE) results
 	$(MAKE) korean
 

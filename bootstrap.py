@@ -65,6 +65,7 @@ def start(chosen: Settings) -> None:
     utils.seed_everything(chosen.seed)
     chat.hold_date(chosen.date)
     print(chosen)
+    print(f"{'found':<11} {found(chosen.folder)}")
     models.warn_of_retirement(chosen.speakers)
 
 
@@ -342,8 +343,31 @@ def _tiny_tokenizer():
 # --- where a run is kept --------------------------------------------------------------------------
 
 
+def found(folder: Path) -> str:
+    """What a run's folder holds for the notebook that starts now, and what to do where that is
+    nothing: one line."""
+    from llm.journal import Journal  # needs what has been installed by now
+
+    held = []
+    if (folder / "requests.jsonl").exists():
+        journal = Journal(folder / "requests.jsonl")
+        replies = sum("reply" in entry for entry in journal.entries.values())
+        paid = sum(record.get("cost_usd", 0.0) for record in journal.records)
+        held.append(f"requests.jsonl ({replies:,} replies, ${paid:.2f} paid)")
+    if (folder / "instruction.jsonl").exists():
+        rows = utils.read_jsonl(folder / "instruction.jsonl")
+        held.append(f"instruction.jsonl ({len(rows):,} rows)")
+    if trained := utils.read_json(folder / "adapter" / "training.json"):
+        held.append(f"adapter/ (trained on {trained['base_model']})")
+    held += [name for name in ("answers.jsonl", "verdicts.jsonl") if (folder / name).exists()]
+    if not held:
+        return "nothing of this run yet; if it began on another machine, set SAVE_TO or RUN_ZIP"
+    return f"{', '.join(held)}; this run goes on from there, and nothing is asked or paid for twice"
+
+
 def mount(chosen: Settings) -> None:
-    """Mount Google Drive, with the reader's consent, where SAVE_TO asks for it.
+    """Mount Google Drive, with the reader's consent, where SAVE_TO asks for it; again, if it has
+    gone away.
 
     Raises:
         CourseError: it was not allowed, or did not work.
@@ -355,11 +379,13 @@ def mount(chosen: Settings) -> None:
 
     try:
         drive.mount(str(settings.DRIVE))
+        if not os.access(settings.DRIVE / "MyDrive", os.W_OK):  # it took a dead one for mounted
+            drive.mount(str(settings.DRIVE), force_remount=True)
     except Exception as error:  # of several kinds, and none of them is public
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
         raise CourseError(
-            f"Google Drive was not mounted ({reason}): allow it when Colab asks, or leave SAVE_TO "
-            "empty."
+            f"Google Drive was not mounted ({reason}): allow it when Colab asks (in Colab's own "
+            "page: elsewhere, as in VS Code, nobody may ask), or leave SAVE_TO empty."
         ) from None
 
 
@@ -372,8 +398,8 @@ def hand_over(chosen: Settings) -> None:
 
     path = pack(chosen.folder)
     print(
-        f"{utils.short(path)} holds this run. This machine forgets it: your browser now offers it "
-        "for download, and in the next notebook set RUN_ZIP to 'upload'."
+        f"{path} holds this run. This machine forgets it: your browser now offers it for download "
+        "(if not, find it in the Files panel), and in the next notebook set RUN_ZIP to 'upload'."
     )
     files.download(str(path))
 
@@ -427,7 +453,10 @@ def _uploaded() -> Path:
 
     chosen = files.upload()
     if not chosen:
-        raise CourseError("No file was chosen: run this cell again, or leave RUN_ZIP empty.")
+        raise CourseError(
+            "No file was chosen: run this cell again, or leave RUN_ZIP empty. Where no button "
+            "appears, as in VS Code, upload the zip in the Files panel and give its path."
+        )
     path = utils.CACHE / "uploaded.zip"
     with utils.atomic(path, "wb") as file:
         file.write(next(iter(chosen.values())))

@@ -10,6 +10,7 @@ or know anything about models or prices.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import datetime
 import functools
@@ -452,15 +453,20 @@ class Settings:
     @property
     def runs(self) -> Path:
         """The folder that holds the folder of every run."""
-        if self.save_to == "drive":
-            return RUNS_ON_DRIVE
-        return Path(self.save_to).expanduser() if self.save_to else utils.ROOT / "runs"
+        return runs_folder(self.save_to)
 
     @property
     def folder(self) -> Path:
-        """`runs/<run>/`, made on first use."""
+        """`runs/<run>/`, made on first use.
+
+        Raises:
+            CourseError: it cannot be made; or it lies on a Drive that is not mounted, below whose
+                empty folder files would be lost with the machine.
+        """
         path = self.runs / self.run
         with utils.disk_errors(path):
+            if path.is_relative_to(DRIVE):
+                os.listdir(DRIVE / "MyDrive")
             path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -566,6 +572,29 @@ class Settings:
         host = urlsplit(self.base_url).hostname or self.base_url
         local = host in ("localhost", "::1") or host.startswith("127.")
         return "this machine" if local else host
+
+
+# --- where a run is, for programs that need no other setting --------------------------------------
+
+
+def runs_folder(save_to: str) -> Path:
+    """The folder that holds the folder of every run, from a SAVE_TO."""
+    if save_to == "drive":
+        return RUNS_ON_DRIVE
+    return Path(save_to).expanduser() if save_to else utils.ROOT / "runs"
+
+
+def run_folder(run: str = "default", save_to: str = "") -> Path:
+    """The folder of a run, which need not exist; without `save_to`, where COURSE_SAVE_TO says."""
+    return runs_folder(save_to or os.environ.get("COURSE_SAVE_TO", "")) / as_run("RUN", run)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """`--run` and `--save-to`, for a command line about one run."""
+    parser.add_argument("--run", default="default", help="name of the folder of the run")
+    parser.add_argument(
+        "--save-to", default="", help="where runs/ is kept, if it was elsewhere (or COURSE_SAVE_TO)"
+    )
 
 
 # --- from the table -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import secrets
 import subprocess
 import sys
@@ -313,7 +314,7 @@ def atomic(path: str | Path, mode: str = "w") -> Iterator:
     disk.
 
     A crash, an exception or a full disk leaves the old file as it was. Raises CourseError for a
-    full disk.
+    disk that fails (see `disk_errors`).
     """
     path = Path(path)
     with disk_errors(path):
@@ -328,39 +329,87 @@ def atomic(path: str | Path, mode: str = "w") -> Iterator:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # not there, or on a drive that went away
                 os.unlink(temporary)
+
+
+# What the system says of a drive that went away under its files: Google Drive and network drives
+# (not connected, stale, timed out), a disk that fails or was pulled out
+GONE = {
+    getattr(errno, name)
+    for name in ("ENOTCONN", "EIO", "ESTALE", "ENODEV", "ENXIO", "ETIMEDOUT", "EHOSTDOWN")
+    if hasattr(errno, name)
+}
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn 'no space left', 'permission denied' and 'not a folder' while writing `path` into one
-    clear sentence."""
+    """Turn what a disk can do while `path` is written (be full, go away, be closed to writing) into
+    one clear sentence, whichever library wrote."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            raise CourseError(
-                f"Google Drive went away while {short(path)} was written: run the first two cells "
-                "again, which mount it, and then this one (what was saved there is kept)."
-            ) from None
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise CourseError(
-                f"No space left on the disk while writing {short(path)}: free some and run the "
-                "cell again (what was there is kept)."
-            ) from None
-        setting = "COURSE_CACHE" if Path(path).is_relative_to(CACHE) else "RUN"
-        if error.errno in (errno.EACCES, errno.EROFS):
-            raise CourseError(
-                f"{short(path)} may not be written here: check its permissions or set another "
-                f"{setting}."
-            ) from None
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise CourseError(
-                f"{short(path)} lies below a file, not a folder: remove that file or set another "
-                f"{setting}."
-            ) from None
+    except CourseError:
         raise
+    except Exception as error:
+        sentence = _disk_sentence(Path(path), _disk_error(Path(path), error))
+        if sentence is None:
+            raise
+        raise CourseError(sentence) from None
+
+
+def _disk_error(path: Path, error: Exception) -> int | None:
+    """The operating system's number of an error; None for one that is not of the disk.
+
+    Rust's libraries (safetensors) write it into their message. torch's archives and Pillow leave it
+    out, so that the disk itself is asked.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if named := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(named[1])
+    of_torch = any(words in str(error) for words in ("inline_container", "Parent directory"))
+    if not isinstance(error, OSError) and not of_torch:
+        return None
+    try:
+        probe = path.with_name(f".{secrets.token_hex(8)}")
+        try:
+            probe.write_bytes(bytes(1_000_000))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as found:
+        return found.errno
+    return errno.ENOSPC  # what they could not write is gone again, and there is room
+
+
+def _disk_sentence(path: Path, number: int | None) -> str | None:
+    """What is wrong, what is safe and what to do."""
+    if number is None:
+        return None
+    if number in GONE or (number == errno.ENOENT and not os.path.exists(path.parent)):
+        return (
+            f"The drive that holds {short(path)} went away ({os.strerror(number)}): what was saved "
+            "there before is kept. On Colab run the first two cells again, which mount Google "
+            "Drive; elsewhere connect it again; then run this again."
+        )
+    if number in FULL:
+        return (
+            f"No space left on the disk while writing {short(path)}: free some and run this "
+            "again (what was saved before is kept)."
+        )
+    cached = path.is_relative_to(CACHE)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{short(path)} may not be written here ({os.strerror(number)}): check its "
+            "permissions and whether another program has it open, or set another "
+            f"{'COURSE_CACHE' if cached else 'SAVE_TO'}."
+        )
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return (
+            f"{short(path)} lies below a file, not a folder: remove that file or set another "
+            f"{'COURSE_CACHE' if cached else 'RUN'}."
+        )
+    return None
 
 
 def _stable(value: object) -> list | str:

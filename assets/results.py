@@ -150,9 +150,10 @@ def rewrite(
     """The command line of the programs that put numbers into pages: `contents` of the folder of
     `--run` into all `pages`, or into none."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--run", default="default", help="name of the folder under runs/")
-    folder = utils.ROOT / "runs" / parser.parse_args().run
+    settings.add_run_options(parser)
+    options = parser.parse_args()
     try:
+        folder = settings.run_folder(options.run, options.save_to)
         new = contents(folder)
         filled = {
             name: fill((utils.ROOT / name).read_text(encoding="utf-8"), new, mark, name)

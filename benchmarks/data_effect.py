@@ -176,10 +176,10 @@ def chosen(name: str, shipped: list[dict], short) -> list[dict]:
         CourseError: the rows that preprocess.ipynb makes are wanted and not there, or there are too
             few.
     """
-    made = utils.ROOT / "runs" / "default" / "instruction.jsonl"
+    made = settings.run_folder() / "instruction.jsonl"
     if name == "generated only" and not made.exists():
         raise utils.CourseError(
-            "runs/default/instruction.jsonl is missing: run preprocess.ipynb (or `make run`) first."
+            f"{utils.short(made)} is missing: run preprocess.ipynb (or `make run`) first."
         )
     if name in (BASE, "all rows"):
         return shipped if name == "all rows" else []

@@ -24,6 +24,7 @@ from urllib.parse import parse_qs
 
 import pages
 import prompts
+import settings
 import utils
 from evaluation import stats
 from evaluation.outcomes import Outcome
@@ -377,14 +378,14 @@ def serve(ballot: Ballot, folder: Path, port: int = 0) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", default="default", help="name of the folder under runs/")
+    settings.add_run_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the order and the sides")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument(
         "--result", action="store_true", help="print the agreement so far, without a page"
     )
     chosen = parser.parse_args(arguments)
-    folder = utils.ROOT / "runs" / chosen.run
+    folder = settings.run_folder(chosen.run, chosen.save_to)
     try:
         ballot = Ballot(pairs(folder, chosen.seed), folder / "votes.jsonl")
         if chosen.result:

@@ -125,6 +125,7 @@ def load_seeds(
                 f"needed, as many as a teacher is shown: write {FEWEST_SEEDS - have} more (it has "
                 f"{listed}), or set LANGUAGE."
             )
+    print(f"from {where}, {'your own' if source else 'which comes with the course'}:")
     return [seed for seed in chosen if seed["language"] in languages]
 
 

@@ -260,19 +260,19 @@ async def main() -> None:
         )
 
     print("\nExercise 2: how many prompts name a winner")
-    verdicts = utils.ROOT / "runs" / "default" / "verdicts.jsonl"
+    verdicts = settings.run_folder() / "verdicts.jsonl"
     if verdicts.exists():
         for n, rate, said in exercise_2(utils.read_jsonl(verdicts)):
             print(f"{n:>4} {rate.high - rate.low:.2f} wide: {said}")
     else:
-        print("There are no verdicts in runs/default/: run evaluation.ipynb first.")
+        print(f"There is no {utils.short(verdicts)}: run evaluation.ipynb first.")
 
     print("\nExercise 3: which rows teach more")
-    adapters = {name: utils.ROOT / "runs" / name / "adapter" for name in sys.argv[1:3]}
+    adapters = {name: settings.run_folder(name) / "adapter" for name in sys.argv[1:3]}
     if len(adapters) < 2:
         print("Make two adapters, then name them: python -m solutions.evaluation made shipped")
-        print("  python run.py --run made --train-on run --only preprocess train")
-        print("  python run.py --run shipped --train-on shipped --only train")
+        print("  python run.py --run made --data run --only preprocess train")
+        print("  python run.py --run shipped --data shipped --only train")
         return
     items = [
         item

@@ -279,7 +279,7 @@ def test_a_drive_that_goes_away_is_one_sentence(tmp_path, monkeypatch):
         raise OSError(107, "Transport endpoint is not connected")
 
     monkeypatch.setattr(utils, "open", gone, raising=False)
-    with pytest.raises(utils.CourseError, match="Google Drive went away while .*rows.jsonl"):
+    with pytest.raises(utils.CourseError, match="The drive that holds .*rows.jsonl went away"):
         utils.write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
 
 

@@ -10,7 +10,6 @@ Sources: LoRA (arXiv 2106.09685), section 4.1 for merging; PEFT (huggingface/pef
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shutil
 import tempfile
@@ -37,25 +36,10 @@ def finished(folder: Path, job: str) -> dict | None:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """`utils.disk_errors`, also for the full disks of safetensors and torch, which report them as
-    errors of their own kinds."""
-    with utils.disk_errors(path):
-        try:
-            yield
-        except Exception as error:
-            # Seen on a full tmpfs: "(os error 28)" from safetensors, and a torch archive that
-            # cannot grow fails in inline_container
-            if "os error 28" in str(error) or "inline_container" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device") from error
-            raise
-
-
-@contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A neighbour of `folder` to write into, moved over it as the last step: a crash or a full disk
     leaves the old one as it was."""
-    with disk_errors(folder):
+    with utils.disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:

@@ -400,9 +400,10 @@ def described(tokenizer, stops: Sequence[int], gguf: str, more: str = "") -> str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.export")
-    parser.add_argument("--run", default="default", help="the folder under runs/")
+    settings.add_run_options(parser)
+    options = parser.parse_args(arguments)
     try:
-        export(settings.resolve({"RUN": parser.parse_args(arguments).run}))
+        export(settings.resolve({"RUN": options.run, "SAVE_TO": options.save_to}))
     except CourseError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         return 1

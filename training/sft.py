@@ -12,22 +12,20 @@ Sources: LoRA (arXiv 2106.09685), Gemma (arXiv 2403.08295), TRL's SFTTrainer (hu
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from typing import Literal
 
 import settings
 import utils
 from preprocessing import deduplicate
 from training import losses
-from training.adapter import disk_errors
 from training.chat import Stop, encode_all
 from training.losses import held_out_loss
 from utils import CourseError
@@ -135,15 +133,25 @@ def _as_dataset(rows):
     return Dataset.from_list(rows) if isinstance(rows, list) else rows
 
 
-@contextlib.contextmanager
-def _whole_or_removed(folder: Path) -> Iterator[None]:
-    """Remove `folder` where the disk fails while it is written, and raise CourseError."""
-    try:
-        with disk_errors(folder):
-            yield
-    except CourseError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+class _OnADiskThatMayFail:
+    """What a trainer does with its disk: a failure is one sentence, and no checkpoint is half."""
+
+    args: Any
+    state: Any
+
+    def train(self, *args, **kwargs):
+        with utils.disk_errors(self.args.output_dir):  # checkpoints are read and deleted, too
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model, trial):
+        _require_finite_weights(model, self.state.global_step)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with utils.disk_errors(folder):
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except CourseError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def trainer_class():
@@ -163,7 +171,7 @@ def trainer_class():
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    class CourseTrainer(SFTTrainer):
+    class CourseTrainer(_OnADiskThatMayFail, SFTTrainer):
         def __init__(self, model, args, *, train_dataset, eval_dataset=None, watch=None, **kwargs):
             self.loss_of = _checked_loss(model, args, train_dataset[0])
             super().__init__(
@@ -206,12 +214,6 @@ def trainer_class():
                 self.args, self.state, self.control, metrics
             )
             return metrics
-
-        def _save_checkpoint(self, model, trial):
-            _require_finite_weights(model, self.state.global_step)
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            with _whole_or_removed(folder):
-                super()._save_checkpoint(model, trial)
 
         @property
         def tokens_per_second(self) -> float:

@@ -225,10 +225,10 @@ def _wrapped(text: str, width: int) -> list[str]:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load(run: str, merged: bool = False, tokens: int = 300) -> Talk:
+def load(run: str, merged: bool = False, tokens: int = 300, save_to: str = "") -> Talk:
     """What a run has trained: its adapter on the base model that it was trained on, or its merged
     weights; the course's example where the run has none."""
-    chosen = settings.resolve({"RUN": run})
+    chosen = settings.resolve({"RUN": run, "SAVE_TO": save_to})
     chat.hold_date(chosen.date)
     if merged:
         folder = chosen.folder / "merged"
@@ -252,14 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.talk", description="Talk with what a run has trained."
     )
-    parser.add_argument("--run", default="default", help="the folder under runs/")
+    settings.add_run_options(parser)
     parser.add_argument("--merged", action="store_true", help="its merged weights (MERGE = 'on')")
     parser.add_argument("--tokens", type=int, default=300, help="of an answer at most")
     chosen = parser.parse_args(arguments)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (lines can be edited, and earlier ones fetched)
     try:
-        talk = load(chosen.run, chosen.merged, chosen.tokens)
+        talk = load(chosen.run, chosen.merged, chosen.tokens, chosen.save_to)
         print(f"{Path(str(talk.model.config.name_or_path)).name}: ask, or /both, /system, /reset")
         converse(talk)
     except CourseError as error:
