@@ -332,6 +332,50 @@ def test_drive_is_mounted_where_save_to_asks_for_it(course, colab, monkeypatch, 
     assert not list(chosen.runs.glob("*.zip")), "what lies on Drive needs no zip"
 
 
+def test_a_drive_that_went_away_is_mounted_by_force(course, colab, monkeypatch, tmp_path):
+    """Colab takes a dead one for mounted; and below an unmounted one nothing may be made, for it
+    would be lost with the machine."""
+    from google.colab import drive
+
+    monkeypatch.setattr(settings, "DRIVE", tmp_path / "drive")
+    colab(drive=True)
+    chosen = settings.resolve({"SAVE_TO": str(tmp_path / "drive" / "MyDrive" / "course")})
+    with pytest.raises(utils.CourseError, match="The drive that holds .* went away"):
+        _ = chosen.folder
+    assert not (tmp_path / "drive").exists()
+    calls, real = [], drive.mount
+
+    def dead_at_first(mountpoint, force_remount=False):
+        calls.append(force_remount)
+        if force_remount:
+            real(mountpoint)
+
+    monkeypatch.setattr(drive, "mount", dead_at_first)
+    bootstrap.mount(chosen)
+    assert calls == [False, True] and chosen.folder.is_dir()
+
+
+def test_every_notebook_says_what_it_found(course):
+    """Where its input came from, and what to do if it came from nowhere."""
+    chosen = settings.resolve({})
+    assert "nothing of this run yet" in bootstrap.found(chosen.folder)
+    assert "set SAVE_TO or RUN_ZIP" in bootstrap.found(chosen.folder)
+    entries = [
+        {"key": "a", "lost_usd": 0.5},
+        {"key": "a", "reply": {}, "cost_usd": 0.25},
+        {"key": "b", "reply": {}, "cost_usd": 1},
+        {"key": "c", "lost_usd": 0.5},
+    ]
+    utils.write_jsonl(chosen.folder / "requests.jsonl", entries)
+    utils.write_jsonl(chosen.folder / "instruction.jsonl", [{"output": "한국어"}] * 3)
+    (chosen.folder / "adapter").mkdir()
+    utils.write_json(chosen.folder / "adapter" / "training.json", {"base_model": "a/b"})
+    assert bootstrap.found(chosen.folder).startswith(
+        "requests.jsonl (2 replies, $1.25 paid), instruction.jsonl (3 rows), "
+        "adapter/ (trained on a/b); this run goes on from there"
+    )
+
+
 def a_run(folder: Path) -> None:
     for name in ("instruction.jsonl", "adapter/weights", "checkpoints/1/large", "wandb/log"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -283,6 +283,86 @@ def test_a_drive_that_goes_away_is_one_sentence(tmp_path, monkeypatch):
         utils.write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (
+            OSError(5, "Input/output error"),
+            r"The drive that holds .*x\.bin went away \(Input/output",
+        ),
+        (RuntimeError("SafetensorError: I/O error: (os error 107)"), "went away .*first two cells"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left"),
+        (RuntimeError("Read-only file system (os error 30)"), "may not be written .*SAVE_TO"),
+        (RuntimeError("[enforce fail at inline_container.cc:603]"), "No space left"),
+        (OSError("encoder error -2 when writing image file"), "No space left"),
+    ],
+)
+def test_whatever_a_library_says_of_the_disk_is_one_sentence(tmp_path, said, sentence):
+    """safetensors, torch and Pillow raise errors of their own kinds, with or without a number."""
+    with pytest.raises(utils.CourseError, match=sentence), utils.disk_errors(tmp_path / "x.bin"):
+        raise said
+
+
+def test_what_is_not_of_the_disk_stays_what_it_is(tmp_path):
+    for error in (ValueError("no"), KeyError("os"), FileNotFoundError(2, "another file")):
+        with pytest.raises(type(error)), utils.disk_errors(tmp_path / "x.bin"):
+            raise error
+
+
+IN_A_FULL_FILE_SYSTEM = """
+import os, sys
+from pathlib import Path
+import subprocess
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", sys.argv[1]], check=True)
+import torch, utils
+from safetensors.torch import save_file
+from matplotlib import figure
+folder, said = Path(sys.argv[1]), []
+utils.write_jsonl(folder / "rows.jsonl", [{"id": 1}])
+drawn = figure.Figure()
+drawn.add_subplot().imshow(torch.rand(400, 400))
+many = {"a": torch.randn(100_000)}
+for write in (
+    lambda path: save_file(many, path),
+    lambda path: torch.save(many, path),
+    lambda path: drawn.savefig(path, format="png", dpi=300),
+    lambda path: utils.write_jsonl(path, [{"id": "x" * 300_000}]),
+):
+    try:
+        with utils.disk_errors(folder / "rows.jsonl"):
+            write(folder / "rows.jsonl" if not said else folder / f"{len(said)}")
+    except utils.CourseError as error:
+        said.append(str(error))
+print(sum("No space left" in one for one in said), os.listdir(folder))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a small file system of Linux's")
+def test_a_really_full_file_system_is_one_sentence_for_every_library(tmp_path):
+    alone = ["unshare", "--mount", "--user", "--map-root-user"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make file systems")
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", IN_A_FULL_FILE_SYSTEM, str(tmp_path)],
+        cwd=utils.ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": str(utils.ROOT)},
+    )
+    assert done.stdout.startswith("4 "), done.stdout + done.stderr[-2000:]
+
+
+def test_one_function_knows_where_a_run_is(course, tmp_path, monkeypatch):
+    """Voting, talking, exporting and the pages looked into runs/ when the run was on a drive."""
+    assert settings.run_folder() == course / "runs" / "default"
+    monkeypatch.setenv("COURSE_SAVE_TO", str(tmp_path / "kept"))
+    assert settings.run_folder("mine") == tmp_path / "kept" / "mine"
+    assert settings.run_folder("mine") == settings.resolve({"RUN": "mine"}).folder
+    assert settings.run_folder("mine", str(tmp_path / "x")) == tmp_path / "x" / "mine"
+    with pytest.raises(utils.CourseError, match="names one folder under runs/"):
+        settings.run_folder("../etc")
+
+
 def test_a_run_is_kept_where_save_to_says(course, tmp_path, colab, monkeypatch):
     kept = settings.resolve({"SAVE_TO": str(tmp_path / "kept"), "RUN": "mine"})
     assert kept.folder == tmp_path / "kept" / "mine" and kept.folder.is_dir()

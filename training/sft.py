@@ -19,8 +19,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import settings
 import utils
