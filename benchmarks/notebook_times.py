@@ -1,15 +1,15 @@
 """What the default path takes, cell by cell, at two commits: the same rows trained, no key, no GPU.
 
     python -m benchmarks.notebook_times --before 67a8ea4            (half an hour on two cores)
-    python -m benchmarks.notebook_times --before 67a8ea4 --profile smoke
+    python -m benchmarks.notebook_times --before 67a8ea4 --profile smoke      (to try it)
 
 Each commit gets a worktree in a temporary folder, an empty cache and this environment's packages;
 its three notebooks are executed one after the other, and a cell's seconds are those between "begun"
 and "done" in the kernel's messages. The two commits have other rows and divide them otherwise, so
 both train and hold out the same ones: rows of one turn that stand word for word in both commits'
 data/instruction.jsonl. That, and nothing else, is put into the notebooks. Prints Markdown, writes
-benchmarks/results/notebook_times.json, and fails where other rows were trained, a notebook stopped,
-or the held-out loss is more than one percent higher than before.
+(of the full profile) benchmarks/results/notebook_times.json, and fails where other rows were
+trained, a notebook stopped, or the held-out loss is more than one percent higher than before.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def main() -> int:
                 found[side]["commit"] = commit(tree)
     record = {"profile": options.profile, "machine": machine(), **found}
     print(report(found, options.profile))
-    utils.write_json(RESULTS, record)
-    wrong = broken(found, rows)
+    if options.profile == "full":
+        utils.write_json(RESULTS, record)
+    wrong = broken(found, rows, options.profile)
     for sentence in wrong:
         print(f"FAILED: {sentence}")
     return 1 if wrong else 0
@@ -252,8 +253,9 @@ def aligned(before: list, after: list) -> list[str]:
     return lines
 
 
-def broken(found: dict, rows: dict[str, list[str]]) -> list[str]:
-    """What was not kept of what this promises."""
+def broken(found: dict, rows: dict[str, list[str]], profile: str) -> list[str]:
+    """What was not kept of what this promises; the four steps of the smoke profile, of other
+    sizes at the two commits, say nothing about the loss."""
     wrong = []
     for side, its in found.items():
         expected = (len(rows[TRAINED]), len(rows[HELD_OUT]))
@@ -261,7 +263,7 @@ def broken(found: dict, rows: dict[str, list[str]]) -> list[str]:
             wrong.append(f"{side}: other rows were trained than the {expected[0]} chosen ones")
         wrong += [f"{side}: {error}" for error in its["errors"]]
     losses = [side["after"]["loss"] for side in found.values()]
-    if losses[1] > 1.01 * losses[0]:
+    if profile == "full" and losses[1] > 1.01 * losses[0]:
         wrong.append(f"the held-out loss is {losses[1]:.3f}, and was {losses[0]:.3f}")
     return wrong
 
