@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import atexit
 import contextlib
+import io
 import json
 import os
 import signal
@@ -39,6 +40,9 @@ def main() -> int:
     arguments = parse()
     if arguments.setup:
         return setup()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows has no Hangul to print
+            stream.reconfigure(errors="replace")
     for field, entry in settings.entries().items():
         value = getattr(arguments, field)
         if value is not None:

@@ -515,3 +515,14 @@ def test_make_sets_up_by_the_same_command():
     rules = re.findall(r"^([^\s:#]+):", makefile, re.MULTILINE)
     needed = set(re.findall(r"\$\(VENV\)/\S*\.ready", makefile))
     assert needed <= set(rules), "a target waits for what nothing makes"
+
+
+def test_a_simulation_without_colabs_python_says_so(monkeypatch, capsys):
+    from tests.colab import simulate
+
+    def absent(*arguments, **options):
+        raise OSError("no such program")
+
+    monkeypatch.setattr(simulate.subprocess, "run", absent)
+    assert simulate.python_313() == sys.executable
+    assert "There is no Python 3.13 here, which Colab has" in capsys.readouterr().out

@@ -1,6 +1,9 @@
 """What breaks on Windows or macOS, found by reading the code; neither was at hand to run it."""
 
 import ast
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -82,3 +85,19 @@ def test_only_a_file_that_is_open_for_writing_is_synced(path):
             opened = [item.context_expr for item in node.items if "open(" in ast.unparse(item)]
             for call in opened:
                 assert not ast.unparse(call).endswith("'rb')"), f"{path.name}, line {node.lineno}"
+
+
+def test_a_terminal_without_hangul_is_no_reason_to_stop():
+    """A pipe on Windows is cp1252 or cp949, and `python run.py > log.txt` died at the first row."""
+    program = (
+        "import sys; sys.argv = ['run.py', '--run', 'no/run']\n"
+        "import run; print(run.main(), '한국어')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=utils.ROOT,
+        capture_output=True,
+        encoding="cp1252",
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+    )
+    assert done.stdout == "1 ???\n" and "Stopped: RUN is 'no/run'" in done.stderr

@@ -36,14 +36,20 @@ SMOKE = {"PROFILE": "smoke"}
 
 
 def python_313() -> str:
-    """A Python 3.13 if this machine has one, else the one that runs this."""
+    """A Python 3.13 if this machine has one (on the path, from pyenv or uv), else the one that runs
+    this, which is said."""
     pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob("3.13*/bin/python"))
-    for candidate in ("python3.13", *map(str, pyenv)):
+    uv = sorted(Path("~/.local/share/uv/python").expanduser().glob("cpython-3.13*/bin/python"))
+    for candidate in ("python3.13", *map(str, pyenv + uv)):
         try:
             subprocess.run([candidate, "-c", ""], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             continue
         return candidate
+    print(
+        f"There is no Python 3.13 here, which Colab has, so this is Python "
+        f"{sys.version.split()[0]}: `uv python install 3.13` or `pyenv install 3.13` brings one."
+    )
     return sys.executable
 
 
@@ -52,8 +58,9 @@ def build() -> None:
     done = COLAB / "pins.txt"
     if done.exists() and done.read_bytes() == PINS.read_bytes():
         return
-    print(f"building {COLAB} with {python_313()}", flush=True)
-    subprocess.run([python_313(), "-m", "venv", str(COLAB)], check=True)
+    python = python_313()
+    print(f"building {COLAB} with {python}", flush=True)
+    subprocess.run([python, "-m", "venv", str(COLAB)], check=True)
     pip = [str(COLAB / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     torch = next(line for line in PINS.read_text().splitlines() if line.startswith("torch=="))
     subprocess.run([*pip, torch], check=True)
