@@ -81,7 +81,8 @@ RUN_FOLDER = $(shell $(BIN)/python -c "import settings; print(settings.run_folde
 outputs: ## copy notebooks, figures and the adapter of runs/default/ over the committed ones, the figures into the READMEs, and build the Korean notebooks
 	cp "$(RUN_FOLDER)"/preprocess.ipynb "$(RUN_FOLDER)"/train.ipynb "$(RUN_FOLDER)"/evaluation.ipynb .
 	cp "$(RUN_FOLDER)"/funnel.png "$(RUN_FOLDER)"/loss.png "$(RUN_FOLDER)"/outcomes.png assets/
-	mkdir -p data/example_adapter
+	mkdir -p assets/ko data/example_adapter
+	cp "$(RUN_FOLDER)"/*.ko.png assets/ko/
 	for file in adapter_model.safetensors adapter_config.json README.md data_card.md training.json; do cp "$(RUN_FOLDER)"/adapter/$$file data/example_adapter/ || exit 1; done
 	$(MAKE) results
 	$(MAKE) korean

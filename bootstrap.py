@@ -21,6 +21,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import pages
 import settings
 import utils
 from llm import models
@@ -62,6 +63,7 @@ def start(chosen: Settings) -> None:
 
         chosen.rehearsal_url = stand_ins.start()
     utils.figure_style()
+    pages.translate_tables()
     utils.seed_everything(chosen.seed)
     chat.hold_date(chosen.date)
     print(chosen)

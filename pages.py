@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import regex
 
+import utils
+
 if TYPE_CHECKING:
     import pandas
     from pandas.io.formats.style import Styler
@@ -75,8 +77,29 @@ def document(title: str, language: str, body: str) -> str:
 def table(rows: pandas.DataFrame, caption: str = "") -> Styler:
     """A table for a notebook, without its index. pandas' Styler takes cells, headings and captions
     for markup, so that `<img src=x onerror=...>` in a prompt would run; here they are escaped."""
-    styled = rows.style.hide(axis="index").format(escape="html", precision=3)
-    return styled.format_index(escape="html", axis=1).set_caption(html.escape(caption))
+    styled = rows.rename(columns=utils.translated).style.hide(axis="index")
+    styled = styled.format(escape="html", precision=3).format_index(escape="html", axis=1)
+    return styled.set_caption(html.escape(utils.translated(caption)))
+
+
+def translate_tables() -> None:
+    """From here on a notebook shows the columns of every table in the reader's language."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell and utils.reader() != "en":
+        import pandas as pd
+
+        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, _translated)
+
+
+def _translated(rows: pandas.DataFrame) -> str:
+    """A table as HTML with its names of columns and rows in the reader's language."""
+
+    def name(value):
+        return utils.translated(value) if isinstance(value, str) else value
+
+    return rows.rename(columns=name, index=name).to_html(escape=True)
 
 
 # --- style and script -----------------------------------------------------------------------------
@@ -221,7 +244,9 @@ def of_notebook(notebook) -> str:
     for cell in shown_notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = with_formulas(BADGE.sub(r"[\1](\2)", cell.source))
-    exporter = HTMLExporter()
+    prose = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    language = "ko" if utils.hangul_share(prose) > 0.3 else "en"
+    exporter = HTMLExporter(language_code=language)
     page, _ = exporter.from_notebook_node(shown_notebook)
     page = SCRIPT.sub(lambda found: "" if FETCHING.search(found[0]) else found[0], page)
     # nbconvert has a dark theme too; it comes after the light one, for those who prefer it

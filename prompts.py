@@ -88,6 +88,9 @@ class Language:
     # Labels of the report page and of the vote (evaluation/report.py, evaluation/vote.py)
     page: dict[str, str]
 
+    # What a run says, by the English that stands in the code (utils.translated)
+    messages: dict[str, str]
+
     def heading(self, name: str, turn: int = 1) -> str:
         """The heading of a section of a judge's prompt; the first turn's has no number."""
         heading = self.judge_headings[name]

@@ -61,7 +61,7 @@ def main() -> int:
         for name in arguments.only or settings.NOTEBOOKS:
             peaks.append(execute(name, folder))
     except utils.CourseError as error:
-        print(f"\nStopped: {error}", file=sys.stderr)
+        print(f"\n{utils.translated('Stopped')}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -79,7 +79,7 @@ def setup() -> int:
     try:
         python = bootstrap.setup()
     except utils.CourseError as error:
-        print(f"\nStopped: {error}", file=sys.stderr)
+        print(f"\n{utils.translated('Stopped')}: {error}", file=sys.stderr)
         return 1
     print(f"Ready. Now: {utils.short(python)} run.py")
     return 0

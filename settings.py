@@ -203,6 +203,12 @@ def _tracking(found: dict) -> str:
     return "online" if utils.secret("WANDB_API_KEY") else "offline"
 
 
+def _reader(found: dict) -> str:
+    """The one language of the rows, where it is one in which the course can speak."""
+    language, *others = found["languages"]
+    return language if not others and language in LANGUAGES else "en"
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -314,6 +320,12 @@ class Settings:
         name="LANGUAGE",
         choices=("both", *LANGUAGES),
         others=True,
+        forms=NOTEBOOKS,
+    )
+    reader: str = _setting(
+        _reader,
+        "language of headlines, tables, figures and errors; auto: LANGUAGE's, if it is one",
+        choices=tuple(LANGUAGES),
         forms=NOTEBOOKS,
     )
     budget_usd: float = _setting(
@@ -649,12 +661,13 @@ def resolve(form: dict) -> Settings:
             raise CourseError(
                 f"{old} is called {new} now, and takes your own files too: rename it."
             )
+    # First of all, so that what is refused here is refused in the reader's language
+    asked = _typed(form, "READER") or _typed(form, "LANGUAGE")
+    utils.read_in(asked if asked in LANGUAGES else "en")
     utils.forget_secrets()
     found: dict[str, Any] = {}
     for field, entry in entries().items():
-        value = form.get(entry.name, "auto")
-        if value in ("auto", "", None):
-            value = os.environ.get(f"COURSE_{entry.name}")
+        value = _typed(form, entry.name)
         if not value:
             value = entry.default(found) if callable(entry.default) else entry.default
         if entry.choices and not entry.others and value not in entry.choices:
@@ -665,6 +678,12 @@ def resolve(form: dict) -> Settings:
     resolved = Settings(**found)
     _check(resolved)
     return resolved
+
+
+def _typed(form: dict, name: str) -> Any:
+    """What the reader gave for a setting, in the form or else in the environment."""
+    value = form.get(name, "auto")
+    return os.environ.get(f"COURSE_{name}") if value in ("auto", "", None) else value
 
 
 def _check(resolved: Settings) -> None:

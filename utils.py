@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.util
 import json
@@ -18,6 +19,7 @@ import os
 import random
 import re
 import secrets
+import string
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -32,10 +34,56 @@ class CourseError(Exception):
     """What is wrong, where, and what to do, in one sentence. Jupyter and `run.py` show the
     sentence, not a traceback."""
 
+    def __str__(self) -> str:
+        return translated(super().__str__())
+
     def _render_traceback_(
         self,
     ) -> list[str]:  # IPython asks the exception itself how it wants to be shown
-        return [f"Stopped: {self}"]
+        return [f"{translated('Stopped')}: {self}"]
+
+
+# --- the reader's language ------------------------------------------------------------------------
+
+_reader = "en"  # the language of what a run says; that of its rows and prompts is another matter
+
+
+def reader() -> str:
+    """The code of the language in which the reader is spoken to."""
+    return _reader
+
+
+def read_in(language: str) -> None:
+    """Say headlines, tables, figures and errors in this language from now on."""
+    global _reader
+    _reader = language
+
+
+@functools.cache
+def _messages(language: str) -> list[tuple[re.Pattern, str]]:
+    """`[messages]` of data/languages/<language>.toml: a pattern for each English text, in which the
+    names in braces stand for anything, and its translation. The most particular ones come first."""
+    path = DATA / "languages" / f"{language}.toml"
+    known = read_toml(path).get("messages", {}) if path.exists() else {}
+    found = []
+    for english in sorted(known, key=len, reverse=True):
+        pattern = ""
+        for literal, name, _, _ in string.Formatter().parse(english):
+            pattern += re.escape(literal) + (f"(?P<{name}>.+?)" if name else "")
+        found.append((re.compile(pattern, re.DOTALL), known[english]))
+    return found
+
+
+def translated(text: str, language: str = "") -> str:
+    """What the course says, in the reader's language (or another one), as far as it has the words:
+    the code says everything in English, and what is shown is looked up here at the last moment."""
+    for pattern, translation in _messages(language or _reader):
+        if found := pattern.fullmatch(text):
+            values = {
+                name: translated(value, language) for name, value in found.groupdict().items()
+            }
+            return translation.format(**values)
+    return text
 
 
 # --- where am I -----------------------------------------------------------------------------------
@@ -488,11 +536,34 @@ def figure_style() -> None:
 
 
 def show(figure, path: str | Path) -> None:
-    """Save a figure under the run and show it below the cell."""
+    """Save a figure under the run and show it below the cell, with its words in the reader's
+    language. An English run saves a Korean twin beside it (`loss.ko.png`), for the Korean
+    notebooks."""
     import matplotlib.pyplot as plt
 
+    path = Path(path)
     with disk_errors(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if reader() != "en":
+            translate_figure(figure, reader())
         figure.savefig(path, bbox_inches="tight")
     plt.show()
+    if reader() == "en":
+        with disk_errors(path):
+            translate_figure(figure, "ko")
+            figure.savefig(path.with_suffix(".ko.png"), bbox_inches="tight")
     plt.close(figure)
+
+
+def translate_figure(figure, language: str) -> None:
+    """Put titles, labels, legends and named ticks of a figure into a language."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            names = [label.get_text() for label in axis.get_ticklabels()]
+            other = [translated(name, language) for name in names]
+            if other != names:  # numbers keep the formatter that they have
+                axis.set_ticks(axis.get_ticklocs(), labels=other)
+    for text in figure.findobj(Text):
+        text.set_text(translated(text.get_text(), language))

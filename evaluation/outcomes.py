@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import utils
 from evaluation import stats
 from evaluation.stats import Estimate
 
@@ -221,7 +222,7 @@ def headline(
         spoken = {record["language"] for record in records}
         closed = [f"No win rate in {why}" for code, why in gate.closed.items() if code in spoken]
     if closed and not open_records:
-        return " ".join(closed)
+        return " ".join(map(utils.translated, closed))
     parts = [_result(open_records, gate, names), *closed]
     if gate is None:
         parts.append("The judge was not calibrated: nothing shows that it may be believed.")
@@ -232,7 +233,7 @@ def headline(
             f"{cut:.0%} of the answers of one model were cut off at the limit of {limit} tokens, "
             "which a judge counts against them: the limit decided too (ANSWER_TOKENS)."
         )
-    return " ".join(parts)
+    return " ".join(map(utils.translated, parts))
 
 
 def _result(records: Sequence[dict], gate: Gate | None, names: tuple[str, str]) -> str:

@@ -115,9 +115,10 @@ def page(records: Sequence[dict], results: dict) -> str:
 
 
 def _language(records: Sequence[dict]) -> str:
-    """The language of the page around the prompts: theirs where they have one, else English."""
+    """The language of the page around the prompts: theirs if they share one, else the reader's."""
     codes = {record["language"] for record in records}
-    return codes.pop() if len(codes) == 1 and codes <= prompts.LANGUAGES.keys() else "en"
+    one = len(codes) == 1 and codes <= prompts.LANGUAGES.keys()
+    return codes.pop() if one else utils.reader()
 
 
 def _labels(code: str, names: tuple[str, str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ def write(ledger: Sequence[dict], known: Sequence[dict], run: str, path: str | P
     """
     by_id = {row["id"]: row for row in [*known, *ledger]}
     languages = {row["language"] for row in ledger}
-    code = languages.pop() if len(languages) == 1 else "en"
+    code = languages.pop() if len(languages) == 1 else utils.reader()
     label = _labels(code)
     cards = "\n".join(_card(row, by_id) for row in ledger)
     title = label["ledger"].replace("{run}", run)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import html
 
+import utils
+
 ECHO = 0.8  # share of an answer's words that stand in the prompt, from which on it is an echo
 
 
@@ -74,7 +76,8 @@ class SamplesTable:
 
     def _repr_html_(self) -> str:
         """What a model or a file says is text, never HTML: everything is escaped."""
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("prompt", *self.columns))
+        names = [utils.translated(name) for name in ("prompt", *self.columns)]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         rows = []
         for i, prompt in enumerate(self.prompts):
             texts = [prompt] + [answers[i][: self.longest] for answers in self.columns.values()]

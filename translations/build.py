@@ -16,6 +16,7 @@ English cell; the builder turns them.
 from __future__ import annotations
 
 import argparse
+import base64
 import re
 import sys
 from collections import Counter
@@ -32,6 +33,9 @@ import settings
 import utils
 
 FORM_TITLE = ("# @title Settings", "# @title 설정")
+READER = ('READER = "auto"', 'READER = "ko"')
+FIGURE = re.compile(r'S\.folder / "(\w+)\.png"')
+FIGURES = utils.ROOT / "assets" / "ko"  # the same figures with Korean words, from the same run
 TAG = re.compile(r"</?\w+[^>]*>")
 # $$...$$ and $...$, but not two prices in one line
 FORMULA = re.compile(r"\$\$.+?\$\$|(?<![\\$])\$(?![\s\d$])[^$\n]+\$(?!\d)", re.DOTALL)
@@ -221,8 +225,18 @@ def build(notebook: NotebookNode, entries: polib.POFile) -> NotebookNode:
         if cell.cell_type == "markdown":
             cell.source = in_korean(text[cell.id])
         elif cell.source.startswith(FORM_TITLE[0]):
-            cell.source = cell.source.replace(*FORM_TITLE, 1)
+            cell.source = cell.source.replace(*FORM_TITLE, 1).replace(*READER, 1)
+        elif figure := FIGURE.search(cell.source):
+            _put_in(cell, FIGURES / f"{figure[1]}.ko.png")
     return korean
+
+
+def _put_in(cell: NotebookNode, twin: Path) -> None:
+    """The figure below a cell as its Korean twin shows it, if there is one."""
+    if twin.exists():
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = base64.b64encode(twin.read_bytes()).decode() + "\n"
 
 
 def differences(built: NotebookNode, found: NotebookNode) -> list[str]:
