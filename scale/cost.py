@@ -46,8 +46,10 @@ class Assumptions:
     exact_bytes: float = 1800  # measured: memory of the exact filter per text, 0.35 GiB / 208,000
     lsh_bands: int = 40  # computed: scale/duplicates.py at 0.7
     lsh_bytes: float = 36  # computed: one row of one band in the shuffle
-    # measured: a million texts on two cores in 260 s (benchmarks/scale_duplicates.py)
-    lsh_core_seconds: float = 5.2e-4
+    # measured on two cores: 316,000 texts in 121 s and a million in 260 s; the straight line through
+    # them starts at 57 s (it says 77 s for 100,000 texts, which took 87)
+    lsh_start_seconds: float = 57
+    lsh_core_seconds: float = 4.1e-4
     cores: int = 64  # assumed: of a cluster, for near-duplicates by LSH
     # assumed: written by one GPU, a model of about 8B parameters in vLLM at full batches
     teacher_tokens_per_second: float = 2500
@@ -134,7 +136,7 @@ def of(
         own_gpu_hours=written / a.teacher_tokens_per_second / 3600,
         exact_hours=exact_seconds(asked, a) / 3600,
         exact_gb=asked * a.exact_bytes / 1e9,
-        lsh_hours=asked * a.lsh_core_seconds / a.cores / 3600,
+        lsh_hours=(a.lsh_start_seconds + asked * a.lsh_core_seconds / a.cores) / 3600,
         lsh_shuffle_gb=asked * a.lsh_bands * a.lsh_bytes / 1e9,
         train_tokens=trained,
         train_gpu_hours=prediction.seconds(round(trained)) / 3600,

@@ -109,9 +109,10 @@ def test_the_map_names_every_folder():
             assert f"`{folder}/`" in text, f"{name} does not name {folder}/"
 
 
-def test_both_readmes_have_the_same_commands_links_and_sections():
+@pytest.mark.parametrize("folder", ["", "scale/"])
+def test_both_readmes_have_the_same_commands_links_and_sections(folder):
     """A translation that is not kept up leads its readers into commands that are gone."""
-    pages = [read(name) for name in READMES]
+    pages = [read(folder + name) for name in ("README.md", "README.ko.md")]
     commands, links, headings, files = (
         [found(page) for page in pages]
         for found in (
@@ -122,7 +123,7 @@ def test_both_readmes_have_the_same_commands_links_and_sections():
             ],
             lambda page: sorted(
                 {
-                    re.sub(r"#.*|\.ko(?=\.(?:svg|ipynb))", "", link)
+                    re.sub(r"#.*|\.ko(?=\.(?:svg|ipynb|md))", "", link)
                     for link in re.findall(r"\]\(([^)]+)\)", page)
                 }
                 - set(READMES)
@@ -182,6 +183,7 @@ COMES_WITH = {
     "pyarrow": "datasets",
 }  # a requirement needs them itself
 OPTIONAL = {
+    "IPython",  # there wherever a notebook runs
     "google",
     "kaggle_secrets",
     "flash_attn",
