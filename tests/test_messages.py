@@ -61,6 +61,12 @@ def test_every_refusal_has_its_korean(path):
         for call in calls
         if getattr(call.func, "id", getattr(call.func, "attr", "")) == "CourseError"
     ]
+    returned = [
+        of_code(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Return) and node.value
+    ]
+    said += [text for text in returned if text and re.search(r"\w{2} \w.*\.$", text)]
     missing = [text for text in said if text and text not in KNOWN]
     assert not missing, "write their Korean under [messages] in data/languages/ko.toml"
 
@@ -119,7 +125,7 @@ def test_an_error_is_korean_for_a_korean_reader(monkeypatch):
         "PROFILE의 값이 'tiny'입니다. 다음 가운데 하나를 골라 주세요: full, smoke"
     )
     assert caught.value._render_traceback_()[0].startswith("멈췄습니다: PROFILE")
-    monkeypatch.setattr(utils, "secret", lambda name: None)
+    monkeypatch.setattr(utils, "secret", lambda name, without="": None)
     with pytest.raises(utils.CourseError, match="gpt-4o은\\(는\\) 유료 모델인데"):
         settings.resolve({"READER": "ko", "TEACHER": "gpt-4o", "BASE_URL": ""})
     with pytest.raises(utils.CourseError, match="choose one of full, smoke"):
