@@ -121,7 +121,7 @@ def _outcome_bars(axes, groups: dict[str, list[dict]]) -> None:
     axes.legend(
         ncols=5,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.25),
+        bbox_to_anchor=(0.5, -1.3 / len(groups)),  # below the label, however many rows there are
         frameon=False,
         fontsize=8,
         columnspacing=1,

@@ -238,6 +238,6 @@ def yield_figure(yields: list[int], least: float, window: int, teacher: str):
     axes.set(
         xlabel="request", ylabel="rows", title=f"What another request brings; teacher: {teacher}"
     )
-    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.3))
     figure.tight_layout()
     return figure

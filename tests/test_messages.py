@@ -85,7 +85,8 @@ def test_every_word_of_a_figure_has_its_korean(path):
 
 
 def test_no_korean_is_left_of_a_sentence_that_the_code_no_longer_says():
-    """Its longest piece stands somewhere in the code, or in a notebook."""
+    """Its longest piece stands somewhere in the code, or in a notebook; labels of one or two words
+    are often put together there, so they are not looked for."""
     code = set()
     for path in utils.ROOT.rglob("*.py"):
         inside = path.relative_to(utils.ROOT)
@@ -97,7 +98,7 @@ def test_no_korean_is_left_of_a_sentence_that_the_code_no_longer_says():
     stale = []
     for text in KNOWN:
         longest = max(text.split(PLACE), key=len).strip(" (){}%:.,;\n")
-        if text not in code and longest and longest not in everything:
+        if len(longest.split()) > 2 and longest not in everything:
             stale.append(text)
     assert not stale, "the English has changed: bring [messages] in data/languages/ko.toml up to it"
 
