@@ -21,12 +21,15 @@ import numpy as np
 
 import utils
 
-BLOCK = 4096  # texts that are compared with the kept ones at a time
-GROUP = 512  # texts of a block that are compared with one another
+GROUP = 256  # texts that are compared with one another
 ROWS, COLUMNS = 128, 4096  # of a tile, at most: what lies between two steps stays in the cache
 WORDS = 16  # 64-bit words in a signature
 LONG = 512  # tokens: two texts longer than that have a wide signature too
 WIDE = 1024  # 64-bit words in that one
+LEADER = 128  # every so-manieth text is asked who is like it
+FAMILY = 32  # texts like one leader that are looked at together
+LOUD = 50_000  # tokens from which on a bar shows progress
+SMALL = 1e-6  # against rounding
 
 # --- tokens ---------------------------------------------------------------------------------------
 
@@ -168,19 +171,23 @@ class RougeLIndex:
     """The greedy filter of Self-Instruct, one batch after another: a text joins unless a kept one
     scores above `threshold` or is the same.
 
-    Exact, yet few longest common subsequences are computed. Each text has a *signature* of 1,024
-    bits: every token (its first, second, ... occurrence apart) flips one of them. A token that only
-    one of two texts has changes at most one bit of the difference, and ROUGE-L > t allows fewer
-    than (1 - t)(m + n) such tokens, hence
+    Exact, and in any order of the texts few longest common subsequences are computed, by three
+    ideas:
 
-        popcount(signature_a ^ signature_b) < (1 - t)(m + n).
+    - **Halves** (`_Join.filter`). Filter the first half, compare the second half with what was kept
+      of it, then filter the second half. So rejected texts do not meet one another.
+    - **Signatures** (`_signatures`). Each text has 1,024 bits: every token (its first, second, ...
+      occurrence apart) flips one of them. A token that only one of two texts has changes at most
+      one bit of the difference, and ROUGE-L > t allows fewer than (1 - t)(m + n) such tokens, hence
 
-    For short texts a signature folded to 64 bits says enough, and NumPy asks a thousand million
-    pairs in a second. Only what passes meets rapidfuzz's bit-parallel LCS. After the bitmap filter
-    for set similarity joins (Sandes et al., arXiv 1711.07295).
+          popcount(signature_a ^ signature_b) < (1 - t)(m + n).
 
-    Texts are compared with the kept ones, and with one another only in groups of 512, so time and
-    memory are bounded by the kept texts and not by pairs of rejected ones, in any order.
+      For short texts a signature folded to 64 bits says enough, and NumPy asks a thousand million
+      pairs in a second. Only what passes meets rapidfuzz's bit-parallel LCS. After the bitmap
+      filter for set similarity joins (Sandes et al., arXiv 1711.07295).
+    - **Families** (`_Join._gather`). Texts of one template lie close together. Differences of
+      signatures obey the triangle inequality, so what is far from one of them is far from all: one
+      look saves a hundred.
     """
 
     def __init__(self, threshold: float = 0.7, tokenizer: str = "unicode") -> None:
@@ -188,13 +195,12 @@ class RougeLIndex:
         tokenize("", tokenizer)  # says in a sentence that it is unknown
         self.threshold, self.tokenizer = float(threshold), tokenizer
         self._codes: dict[str, int] = {}  # token -> number, in order of appearance
-        self._kept = _Texts.of([], [])  # sorted by length
-        self._first: dict[str, int] = {}  # a kept text's encoding -> its position among all added
+        self._kept = _Texts.of([])
         self._seen = 0
 
     def __len__(self) -> int:
         """How many texts were kept."""
-        return len(self._first)
+        return len(self._kept)
 
     def add(self, texts: list[str]) -> list[Match | None]:
         """For each text its most similar kept neighbour if that scores above the threshold, else
@@ -209,19 +215,20 @@ class RougeLIndex:
                 apart; nothing has been added then.
         """
         check_texts(texts)
-        encoded, matches = self._encode(texts), []
-        bar_length = len(encoded) if len(encoded) > BLOCK else 0
-        with utils.progress(bar_length, "near-duplicates") as bar:
-            for start in range(0, len(encoded), BLOCK):
-                matches += self._add_block(encoded[start : start + BLOCK])
-                bar.update(min(BLOCK, len(encoded) - start))
-        return matches
+        batch = _Texts.of(self._encode(texts), self._seen)
+        with _Join(batch, self.threshold, self.tokenizer, len(self._kept)) as join:
+            rows = np.flatnonzero(batch.lengths)
+            join.compare(rows, self._kept)
+            kept = join.filter(rows)
+        self._seen += len(texts)
+        self._kept = self._kept.with_more(batch.take(kept))
+        return join.best.matches()
 
     def most_similar(self, texts: list[str], count: int = 10) -> list[list[Match]]:
         """For each text the `count` most similar kept ones, best first (Self-Instruct stores ten
         with every instruction)."""
-        places = list(self._first.values())
-        scores = _scores(self._encode(texts), list(self._first), self.tokenizer)
+        places = self._kept.places.tolist()
+        scores = _scores(self._encode(texts), self._kept.forms.tolist(), self.tokenizer)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         return [
             [Match(places[j], float(row[j])) for j in columns]
@@ -245,151 +252,178 @@ class RougeLIndex:
             encoded.append("".join(map(chr, numbers)))
         return encoded
 
-    def _add_block(self, forms: list[str]) -> list[Match | None]:
-        """The matches of a block of encoded texts; those that are kept join the kept ones."""
-        places = range(self._seen, self._seen + len(forms))
-        self._seen += len(forms)
-        new: dict[str, int] = {}  # each different text that is not kept already, and its place
-        for form, place in zip(forms, places, strict=True):
-            if form and form not in self._first:
-                new.setdefault(form, place)
-        texts = _Texts.of(list(new), list(new.values())).sorted()
-        best = self._best(texts, self._kept)
-        joined = self._settle(texts, best)
-        self._kept = self._kept.with_more(joined)
-        self._first |= dict(zip(joined.forms, joined.places.tolist(), strict=True))
 
-        found = dict(zip(texts.places.tolist(), best.matches(), strict=True))
-        matches: list[Match | None] = []
-        for form, place in zip(forms, places, strict=True):
-            first = self._first.get(form, place)
-            if first != place:  # word for word a kept text
-                matches.append(Match(first, 1.0))
-            else:
-                matches.append(found.get(new.get(form, place)))
-        return matches
+class _Join:
+    """One batch of texts on its way through the filter. `best` says what is known of each row, and
+    rows are numbers in the batch."""
 
-    def _settle(self, texts: _Texts, best: _Best) -> _Texts:
-        """Decide of a block which texts are kept, in their order: those that resemble neither a
-        kept text of an earlier block (`best`, which is completed) nor one of this block."""
-        joined = _Texts.of([], [])
-        unlike = np.flatnonzero(best.places < 0)
-        in_order = unlike[np.argsort(texts.places[unlike])]
-        for start in range(0, len(unlike), GROUP):
-            rows = np.sort(in_order[start : start + GROUP])  # in order of length again
-            found = self._best(texts.take(rows), joined)
-            best.better(rows, found.scores, found.places)
-            rows = rows[found.places < 0]
-            found = self._among(texts.take(rows))
-            best.better(rows, found.scores, found.places)
-            joined = joined.with_more(texts.take(rows[found.places < 0]))
-        # A text that resembles an earlier block's may be even more like one kept since
-        rejected = np.flatnonzero(best.places >= 0)
-        late = self._best(texts.take(rejected), joined, earlier=True)
-        best.better(rejected, late.scores, late.places)
-        return joined
+    def __init__(self, batch: _Texts, threshold: float, tokenizer: str, pool: int = 0) -> None:
+        self.batch, self.threshold, self.tokenizer = batch, threshold, tokenizer
+        self.best = _Best.none(len(batch))
+        self.families, self.order = self._gather()
+        self.workers = ThreadPoolExecutor(os.cpu_count())
+        self.pairs, self.all_pairs = 0.0, len(batch) * (pool + len(batch) / 2)
+        loud = batch.lengths.sum() > LOUD
+        self.bar = utils.progress(len(batch) if loud else 0, "near-duplicates")
 
-    def _among(self, group: _Texts) -> _Best:
-        """The texts of a group with one another, the first first: one that is kept counts for those
-        after it."""
-        best = _Best.none(len(group))
-        tiles = [self._near(group, tile, group) for tile in group.tiles()]
-        i, j, score = (np.concatenate(column) for column in zip(NOTHING, *tiles, strict=True))
-        resembled = np.unique(j)
-        for row in resembled[np.argsort(group.places[resembled])]:
-            if best.places[row] < 0:
-                later = (j == row) & (group.places[i] > group.places[row])
-                best.better(i[later], score[later], group.places[j[later]])
-        return best
+    def __enter__(self) -> _Join:
+        return self
 
-    # --- the join: texts with kept texts ----------------------------------------------------------
+    def __exit__(self, *_) -> None:
+        self.workers.shutdown()
+        self.bar.close()
 
-    def _best(self, texts: _Texts, kept: _Texts, earlier: bool = False) -> _Best:
-        """For each text the kept one that scores highest above the threshold; with `earlier` of
-        those with a smaller position only."""
-        best = _Best.none(len(texts))
-        if not len(texts) or not len(kept):
-            return best
+    def filter(self, rows: np.ndarray) -> np.ndarray:
+        """Decide rows, in order, that were compared with all kept texts before the first of them;
+        returns those that are kept."""
+        if len(rows) <= GROUP:
+            return self._among(rows)
+        first, second = np.array_split(rows, 2)
+        kept = self.filter(first)
+        self.compare(second, self.batch.take(kept), len(first))
+        return np.concatenate([kept, self.filter(second)])
 
-        def compare(tile: slice) -> None:
-            i, j, score = self._near(texts, tile, kept)
-            places = kept.places[j]
-            counts = places < texts.places[i] if earlier else np.ones(len(i), bool)
-            best.better(i[counts], score[counts], places[counts])
+    def compare(self, rows: np.ndarray, pool: _Texts, of: int = 0) -> None:
+        """Find the best match of each row in a pool of kept texts (the rest of `of` was
+        rejected)."""
+        if not len(pool):
+            return
+        pool = pool.sorted()
+
+        def near(tile: np.ndarray) -> int:
+            i, j = self._candidates(self.batch.take(tile), pool)
+            self._score(tile[i], pool, j)
+            return len(tile)
 
         # NumPy and rapidfuzz let go of the interpreter's lock; each tile has rows of its own
-        tiles = texts.tiles()
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, len(tiles))) as pool:
-            list(pool.map(compare, tiles))
-        return best
+        for done in self.workers.map(near, self._tiles(rows)):
+            self._advance(done * max(of, len(pool)))
 
-    def _near(
-        self, texts: _Texts, rows: slice, pool: _Texts
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pairs (i, j) of one of these texts, of about one length, and one of the pool that
-        score above the threshold, and their scores. Both are in order of length."""
-        tile, t = texts.take(rows), self.threshold
+    def _among(self, rows: np.ndarray) -> np.ndarray:
+        """A few rows with one another, the first first: one that is kept counts for those after
+        it. Returns those that are kept."""
+        open_rows = rows[self.best.places[rows] < 0]
+        if not len(open_rows):
+            return open_rows
+        pool = self.batch.take(open_rows).sorted()
+        i, j = self._candidates(self.batch.take(rows), pool)
+        i, earlier = rows[i], pool.places[j] - self.batch.places[0]
+        near = _near(self.batch, i, pool, j, self.threshold) & (earlier < i)
+        i, j, earlier = i[near], j[near], earlier[near]
+        for row in np.unique(earlier):
+            if self.best.places[row] < 0:
+                self._score(i[earlier == row], pool, j[earlier == row])
+        self._advance(len(rows) ** 2 / 2)
+        return open_rows[self.best.places[open_rows] < 0]
+
+    def _gather(self) -> tuple[np.ndarray, np.ndarray]:
+        """`(families, order)` (n,): a number for texts that are like the same leader, every
+        `LEADER`th text of the batch, and their difference from it; 0 and the length of the text
+        for those that are like none."""
+        families, order = np.zeros(len(self.batch), int), self.batch.lengths.copy()
+        leaders = self.batch.take(slice(None, None, LEADER))
+        if len(leaders) < 16:  # too few texts to make it worth while
+            return families, order
+        by_length = np.argsort(order, kind="stable")
+        for tile in np.split(by_length, range(ROWS, len(by_length), ROWS)):
+            texts = self.batch.take(tile)
+            nearest = _apart(texts, leaders, slice(None), self._width(texts)).argmin(axis=1)
+            apart = np.bitwise_count(texts.signatures ^ leaders.signatures[nearest]).sum(axis=1)
+            alike = apart <= (1 - self.threshold) * (texts.lengths + leaders.lengths[nearest])
+            families[tile[alike]] = 1 + nearest[alike]
+            order[tile[alike]] = apart[alike]
+        return families, order
+
+    def _tiles(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows in parts of one family, where it has enough of them, or of about one length."""
+        families = self.families[rows]
+        few = np.bincount(families) < FAMILY
+        families = np.where(few[families], 0, families)
+        order = np.where(families, self.order[rows], self.batch.lengths[rows])
+        by_family = np.lexsort((order, families))
+        rows, families = rows[by_family], families[by_family]
+        step = min(max(len(rows) // 8, 32), ROWS)
+        tiles: list[np.ndarray] = []
+        for family in np.split(rows, np.flatnonzero(np.diff(families)) + 1):
+            tiles += np.split(family, range(step, len(family), step))
+        return tiles
+
+    def _width(self, texts: _Texts) -> float:
+        """In how many words signatures of these texts say enough."""
+        return texts.lengths.max() * (1 - self.threshold) / 4
+
+    def _candidates(self, tile: _Texts, pool: _Texts) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs (i, j) of a tile and a pool in order of length that may score above the
+        threshold, by their lengths and folded signatures."""
+        t, shortest, longest = self.threshold, tile.lengths.min(), tile.lengths.max()
         # F1 > t bounds the other length: m t / (2 - t) < n < m (2 - t) / t
-        shortest = tile.lengths[0] * t / (2 - t) - 1e-6
-        longest = tile.lengths[-1] * (2 - t) / max(t, 1e-9) + 1e-6
-        first, last = np.searchsorted(pool.lengths, [shortest, longest])
-        found = [NOTHING]
-        for start in range(first, last, COLUMNS):
-            i, j = self._candidates(tile, pool, slice(start, min(start + COLUMNS, last)))
-            found.append(self._verified(texts, pool, i + rows.start, j + start))
-        i, j, scores = (np.concatenate(column) for column in zip(*found, strict=True))
-        return i, j, scores
+        bounds = [shortest * t / (2 - t) - SMALL, longest * (2 - t) / max(t, SMALL) + SMALL]
+        columns = np.arange(*np.searchsorted(pool.lengths, bounds))
+        # One limit a column, for the longest of the tile: its texts are of about one length
+        allowed = np.minimum((1 - t) * (longest + pool.lengths) + SMALL, 60_000).astype(np.uint16)
+        # What is near to one of the tile is not much farther from the first of it
+        first, width = tile.take(slice(1)), self._width(tile)
+        spread = _apart(first, tile, slice(None), 4 * width).max()
+        apart = _apart(first, pool, columns, 4 * width)[0]
+        columns = columns[apart <= allowed[columns] + spread]
+        found = [(columns[:0], columns[:0])]
+        for part in np.split(columns, range(COLUMNS, len(columns), COLUMNS)):
+            near = _apart(tile, pool, part, width) <= allowed[part]
+            i, j = np.divmod(np.flatnonzero(near), max(1, len(part)))
+            found.append((i, part[j]))
+        i, j = (np.concatenate(side) for side in zip(*found, strict=True))
+        return i, j
 
-    def _candidates(
-        self, tile: _Texts, pool: _Texts, columns: slice
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs of a tile's rows and these columns of the pool whose folded signatures are near
-        enough."""
-        width = tile.lengths[-1] * (1 - self.threshold) / 4
-        apart = np.zeros(1, np.uint16)
-        for left, right in zip(tile.folded(width), pool.folded(width), strict=True):
-            apart = apart + np.bitwise_count(left[:, None] ^ right[None, columns])
-        # One limit a column, for the longest of these texts: they are of about one length
-        allowed = (1 - self.threshold) * (tile.lengths[-1] + pool.lengths[columns])
-        near = apart <= np.minimum(allowed + 1e-6, 65_535).astype(np.uint16)
-        return np.divmod(np.flatnonzero(near), near.shape[1])
+    def _score(self, rows: np.ndarray, pool: _Texts, columns: np.ndarray) -> None:
+        """Note which of these pairs score above the threshold."""
+        pairs = _verified(self.batch, rows, pool, columns, self.threshold, self.tokenizer)
+        self.best.better(pairs[0], pairs[2], pool.places[pairs[1]])
 
-    def _verified(
-        self, texts: _Texts, pool: _Texts, i: np.ndarray, j: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of pairs (i, j) of different texts those that score above the threshold, by the whole
-        signatures first and by their LCS then, and their scores."""
-        from rapidfuzz.distance import Indel
-        from rapidfuzz.process import cpdist
-
-        allowed = (1 - self.threshold) * (texts.lengths[i] + pool.lengths[j]) + 1e-6
-        apart = np.bitwise_count(texts.signatures[i] ^ pool.signatures[j]).sum(axis=1, dtype=int)
-        close = apart <= allowed
-        for pair in np.flatnonzero(close & (texts.lengths[i] > LONG) & (pool.lengths[j] > LONG)):
-            # An LCS of 20,000 words takes 40 ms, this a few millionths of a second
-            difference = texts.wide(i[pair]) ^ pool.wide(j[pair])
-            close[pair] = np.bitwise_count(difference).sum(dtype=int) <= allowed[pair]
-        if texts is pool:
-            close &= i != j
-        i, j = i[close], j[close]
-        if not len(i):
-            return NOTHING
-        # The normalised Indel similarity is 2 LCS / (m + n); it gives the LCS back as a whole
-        # number
-        similarity = cpdist(
-            [texts.forms[k] for k in i],
-            [pool.forms[k] for k in j],
-            scorer=Indel.normalized_similarity,
-            score_cutoff=max(self.threshold - 1e-6, 0),
-            dtype=np.float64,
-        )
-        m, n = texts.lengths[i], pool.lengths[j]
-        scores = _f1(np.rint(similarity * (m + n) / 2), m, n, self.tokenizer)
-        above = np.flatnonzero(scores > self.threshold)
-        return i[above], j[above], scores[above]
+    def _advance(self, pairs: float) -> None:
+        self.pairs += pairs
+        self.bar.update(int(len(self.batch) * self.pairs / self.all_pairs) - self.bar.n)
 
 
-NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))  # no pairs, no scores
+def _apart(texts: _Texts, pool: _Texts, columns: np.ndarray | slice, least: float) -> np.ndarray:
+    """(n, columns) uint16: in how many bits signatures differ, folded to `least` words or more."""
+    apart = np.zeros(1, np.uint16)
+    for left, right in zip(texts.folded(least), pool.folded(least), strict=True):
+        apart = apart + np.bitwise_count(left[:, None] ^ right[None, columns])
+    return apart
+
+
+def _near(a: _Texts, i: np.ndarray, b: _Texts, j: np.ndarray, threshold: float) -> np.ndarray:
+    """Which of these pairs may score above the threshold by their whole signatures."""
+    allowed = (1 - threshold) * (a.lengths[i] + b.lengths[j]) + SMALL
+    near = np.bitwise_count(a.signatures[i] ^ b.signatures[j]).sum(axis=1, dtype=int) <= allowed
+    for pair in np.flatnonzero(near & (a.lengths[i] > LONG) & (b.lengths[j] > LONG)):
+        # An LCS of 20,000 words takes 40 ms, this a few millionths of a second
+        apart = np.bitwise_count(a.wide(i[pair]) ^ b.wide(j[pair])).sum(dtype=int)
+        near[pair] = apart <= allowed[pair]
+    return near
+
+
+def _verified(
+    a: _Texts, i: np.ndarray, b: _Texts, j: np.ndarray, threshold: float, tokenizer: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of pairs (i, j) those that score above the threshold, or are the same, and their scores."""
+    from rapidfuzz.distance import Indel
+    from rapidfuzz.process import cpdist
+
+    near = _near(a, i, b, j, threshold)
+    i, j = i[near], j[near]
+    # The normalised Indel similarity is 2 LCS / (m + n); it gives the LCS back as a whole number
+    similarity = cpdist(
+        a.forms[i],
+        b.forms[j],
+        scorer=Indel.normalized_similarity,
+        score_cutoff=max(threshold - SMALL, 0),
+        dtype=np.float64,
+    )
+    m, n = a.lengths[i], b.lengths[j]
+    scores = _f1(np.rint(similarity * (m + n) / 2), m, n, tokenizer)
+    above = (scores > threshold) | (scores == 1)
+    return i[above], j[above], scores[above]
 
 
 @dataclass
@@ -405,13 +439,11 @@ class _Best:
 
     def better(self, rows: np.ndarray, scores: np.ndarray, places: np.ndarray) -> None:
         """Take what is better than what is known: higher, or as high and earlier."""
-        if not len(rows):
-            return
         order = np.lexsort((places, -scores, rows))
         rows, first = np.unique(rows[order], return_index=True)
         scores, places = scores[order][first], places[order][first]
         tie = (scores == self.scores[rows]) & (places < self.places[rows])
-        wins = (places >= 0) & ((scores > self.scores[rows]) | tie)
+        wins = (scores > self.scores[rows]) | tie
         self.scores[rows[wins]], self.places[rows[wins]] = scores[wins], places[wins]
 
     def matches(self) -> list[Match | None]:
@@ -421,8 +453,8 @@ class _Best:
 
 @dataclass
 class _Texts:
-    """Encoded texts with their positions (n,) among all, their lengths (n,) in tokens and their
-    signatures (n, WORDS); for a join in order of length (`sorted`)."""
+    """n encoded texts with their positions among all that were added (n,), their lengths (n,) in
+    tokens and their signatures (n, WORDS)."""
 
     forms: np.ndarray  # of strings
     places: np.ndarray
@@ -432,33 +464,29 @@ class _Texts:
     _wide: dict[int, np.ndarray] = field(init=False, default_factory=dict)
 
     @classmethod
-    def of(cls, forms: list[str], places: list[int]) -> _Texts:
+    def of(cls, forms: list[str], first: int = 0) -> _Texts:
         column = np.empty(len(forms), object)
         column[:] = forms
         lengths = np.fromiter(map(len, forms), np.int64, len(forms))
-        return cls(column, np.array(places, np.int64), lengths, _signatures(forms, WORDS))
+        places = np.arange(first, first + len(forms))
+        return cls(column, places, lengths, _signatures(forms, WORDS))
 
     def __len__(self) -> int:
         return len(self.forms)
 
+    def columns(self) -> tuple[np.ndarray, ...]:
+        return self.forms, self.places, self.lengths, self.signatures
+
     def take(self, rows: np.ndarray | slice) -> _Texts:
-        columns = (self.forms, self.places, self.lengths, self.signatures)
-        return _Texts(*(column[rows] for column in columns))
+        return _Texts(*(column[rows] for column in self.columns()))
 
     def sorted(self) -> _Texts:
+        """In order of length."""
         return self.take(np.argsort(self.lengths, kind="stable"))
 
-    def tiles(self) -> list[slice]:
-        """Runs of texts of about one length."""
-        step = min(max(len(self) // 32, 8), ROWS)
-        return [slice(start, start + step) for start in range(0, len(self), step)]
-
     def with_more(self, others: _Texts) -> _Texts:
-        """Both, in order of length, as each is."""
-        where = np.searchsorted(self.lengths, others.lengths, side="right")
-        names = ("forms", "places", "lengths", "signatures")
-        columns = (np.insert(getattr(self, one), where, getattr(others, one), 0) for one in names)
-        return _Texts(*columns)
+        pairs = zip(self.columns(), others.columns(), strict=True)
+        return _Texts(*(np.concatenate(pair) for pair in pairs))
 
     def folded(self, least: float) -> list[np.ndarray]:
         """The signatures folded to `least` words or more, one contiguous array a word. Folding is
@@ -528,25 +556,27 @@ def rouge_l_above(
     """Of the proposed `pairs` (i, j), indices into `texts`, those that score above `threshold`,
     with their scores: what the filter says of each pair, for those who find candidates by other
     means (scale/duplicates.py). A text without tokens resembles nothing."""
-    index = RougeLIndex(threshold, tokenizer)
-    encoded = _Texts.of(index._encode(texts), list(range(len(texts))))
+    encoded = _Texts.of(RougeLIndex(threshold, tokenizer)._encode(texts))
     i, j = (np.asarray(side, np.int64) for side in pairs)
     some = (encoded.lengths[i] > 0) & (encoded.lengths[j] > 0)
-    return index._verified(encoded, encoded, i[some], j[some])
+    return _verified(encoded, i[some], encoded, j[some], threshold, tokenizer)
 
 
 def rouge_l_pairs(
     texts: list[str], threshold: float = 0.7, tokenizer: str = "unicode"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs (i, j), i < j, of different texts that score above `threshold`, and their scores:
-    every text with every other, rejected or not, so as many as there may be."""
-    index = RougeLIndex(threshold, tokenizer)
-    encoded = _Texts.of(index._encode(texts), list(range(len(texts)))).sorted()
-    encoded = encoded.take(np.flatnonzero(encoded.lengths > 0))
-    tiles = [index._near(encoded, tile, encoded) for tile in encoded.tiles()]
-    i, j, scores = (np.concatenate(column) for column in zip(NOTHING, *tiles, strict=True))
-    i, j = encoded.places[i], encoded.places[j]
-    return i[i < j], j[i < j], scores[i < j]
+    """All pairs (i, j), i < j, of texts that score above `threshold`, and their scores: every text
+    with every other, rejected or not, so as many as there may be."""
+    batch = _Texts.of(RougeLIndex(threshold, tokenizer)._encode(texts))
+    pool = batch.take(np.flatnonzero(batch.lengths)).sorted()
+    found = []
+    with _Join(batch, threshold, tokenizer) as join:
+        for tile in join._tiles(pool.places):
+            i, j = join._candidates(batch.take(tile), pool)
+            i, j = tile[i], pool.places[j]
+            found.append(_verified(batch, i[i < j], batch, j[i < j], threshold, tokenizer))
+    i, j, scores = (np.concatenate(column) for column in zip(*found, strict=True))
+    return i, j, scores
 
 
 def rouge_l_nearest(
