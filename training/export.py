@@ -6,9 +6,9 @@ Ollama Modelfile that asks and stops as the training did.
 
 What it does: merge the adapter, write GGUF in q8_0, in q4_k_m too where llama.cpp's quantiser is
 installed (llama-quantize, or the package llama-cpp-python), the adapter alone for a GGUF of the
-base (`llama-server -m base.gguf --lora tuned-lora.gguf`), and translate the chat template into
-Ollama's language, checked against the original. What it does not do: serve (llama.cpp, Ollama and
-LM Studio do).
+base (`llama-server -m base.gguf --lora tuned-lora.gguf --jinja`, and with --chat-template-file the
+training's merged/chat_template.jinja), and translate the chat template into Ollama's language,
+checked against the original. What it does not do: serve (llama.cpp, Ollama and LM Studio do).
 
 The packaged student's weights go into a copy of its own GGUF file. For any other model llama.cpp's
 convert_hf_to_gguf.py and convert_lora_to_gguf.py know the order of the weights; they are no

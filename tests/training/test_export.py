@@ -129,7 +129,7 @@ def test_the_adapter_alone_lacks_a_matrix_or_its_scale(tmp_path, capsys):
 SERVERS: list = []  # each lives as long as it is referred to
 
 
-def serve(path, lora=None):
+def serve(path, lora=None, template=""):
     """A client of llama.cpp's server with a GGUF file, and an adapter on it."""
     import xllamacpp
     from openai import OpenAI
@@ -138,6 +138,8 @@ def serve(path, lora=None):
     parameters.model.path = str(path)
     parameters.n_ctx, parameters.n_parallel, parameters.port = 1024, 1, 0
     parameters.cpuparams.n_threads = 2
+    if template:  # a base model's file has none
+        parameters.chat_template, parameters.use_jinja = template, True
     if lora:
         one = xllamacpp.CommonAdapterLoraInfo()
         one.path, one.scale = str(lora), 1.0
@@ -185,7 +187,9 @@ def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys)
     clients = {
         "q8_0": serve(folder / "tuned-q8_0.gguf"),
         "base and adapter": serve(
-            packaged.assemble(course / "base.gguf"), folder / "tuned-lora.gguf"
+            packaged.assemble(course / "base.gguf"),
+            folder / "tuned-lora.gguf",
+            tokenizer.chat_template,
         ),
     }
     if (folder / "tuned-q4_k_m.gguf").exists():
