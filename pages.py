@@ -145,7 +145,7 @@ article { background: var(--card); border: 1px solid var(--line); border-radius:
 .chip.win { background: var(--win-chip); } .chip.loss { background: var(--loss-chip); }
 .chip.inconsistent { background: var(--inconsistent-chip); } .chip.failed { background: var(--failed-chip); }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-.said:lang(ko) { word-break: keep-all; }
+:lang(ko) { word-break: keep-all; }
 .unseen { font: .75em ui-monospace, monospace; border: 1px solid currentColor; border-radius: .2rem; padding: 0 .2rem; }
 .pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 1.5rem; }
 .score { color: var(--ink); margin-left: .4rem; }

@@ -104,7 +104,7 @@ def page(records: Sequence[dict], results: dict) -> str:
     body = f"""<header>
 <h1>{shown(title)}</h1>
 <p class="headline">{shown(results["headline"])}</p>
-{_facts(results, label)}
+{_facts(results, label, code)}
 {_bar(records, label)}
 </header>
 {_filters(records, label)}
@@ -151,12 +151,15 @@ def _badness(record: dict) -> tuple:
 # --- the head of the page -------------------------------------------------------------------------
 
 
-def _facts(results: dict, label: dict[str, str]) -> str:
+def _facts(results: dict, label: dict[str, str], language: str) -> str:
     rows = [("judge", results["judge"])]
     rows.append(("calibration", results.get("calibration") or label["uncalibrated"]))
     rows += [(key, results[key]) for key in ("teacher", "base_model") if results.get(key)]
     rows += [("note", note) for note in results.get("notes", ())]
-    items = (f"<div><dt>{label[key]}</dt><dd>{shown(value)}</dd></div>" for key, value in rows)
+    items = []
+    for key, value in rows:
+        told = shown(utils.translated(value, language))
+        items.append(f"<div><dt>{label[key]}</dt><dd>{told}</dd></div>")
     return f"<dl>{''.join(items)}</dl>"
 
 
@@ -213,8 +216,9 @@ def _card(record: dict, contradiction: bool, names: tuple[str, str] = ("base", "
     language, kind = record["language"], Outcome(record["outcome"])
     label = _labels(language, names)
     chips = [f'<span class="chip {kind}">{shown(label[kind])}</span>']
-    chips += [f'<span class="chip">{shown(settings.LANGUAGES.get(language, language))}</span>']
-    chips += [f'<span class="chip">{shown(record["category"].replace("_", " "))}</span>']
+    for told in (settings.LANGUAGES.get(language, language), record["category"]):
+        chip = utils.translated(told, language).replace("_", " ")
+        chips.append(f'<span class="chip">{shown(chip)}</span>')
     if contradiction:
         chips.append(f'<span class="chip failed">{label["opposite"]}</span>')
     parts = [

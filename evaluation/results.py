@@ -132,7 +132,7 @@ def facts(chosen: settings.Settings, by: Judge, gate: Calibration, headline: str
         "base_model": chosen.base_model,
         "notes": [note] if note else [],
         "spent_usd": by.client.spent_usd,
-        "calibration": " ".join([calibration, *gate.closed.values()]),
+        "calibration": " ".join(map(utils.translated, [calibration, *gate.closed.values()])),
     }
 
 

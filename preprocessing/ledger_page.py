@@ -71,16 +71,18 @@ def _card(row: dict, by_id: dict[str, dict]) -> str:
     label, language = _labels(row["language"]), row["language"]
     fate = row["fate"]
     kind = "win" if fate == "kept" else "loss"
-    chips = [f'<span class="chip {kind}">{shown(label["kept"] if fate == "kept" else fate)}</span>']
-    chips += [f'<span class="chip">{shown(settings.LANGUAGES.get(language, language))}</span>']
-    chips += [f'<span class="chip">{shown(str(row["category"]).replace("_", " "))}</span>']
+    stage = label["kept"] if fate == "kept" else utils.translated(fate, language)
+    chips = [f'<span class="chip {kind}">{shown(stage)}</span>']
+    for told in (settings.LANGUAGES.get(language, language), str(row["category"])):
+        chip = utils.translated(told, language).replace("_", " ")
+        chips.append(f'<span class="chip">{shown(chip)}</span>')
     parts = [
         f'<article lang="{attribute(language)}" data-language="{attribute(language)}" '
         f'data-stage="{attribute(fate)}" data-category="{attribute(row["category"])}">',
         f'<h2>{shown(row["id"])}</h2><p class="chips">{"".join(chips)}</p>',
     ]
     if row.get("reason"):
-        parts.append(f'<p class="error">{shown(row["reason"])}</p>')
+        parts.append(f'<p class="error">{shown(utils.translated(row["reason"], language))}</p>')
     neighbour = by_id.get(row.get("neighbour", ""))
     if neighbour:
         beside = label["neighbour"].replace("{score}", f"{row['score']:.2f}")
