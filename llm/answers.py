@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SHOWN = 300  # characters of what a server says about an error
-# Content parts and think blocks that are not the answer
+# The types of content parts that are the answer, and not a thought or a refusal
 ANSWERING = ("text", "output_text", "")
+DECODER = json.JSONDecoder(strict=False)
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def from_http(status: int, headers: Mapping[str, str], content: bytes) -> Answer
     if text.startswith("<"):
         return Answer(problem=f"a web page: {_title(text)}", code="html", **unread)
     try:
-        value = _streamed(text) if text.startswith(("data:", "event:", ":")) else _json(text)
-    except (ValueError, RecursionError) as error:
+        streams = text.startswith(("data:", "event:", ":"))
+        value = _streamed(text) if streams else json_value(text)[0]
+    except ValueError as error:
         if status != 200:
             return Answer(problem=text[:SHOWN], **unread)
         said = f"malformed JSON: {str(error)[:80]}"
@@ -83,10 +85,15 @@ def plain(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def json_of(content: bytes) -> object:
-    """The JSON value in a body. Raises ValueError where there is none."""
+def json_value(text: str, start: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at `start` and where it ends, as lenient as can be without
+    guessing: control characters in strings, and whatever follows the value, do no harm.
+
+    Raises:
+        ValueError: there is none.
+    """
     try:
-        return _json(content.decode("utf-8-sig", "replace").strip())
+        return DECODER.raw_decode(text, start)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -95,9 +102,9 @@ def json_of(content: bytes) -> object:
 
 
 def _understood(status: int, headers: Mapping[str, str], value: object) -> Answer:
-    body = _object(value[0] if isinstance(value, list) and value else value)
+    body = _object(_first(value))
     choices = body.get("choices")
-    choice = _object(choices[0] if isinstance(choices, list) and choices else None)
+    choice = _object(_first(choices))
     message = _object(choice.get("message")) or _object(choice.get("delta"))
     tokens = _tokens(_object(body.get("usage")))
     said = choice.get("error") or body.get("error") or body.get("detail") or body.get("errors")
@@ -136,8 +143,7 @@ def _content(message: dict, choice: dict) -> str:
     """The text of a message in any of its forms, "" where it has none."""
     content = message.get("content")
     if content is None or content in ("", []):
-        calls = message.get("tool_calls")
-        call = _object(calls[0] if isinstance(calls, list) and calls else None)
+        call = _object(_first(message.get("tool_calls")))
         content = _object(call.get("function")).get("arguments") or choice.get("text")
     if isinstance(content, list) and all(isinstance(part, str | dict) for part in content):
         parts = [{"text": part} if isinstance(part, str) else part for part in content]
@@ -179,8 +185,7 @@ def _tokens(usage: dict) -> dict[str, Any]:
 
 def _fault(said: object) -> dict[str, Any]:
     """An error in any of its forms, as `problem`, `code`, `parameter` and `number` (a status)."""
-    if isinstance(said, list):
-        said = said[0] if said else None
+    said = _first(said)
     if isinstance(said, dict):
         said = said.get("error") or said
     if not isinstance(said, dict):
@@ -211,12 +216,11 @@ def _streamed(text: str) -> dict:
     for line in text.splitlines():
         if not line.startswith("data:") or line[5:].strip() in ("", "[DONE]"):
             continue
-        event = _object(_json(line[5:].strip()))
+        event = _object(json_value(line[5:].strip())[0])
         if event.get("error"):
             return event
         whole |= {key: value for key, value in event.items() if key != "choices" and value}
-        choices = event.get("choices")
-        piece = _object(choices[0] if isinstance(choices, list) and choices else None)
+        piece = _object(_first(event.get("choices")))
         found = found or bool(piece)
         said = _object(piece.get("delta")) or _object(piece.get("message"))
         choice["message"]["content"] += _content(said, piece)
@@ -227,10 +231,11 @@ def _streamed(text: str) -> dict:
 # --- plain values ---------------------------------------------------------------------------------
 
 
-def _json(text: str) -> object:
-    """The first JSON value in a text, as lenient as can be without guessing: control characters in
-    strings, and whatever follows the value, do no harm."""
-    return json.JSONDecoder(strict=False).raw_decode(text)[0]
+def _first(value: Any) -> Any:
+    """The first of a list, None of an empty one; anything else as it is."""
+    if isinstance(value, list):
+        return value[0] if value else None
+    return value
 
 
 def _object(value: object) -> dict:

@@ -17,7 +17,8 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,21 @@ from utils import CourseError
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # in one file
 ENDED = ("completed", "failed", "expired", "cancelled")
-# Takes a request, its answer and the batch's id, and keeps them
-Answered = Callable[[Request, Answer, str], Awaitable[None]]
 FIELDS = ("key", "batch", "status", "worst_usd", "keys")
 MARK = "course_submission"  # the name of the note in the batch's metadata
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer in a batch, and to what."""
+
+    key: str
+    answer: Answer
+    body: dict  # of the request, where nobody waits for it now; else empty
+
+
+# Takes a batch's id and its answers, and keeps them
+Keep = Callable[[str, list[Answered]], Awaitable[None]]
 
 
 class Batches:
@@ -46,8 +58,8 @@ class Batches:
     cost) and `time`.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.journal = Journal(path, FIELDS)
+    def __init__(self, path: str | Path, endpoint: Endpoint) -> None:
+        self.journal, self.endpoint = Journal(path, FIELDS), endpoint
         self._submitting: set[str] = set()  # notes of this process
 
     def open_notes(self) -> list[dict]:
@@ -65,14 +77,14 @@ class Batches:
             key: note["batch"] or note["key"] for note in self.open_notes() for key in note["keys"]
         }
 
-    async def recover(self, endpoint: Endpoint, sdk) -> None:
+    async def recover(self, sdk) -> None:
         """Find out what became of the submissions during which an earlier process died."""
         for note in self.open_notes():
             if note["batch"] is None and note["key"] not in self._submitting:
-                found = await endpoint.persist(functools.partial(self._find, sdk, note))
+                found = await self.endpoint.persist(functools.partial(self._find, sdk, note))
                 await self._note(note, batch=found, status="open" if found else "never created")
 
-    async def submit(self, endpoint: Endpoint, sdk, requests: dict[str, Request]) -> None:
+    async def submit(self, sdk, requests: dict[str, Request]) -> None:
         """Submit requests, by key, in as many batches as their number and size ask for.
 
         Raises:
@@ -93,10 +105,12 @@ class Batches:
             await self.journal.synced()
             upload = (f"{note['key']}.jsonl", content)
             try:
-                file = await endpoint.persist(
+                file = await self.endpoint.persist(
                     functools.partial(sdk.files.create, file=upload, purpose="batch")
                 )
-                batch = await endpoint.persist(functools.partial(self._create, sdk, note, file.id))
+                batch = await self.endpoint.persist(
+                    functools.partial(self._create, sdk, note, file.id)
+                )
             except Failure as failure:
                 # It said no; after any other failure the batch may exist all the same
                 if failure.status is not None and 400 <= failure.status < 500:
@@ -127,22 +141,10 @@ class Batches:
         return None
 
     async def collect(
-        self,
-        endpoint: Endpoint,
-        sdk,
-        requests: dict[str, Request],
-        named: Callable[[str, dict], Request],
-        answered: Answered,
-        poll_seconds: float,
-        title: str,
+        self, sdk, wanted: Set[str], keep: Keep, poll_seconds: float
     ) -> dict[str, str]:
-        """Wait for all batches with any of `requests` to end and hand over their answers, in
-        whatever order they come.
-
-        Args:
-            requests: by key; a batch may have others too.
-            named: makes those others, from their key and body in the batch's own input.
-            answered: called with each answer.
+        """Wait for all batches with any of the requests `wanted`, by key, to end and hand over
+        their answers, in whatever order they come; a batch may have answers to others too.
 
         Returns:
             Why there is no answer, for each request without one: it may be asked again.
@@ -150,17 +152,17 @@ class Batches:
         Raises:
             CourseError: the server refused a file as a whole, or does not know a batch.
         """
-        notes = [note for note in self.open_notes() if not requests.keys().isdisjoint(note["keys"])]
-        finished = dict.fromkeys((note["key"] for note in notes), 0)
-        with utils.progress(sum(len(note["keys"]) for note in notes), f"{title}, batch") as bar:
-
-            def progress(note: dict, count: int) -> None:
-                finished[note["key"]] = count
-                bar.update(sum(finished.values()) - bar.n)
+        notes = [note for note in self.open_notes() if not wanted.isdisjoint(note["keys"])]
+        total = sum(len(note["keys"]) for note in notes)
+        with utils.progress(total, f"{self.endpoint.model}, batch") as bar:
 
             async def follow(note: dict) -> dict[str, str]:
-                batch = await self._ended(endpoint, sdk, note, poll_seconds, progress)
-                return await self._taken(endpoint, sdk, note, batch, requests, named, answered)
+                with self._known(note):
+                    batch = await self._ended(sdk, note, poll_seconds, bar)
+                    errors = await self._taken(sdk, note, batch, wanted, keep)
+                if batch.status == "failed":
+                    raise self._refused(batch)
+                return errors
 
             outcomes = await asyncio.gather(*map(follow, notes), return_exceptions=True)
         # Only now, so that one batch's failure does not keep the others from being collected
@@ -171,58 +173,62 @@ class Batches:
             errors |= outcome
         return errors
 
-    async def _ended(self, endpoint, sdk, note, poll_seconds, progress):
+    async def _ended(self, sdk, note: dict, poll_seconds: float, bar):
         """The server's record of a batch, once it has ended."""
+        shown = 0
         while True:
-            with self._known(endpoint, note):
-                batch = await endpoint.persist(lambda: sdk.batches.retrieve(note["batch"]))
+            batch = await self.endpoint.persist(lambda: sdk.batches.retrieve(note["batch"]))
             counts = batch.request_counts
+            done = (counts.completed or 0) + (counts.failed or 0) if counts else 0
             if batch.status in ENDED:
-                progress(note, len(note["keys"]))
+                done = len(note["keys"])
+            bar.update(done - shown)
+            if batch.status in ENDED:
                 return batch
-            progress(note, (counts.completed or 0) + (counts.failed or 0) if counts else 0)
+            shown = done
             await asyncio.sleep(poll_seconds)
 
-    async def _taken(self, endpoint, sdk, note, batch, requests, named, answered) -> dict[str, str]:
+    async def _taken(self, sdk, note: dict, batch, wanted: Set[str], keep: Keep) -> dict[str, str]:
         """Hand over what an ended batch has answered; why not, for the other requests in it."""
         lines, name = [], note["batch"]
-        with self._known(endpoint, note):
-            for file in (batch.output_file_id, batch.error_file_id):
-                lines += await _download(endpoint, sdk, file) if file else []
-            taken = [answers.from_batch(line) for line in lines]
-            if any(key in note["keys"] and key not in requests for key, _ in taken):
-                asked = await _download(endpoint, sdk, batch.input_file_id)
-                others = {line["custom_id"]: line["body"] for line in asked}
-                requests = {key: named(key, body) for key, body in others.items()} | requests
-        handed, errors = {}, {}
+        for file in (batch.output_file_id, batch.error_file_id):
+            lines += await self._download(sdk, file) if file else []
+        taken = [answers.from_batch(line) for line in lines]
+        bodies = {}
+        if any(key in note["keys"] and key not in wanted for key, _ in taken):
+            asked = await self._download(sdk, batch.input_file_id)
+            bodies = {line["custom_id"]: line["body"] for line in asked}
+        answered, errors = [], {}
         for number, (key, answer) in enumerate(taken, 1):
-            if answer.completion and key not in requests:
+            if answer.completion and key not in wanted and key not in bodies:
                 # Paid for, but nobody knows for which request: booked and kept all the same
                 key = f"{name}, line {number}"
-                requests = requests | {key: named(key, {"messages": []})}
             if answer.completion:
-                handed[key] = answered(requests[key], answer, name)
+                answered.append(Answered(key, answer, bodies.get(key, {"messages": []})))
             elif key:
                 reason = f"{answer.code}: {answer.problem}" if answer.code else answer.problem
                 errors[key] = f"{reason} (in {name})"
-        await asyncio.gather(*handed.values())
+        await keep(name, answered)
+        known = errors.keys() | {one.key for one in answered}
         for key in note["keys"]:
-            if key not in handed and key not in errors:
+            if key not in known:
                 errors[key] = f"{name} {batch.status} before it was answered: ask again"
         await self._note(note, status=batch.status)
-        if batch.status == "failed":
-            reasons = (batch.errors.data if batch.errors else None) or []
-            reason = (
-                f"line {reasons[0].line}: {reasons[0].message}" if reasons else "no reason given"
-            )
-            raise CourseError(
-                f"{endpoint.name} refused {name} as a whole ({reason}): nothing in it was "
-                "answered or paid for."
-            )
         return errors
 
+    def _refused(self, batch) -> CourseError:
+        """The sentence for a file that the server refused as a whole."""
+        reason = "no reason given"
+        if batch.errors and batch.errors.data:
+            first = batch.errors.data[0]
+            reason = f"line {first.line}: {first.message}"
+        return CourseError(
+            f"{self.endpoint.name} refused {batch.id} as a whole ({reason}): nothing in it was "
+            "answered or paid for."
+        )
+
     @contextlib.contextmanager
-    def _known(self, endpoint: Endpoint, note: dict) -> Iterator[None]:
+    def _known(self, note: dict) -> Iterator[None]:
         """A sentence for a batch, or a file of one, that the server does not know."""
         try:
             yield
@@ -230,10 +236,26 @@ class Batches:
             if failure.status != 404:
                 raise
             raise CourseError(
-                f"{endpoint.name} does not know {note['batch']} or one of its files (404): use the "
-                f"key that submitted it, or delete {self.journal.path.name} to ask its requests "
-                "again, and pay for them again."
+                f"{self.endpoint.name} does not know {note['batch']} or one of its files (404): "
+                f"use the key that submitted it, or delete {self.journal.path.name} to ask its "
+                "requests again, and pay for them again."
             ) from None
+
+    async def _download(self, sdk, file: str) -> list[Any]:
+        """The lines of a file, each as parsed from JSON; one that is none is None: it must not keep
+        the others, which are paid for, from being read."""
+
+        async def attempt() -> bytes:
+            return (await sdk.files.content(file)).content
+
+        lines: list[Any] = []
+        for line in (await self.endpoint.persist(attempt)).split(b"\n"):
+            if line.strip():
+                try:
+                    lines.append(answers.json_value(line.decode("utf-8", "replace").strip())[0])
+                except ValueError:
+                    lines.append(None)
+        return lines
 
     async def _note(self, note: dict, **changes) -> None:
         note |= changes
@@ -263,20 +285,3 @@ def files(requests: dict[str, Request]) -> Iterator[tuple[list[str], bytes]]:
         size += len(line)
     if keys:
         yield keys, b"".join(lines)
-
-
-async def _download(endpoint: Endpoint, sdk, file: str) -> list[Any]:
-    """The lines of a file, each as parsed from JSON; one that is none is None: it must not keep the
-    others, which are paid for, from being read."""
-
-    async def attempt() -> bytes:
-        return (await sdk.files.content(file)).content
-
-    lines = []
-    for line in (await endpoint.persist(attempt)).split(b"\n"):
-        if line.strip():
-            try:
-                lines.append(answers.json_of(line))
-            except ValueError:
-                lines.append(None)
-    return lines

@@ -118,7 +118,8 @@ class Client:
         self._batches: Batches | None = None
         if journal:
             self._journal = Journal(journal)
-            self._batches = Batches(self._journal.path.with_suffix(".batches.jsonl"))
+            noted = self._journal.path.with_suffix(".batches.jsonl")
+            self._batches = Batches(noted, self._endpoint)
         self._budget = Budget(budget_usd, lambda: self._batches.held_usd if self._batches else 0.0)
         self._served: str | None = None  # the model that answers at a local server, once known
         self._asked: set[str] = set()  # what this client has asked, by key
@@ -153,7 +154,7 @@ class Client:
         """Worst-case dollars for `requests` that are not in the journal yet: every answer as long
         as it may be."""
         made = [self._request(one, schema) for one in requests]
-        full = sum(one.worst_usd for one in self._unanswered(made, schema).values())
+        full = sum(one.worst_usd for one in self._unanswered(made).values())
         return full * models.BATCH_SHARE if batch else full
 
     async def complete(
@@ -179,14 +180,14 @@ class Client:
                 first few requests failing all alike, another writer of the journal.
         Before that the requests under way are finished and kept in the journal: run again to go on.
         """
-        made = [self._request(one, schema) for one in requests]
+        made = [self._request(one, schema, read) for one in requests]
         with self._writing():
             await self._look_who_answers()
-            todo = self._unanswered(made, schema, read)
+            todo = self._unanswered(made)
             self._refuse_waiting(todo)
             self.limits.refuse_oversize(max((one.tokens for one in todo.values()), default=0))
-            answers = await self._ask_all(todo, schema, read) if todo else {}
-        return self._in_order(made, schema, read, answers)
+            fresh = await self._ask_all(todo) if todo else {}
+        return self._in_order(made, fresh)
 
     async def complete_batch(
         self,
@@ -216,33 +217,38 @@ class Client:
                 "complete_batch needs a journal, or a restart would submit and pay again: give "
                 "Client(journal=...)."
             )
-        made = [self._request(one, schema) for one in requests]
-        answers: dict[str, Reply] = {}
+        made = [self._request(one, schema, read) for one in requests]
+        fresh: dict[str, Reply] = {}
+
+        async def ended(batch: str, answered: list[Answered]) -> None:
+            for one in answered:
+                # What was kept before this process was started is not booked again
+                if journal.entries.get(one.key, {}).get("batch") != batch:
+                    request = todo.get(one.key) or self._named(one.key, one.body)
+                    entry = self._book(request, one.answer, batch=batch)
+                    fresh[one.key] = request.read(entry)
+            await journal.synced()
+
         with self._writing(), batches.journal.writing():
-            todo = self._unanswered(made, schema, read)
-
-            async def answered(request: Request, answer: Answer, batch: str) -> None:
-                kept = journal.entries.get(request.key, {})
-                if kept.get("batch") == batch:  # since before this process was started
-                    return
-                entry = self._book(request, answer, batch=batch)
-                answers[request.key] = self._read(entry, schema, read)
-                await journal.synced()
-
-            try:
-                errors = {}
-                if todo:
-                    errors = await self._batch(batches, todo, answered, poll_seconds)
-            except (CourseError, Failure) as error:
-                raise self._stopped(error) from None
-        failed = {key: Reply(error=why, key=key) for key, why in errors.items()}
-        return self._in_order(made, schema, read, failed | answers)
+            todo = self._unanswered(made)
+            if todo:
+                try:
+                    async with self._endpoint.open() as sdk:
+                        await batches.recover(sdk)
+                        waiting = batches.waiting()
+                        new = {key: one for key, one in todo.items() if key not in waiting}
+                        worst = sum(one.worst_usd for one in new.values()) * models.BATCH_SHARE
+                        async with self._budget.reserve(worst, f"A batch of {len(new):,} requests"):
+                            await batches.submit(sdk, new)
+                        errors = await batches.collect(sdk, todo.keys(), ended, poll_seconds)
+                except (CourseError, Failure) as error:
+                    raise self._stopped(error) from None
+                fresh = {key: Reply(error=why, key=key) for key, why in errors.items()} | fresh
+        return self._in_order(made, fresh)
 
     # --- many requests ----------------------------------------------------------------------------
 
-    async def _ask_all(
-        self, todo: dict[str, Request], schema, read: Read | None
-    ) -> dict[str, Reply]:
+    async def _ask_all(self, todo: dict[str, Request]) -> dict[str, Reply]:
         """Replies to all of `todo`, by key."""
         # A server that has not answered yet gets a few at a time; and one only where a budget is to
         # be kept, for nobody knows yet whether it keeps to max_completion_tokens
@@ -257,11 +263,13 @@ class Client:
                 async def one(request: Request) -> None:
                     try:
                         async with work.trial, slots:
-                            entry = await self._ask(sdk, request, work)
+                            entry = await self._endpoint.persist(
+                                lambda: self._ask(sdk, request, work)
+                            )
                         # No slot is held for these: the next request may go
                         if self._journal:
                             await self._journal.synced()
-                        found[request.key] = self._read(entry, schema, read)
+                        found[request.key] = request.read(entry)
                     except Failure as failure:
                         work.failed(failure)
                         found[request.key] = Reply(error=str(failure), key=request.key)
@@ -273,53 +281,32 @@ class Client:
                 work.tasks = [asyncio.create_task(one(request)) for request in todo.values()]
                 await asyncio.gather(*work.tasks, return_exceptions=True)
         work.conclude()
-        self._say_what_was_not_counted(estimated)
+        if count := self.usage.estimated - estimated:
+            print(
+                f"{self.model}: the server did not count the tokens of {count} replies, so they "
+                "are booked at the most that they may have cost"
+            )
         if work.stop is not None:
             raise self._stopped(work.stop)
         return found
 
     async def _ask(self, sdk, request: Request, work: _Work) -> dict:
-        """The journal's record of the answer to one request."""
-
-        async def attempt() -> dict:
-            try:
-                return await self._send(sdk, request, work)
-            except Failure as failure:
-                if failure.status == 429:  # its headers may have told the limit
-                    self.limits.refuse_oversize(request.tokens)
-                raise
-
-        entry = await self._endpoint.persist(attempt)
+        """One attempt: reserve, wait for a turn, note the risk, send, book. The journal's record of
+        the answer."""
+        try:
+            async with self._budget.reserve(request.worst_usd, "The next request"):
+                await self.limits.acquire(request.tokens)
+                with work.sending(), self._at_risk(request) as risked:
+                    started = time.time()
+                    answer = await self._endpoint.send(sdk, request.body)
+                    more = {"seconds": round(time.time() - started, 3)} | risked
+                    entry = self._book(request, answer, **more)
+        except Failure as failure:
+            if failure.status == 429:  # its headers may have told the limit
+                self.limits.refuse_oversize(request.tokens)
+            raise
         work.answered()
         return entry
-
-    async def _send(self, sdk, request: Request, work: _Work) -> dict:
-        """One attempt: reserve, wait for a turn, note the risk, send, book."""
-        async with self._budget.reserve(request.worst_usd, "The next request"):
-            await self.limits.acquire(request.tokens)
-            with work.sending(), self._at_risk(request) as lost_usd:
-                started = time.time()
-                answer = await self._endpoint.send(sdk, request.body)
-                more = {"seconds": round(time.time() - started, 3)}
-                if lost_usd:
-                    more["lost_usd"] = lost_usd
-                return self._book(request, answer, **more)
-
-    async def _batch(
-        self, batches: Batches, todo: dict[str, Request], answered: Answered, poll_seconds: float
-    ) -> dict[str, str]:
-        """Submit what does not wait in a batch yet, and collect all; what failed, and why, by
-        key."""
-        async with self._endpoint.open() as sdk:
-            await batches.recover(self._endpoint, sdk)
-            waiting = batches.waiting()
-            new = {key: one for key, one in todo.items() if key not in waiting}
-            worst = sum(one.worst_usd for one in new.values()) * models.BATCH_SHARE
-            async with self._budget.reserve(worst, f"A batch of {len(new):,} requests"):
-                await batches.submit(self._endpoint, sdk, new)
-            return await batches.collect(
-                self._endpoint, sdk, todo, self._named, answered, poll_seconds, self.model
-            )
 
     def _refuse_waiting(self, todo: dict[str, Request]) -> None:
         waiting = self._batches.waiting() if self._batches else {}
@@ -328,13 +315,6 @@ class Client:
                 f"{len(both)} of these requests wait in {waiting[both[0]]} and would be paid for "
                 "twice: collect it with complete_batch "
                 "(cancel it at the server first, if you do not want to wait)."
-            )
-
-    def _say_what_was_not_counted(self, before: int) -> None:
-        if count := self.usage.estimated - before:
-            print(
-                f"{self.model}: the server did not count the tokens of {count} replies, so they "
-                "are booked at the most that they may have cost"
             )
 
     def _stopped(self, error: Exception) -> Exception:
@@ -362,12 +342,12 @@ class Client:
         self._budget.remember([(one["cost_usd"], one.get("worst_usd", 0.0)) for one in mine])
 
     @contextlib.contextmanager
-    def _at_risk(self, request: Request) -> Iterator[float]:
+    def _at_risk(self, request: Request) -> Iterator[dict]:
         """While the block runs the journal says that the request may be lost, in case this process
         is killed; and if its answer is lost indeed, that stays.
 
         Yields:
-            Dollars that earlier attempts at it may have cost.
+            What earlier attempts at it may have cost, for its record: `{"lost_usd": dollars}`.
         """
         journal = self._journal if request.worst_usd > 0 else None
         before = journal.entries.get(request.key, {}).get("lost_usd", 0.0) if journal else 0.0
@@ -375,7 +355,7 @@ class Client:
         if journal:
             journal.write(replies.loss(request, before + worst))
         try:
-            yield before
+            yield {"lost_usd": before} if before else {}
         except BaseException as error:
             if not isinstance(error, Failure) or error.may_be_billed:
                 self.usage.lost += 1
@@ -417,7 +397,7 @@ class Client:
                 self._account()
             yield
 
-    def _request(self, asked: dict, schema) -> Request:
+    def _request(self, asked: dict, schema, parse: Read | None = None) -> Request:
         """What is sent for `asked`, its name and its worst case. A server on this machine is known
         by its path: its port changes."""
         url = urlsplit(self.base_url or "https://api.openai.com/v1")
@@ -433,12 +413,13 @@ class Client:
         if schema is not None:
             body["response_format"] = response_format(schema)
         body |= body.pop("extra_body", {})  # what the SDK does with a server's own parameters
-        return self._named(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), body)
+        key = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        return self._named(key, body, schema, parse)
 
-    def _named(self, key: str, body: dict) -> Request:
+    def _named(self, key: str, body: dict, schema=None, parse: Read | None = None) -> Request:
         prompt, answer = replies.most_tokens(body)
-        tokens = {"prompt_tokens": prompt, "completion_tokens": answer}
-        return Request(key, body, prompt, answer, models.cost(self.prices, tokens))
+        worst = models.cost(self.prices, {"prompt_tokens": prompt, "completion_tokens": answer})
+        return Request(key, body, prompt, answer, worst, schema, parse)
 
     def _entry(self, key: str) -> dict | None:
         """The journal's answer to a request, None where it has none. What another model behind the
@@ -449,39 +430,31 @@ class Client:
         answered = entry.get("served") or entry.get("model")
         return entry if not self._served or answered in (self._served, self.model) else None
 
-    def _unanswered(
-        self, made: list[Request], schema, read: Read | None = None
-    ) -> dict[str, Request]:
+    def _unanswered(self, made: list[Request]) -> dict[str, Request]:
         """Those requests that are to be sent, by key: equal ones once."""
         todo = {}
         for request in made:
             entry = self._entry(request.key)
             again = self.retry_failed and request.key not in self._asked
-            if entry is None or (again and self._read(entry, schema, read).error):
+            if entry is None or (again and request.read(entry).error):
                 todo[request.key] = request
         return todo
 
-    def _read(self, entry: dict, schema, read: Read | None) -> Reply:
-        reply = replies.read(entry, schema)
-        return reply if read is None else read(reply)
-
-    def _in_order(
-        self, made: list[Request], schema, read: Read | None, fresh: dict[str, Reply]
-    ) -> list[Reply]:
+    def _in_order(self, made: list[Request], fresh: dict[str, Reply]) -> list[Reply]:
         """A reply for each request: the fresh one, else the journal's."""
-        answers, kept = dict(fresh), []
-        for key in dict.fromkeys(request.key for request in made):
-            if key not in fresh and (entry := self._entry(key)) is not None:
-                answers[key] = self._read(entry, schema, read)
-                answers[key].cached = True
-                kept.append(answers[key])
+        found, kept = dict(fresh), []
+        for request in made:
+            if request.key not in found and (entry := self._entry(request.key)) is not None:
+                reply = found[request.key] = request.read(entry)
+                reply.cached = True
+                kept.append(reply)
         self.usage.cached += len(kept)
         if unusable := sum(reply.error is not None for reply in kept):
             print(
                 f"{self.model}: {len(kept)} replies from the journal, {unusable} of them unusable "
                 "(RETRY_FAILED=on asks those again)"
             )
-        return [answers[request.key] for request in made]
+        return [found[request.key] for request in made]
 
     async def _look_who_answers(self) -> None:
         """Ask a local server which model it has: many answer to any name."""

@@ -8,12 +8,15 @@ does not import openai.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import ipaddress
+import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +30,8 @@ from utils import CourseError
 T = TypeVar("T")
 CONNECT = 15.0  # seconds to reach a server
 LOOK = 3.0  # seconds for a look at the list of its models
-DAY = 86400.0
+WEEK = 7 * 86400.0
+BACKOFF, LONGEST = 0.5, 20.0  # seconds: at random up to the first, twice that, ..., the second
 LISTED = 8  # of them in a sentence
 PATIENCE = 300.0  # seconds that a server may ask us to wait; a longer wait is for another day
 RAW = {"X-Stainless-Raw-Response": "true"}  # what the SDK's `with_raw_response` sets
@@ -72,30 +76,18 @@ class Kind(Enum):
     LASTS = "no other request can be answered either"
 
 
+@dataclass(eq=False)
 class Failure(Exception):
-    """A request without an answer, and why in one sentence.
+    """A request without an answer, and why in one sentence."""
 
-    Args:
-        may_be_billed: the server may have answered, and counted the tokens, all the same.
-        wait: seconds that it asks us to wait.
-        answer: what the server said; None where nothing arrived.
-    """
+    sentence: str
+    kind: Kind
+    may_be_billed: bool = False  # the server may have counted the tokens all the same
+    wait: float | None = None  # seconds that it asks us to wait
+    status: int | None = None  # of the server's answer; None where there was none
 
-    def __init__(
-        self,
-        sentence: str,
-        kind: Kind,
-        may_be_billed: bool = False,
-        wait: float | None = None,
-        answer: Answer | None = None,
-    ) -> None:
-        super().__init__(sentence)
-        self.kind, self.may_be_billed, self.wait, self.answer = kind, may_be_billed, wait, answer
-
-    @property
-    def status(self) -> int | None:
-        """Of the server's answer; None where there was none."""
-        return self.answer.status if self.answer else None
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class Endpoint:
@@ -164,7 +156,7 @@ class Endpoint:
     async def _post(self, sdk, body: dict) -> Answer:
         import openai
 
-        response = None
+        headers: Mapping[str, str] = {}
         try:
             # The raw response, because the SDK's own reading raises on what it does not expect and
             # forgets what was billed; and its plain `post`, because `create` copies typed
@@ -172,14 +164,14 @@ class Endpoint:
             raw = await sdk.post(
                 "/chat/completions", cast_to=object, body=body, options={"headers": RAW}
             )
-            response = raw.http_response
+            answer = _answer(raw.http_response)
+            headers = answer.headers
         except openai.APIStatusError as error:
-            response = error.response
-        except openai.APIError as error:
-            raise self._broken(error) from None
+            answer = _answer(error.response)
+            headers = answer.headers
         finally:
-            self.limits.learn({} if response is None else response.headers)
-        return answers.from_http(response.status_code, response.headers, response.content)
+            self.limits.learn(headers)
+        return answer
 
     def _accepted(self, body: dict) -> dict:
         """The body without what this server refuses."""
@@ -208,129 +200,100 @@ class Endpoint:
         try:
             yield
         except openai.APIStatusError as error:
-            response = error.response
-            answer = answers.from_http(response.status_code, response.headers, response.content)
-            raise self.failure(answer) from None
-        except openai.APIError as error:
-            raise self._broken(error) from None
-
-    def _broken(self, error: Exception) -> Failure:
-        """What a connection that broke, timed out or never was means."""
-        if _never_arrived(error):
-            return Failure(self._unreachable(error), Kind.PASSES)
-        return Failure(type(error).__name__, Kind.PASSES, may_be_billed=True)
+            raise self.failure(_answer(error.response)) from None
+        except openai.APIError as error:  # the connection broke, timed out or never was
+            if _never_arrived(error):
+                raise Failure(self._unreachable(error), Kind.PASSES) from None
+            raise Failure(type(error).__name__, Kind.PASSES, may_be_billed=True) from None
 
     async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Call `attempt` until it succeeds, fails for good or has been called `attempts` times;
         then its Failure is raised."""
-        import tenacity
+        for number in range(1, self.attempts + 1):
+            try:
+                with self.failures():
+                    return await attempt()
+            except Failure as failure:
+                if failure.kind is not Kind.PASSES:
+                    raise
+                if number == self.attempts:
+                    raise self._lasting(failure) from None
+                wait = random.uniform(0, min(BACKOFF * 2 ** (number - 1), LONGEST))
+                if failure.wait is not None:
+                    wait = min(failure.wait, PATIENCE)
+                if failure.status == 429:
+                    # All requests, or each of them would run into the same wall
+                    self.limits.pause(wait)
+            await asyncio.sleep(wait)
+        raise AssertionError("attempts are 1 or more")
 
-        backoff = tenacity.wait_random_exponential(multiplier=0.5, max=20)
-
-        def wait(state) -> float:
-            failure = state.outcome.exception()
-            pause = backoff(state) if failure.wait is None else min(failure.wait, PATIENCE)
-            if failure.status == 429:
-                # All requests, or each of them would run into the same wall
-                self.limits.pause(pause)
-            return pause
-
-        def may_pass(error: BaseException) -> bool:
-            return isinstance(error, Failure) and error.kind is Kind.PASSES
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(may_pass),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=wait,
-            reraise=True,
-        )
-
-        async def awaited() -> T:  # tenacity awaits coroutine functions only
-            with self.failures():
-                return await attempt()
-
-        try:
-            return await retrying(awaited)
-        except Failure as failure:
-            if failure.kind is Kind.PASSES:
-                self._give_up(failure)
-            raise
-
-    def _give_up(self, failure: Failure) -> None:
-        """Say of a failure that it has not passed."""
-        if failure.answer is None and not failure.may_be_billed:  # no connection
-            failure.kind = Kind.LASTS
-        elif failure.status in (None, 200):
-            failure.args = (f"no complete answer after {self.attempts} attempts ({failure})",)
-        else:
-            said = f"server error {failure.status} after {self.attempts} attempts ({failure})"
-            failure.args = (said,)
+    def _lasting(self, failure: Failure) -> Failure:
+        """A failure that has not passed."""
+        said = f"after {self.attempts} attempts ({failure})"
+        if failure.status is None and not failure.may_be_billed:  # no connection
+            return replace(failure, kind=Kind.LASTS)
+        if failure.status in (None, 200):
+            return replace(failure, sentence=f"no complete answer {said}")
+        return replace(failure, sentence=f"server error {failure.status} {said}")
 
     # --- what an answer without a completion means ------------------------------------------------
 
     def failure(self, answer: Answer) -> Failure:
         """What an answer without a completion means."""
         status, said = answer.status, answer.problem
-        wait = self.limits.asked_to_wait(answer.headers) if answer.headers else None
-        wait = None if wait is None else min(wait, 7 * DAY)
-
-        def lasts(sentence: str) -> Failure:
-            return Failure(f"{self.name} {sentence}", Kind.LASTS, answer=answer)
-
         about = f"{answer.code} {said}"
+        wait = self.limits.asked_to_wait(answer.headers) if answer.headers else None
         if "insufficient_quota" in about:
-            return lasts(QUOTA)
-        if TOO_LONG.search(about) and status in (200, 400, 413, 422, 500):
-            return Failure(f"the request is too long ({status}): {said}", Kind.OWN, answer=answer)
-        if UNWANTED.search(about) and status in (200, 400, 403, 422):
-            return Failure(f"refused by the server ({status}): {said}", Kind.OWN, answer=answer)
-        if status in LASTING:
-            return lasts(LASTING[status].format(model=self.model, said=said))
-        if wait is not None and wait > PATIENCE and status in (429, 503):
-            then = time.strftime("%H:%M", time.localtime(time.time() + wait))
-            return lasts(
-                f"takes no more requests before {then}, in {wait / 60:.0f} minutes "
-                f"({status}: {said}): run again then."
+            kind, sentence = Kind.LASTS, QUOTA
+        elif TOO_LONG.search(about) and status in (200, 400, 413, 422, 500):
+            kind, sentence = Kind.OWN, f"the request is too long ({status}): {said}"
+        elif UNWANTED.search(about) and status in (200, 400, 403, 422):
+            kind, sentence = Kind.OWN, f"refused by the server ({status}): {said}"
+        elif status in LASTING:
+            kind, sentence = Kind.LASTS, LASTING[status].format(model=self.model, said=said)
+        elif wait is not None and wait > PATIENCE and status in (429, 503):
+            then = time.strftime("%H:%M", time.localtime(time.time() + min(wait, WEEK)))
+            kind, sentence = (
+                Kind.LASTS,
+                (
+                    f"takes no more requests before {then}, in {wait / 60:.0f} minutes "
+                    f"({status}: {said}): run again then."
+                ),
             )
-        if status in PASSING or status > 505:
-            return Failure(said, Kind.PASSES, answer.may_be_billed, wait, answer)
-        hint = ""
-        if re.search(r"response_format|json_schema|structured", f"{answer.parameter} {said}"):
-            hint = " Set REPLY_FORMAT to 'text' for a server that takes no JSON schema."
-        return Failure(
-            f"{self.name} does not accept the request ({status}): {said}{hint}",
-            Kind.REFUSED,
-            answer=answer,
-        )
+        elif status in PASSING or status > 505:
+            kind, sentence = Kind.PASSES, said
+        else:
+            kind, sentence = Kind.REFUSED, f"does not accept the request ({status}): {said}"
+            if re.search(r"response_format|json_schema|structured", answer.parameter + said):
+                sentence += " Set REPLY_FORMAT to 'text' for a server that takes no JSON schema."
+        if kind in (Kind.LASTS, Kind.REFUSED):
+            sentence = f"{self.name} {sentence}"
+        return Failure(sentence, kind, answer.may_be_billed, wait, status)
 
     async def _misplaced(self, sdk, answer: Answer) -> Failure | None:
         """The failure where nothing is at this address, or not this model, with what there is; None
         where the answer is about something else."""
+        status = answer.status
         rootless = urlsplit(self.base_url or "/v1").path.strip("/") == ""  # not even /v1
-        if answer.status not in (404, 405) and not (answer.status == 200 and rootless):
+        if status not in (404, 405) and not (status == 200 and rootless):
             return None
-
-        def failure(sentence: str) -> Failure:
-            return Failure(f"{self.name} {sentence}", Kind.LASTS, answer=answer)
-
+        sentence = f"has no chat completions there ({status}: {answer.problem}): check BASE_URL."
         served = await self.served(sdk)
         if rootless and await self.served(sdk, "/v1/models"):
-            return failure(
-                f"has no chat completions ({answer.status}), but {self.name.rstrip('/')}/v1 has: "
+            sentence = (
+                f"has no chat completions ({status}), but {self.name.rstrip('/')}/v1 has: "
                 "put /v1 at the end of BASE_URL."
             )
-        if answer.status == 200:
+        elif status == 200:
             return None
-        if answer.status == 404 and self.model not in served:
+        elif status == 404 and self.model not in served:
             nearest = difflib.get_close_matches(self.model, served, LISTED, cutoff=0.0)
             listed = f"it serves {', '.join(nearest)}." if served else f"{answer.problem}."
             hint = models.retirement(self.model) or f"check TEACHER or JUDGE; {listed}"
             if rootless:
                 hint += " Does the address lack /v1 at its end (BASE_URL)?"
-            return failure(f"has no model {self.model!r} (404): {hint}")
-        return failure(
-            f"has no chat completions there ({answer.status}: {answer.problem}): check BASE_URL."
-        )
+            sentence = f"has no model {self.model!r} (404): {hint}"
+        return Failure(f"{self.name} {sentence}", Kind.LASTS, status=status)
 
     async def served(self, sdk, path: str = "/models") -> list[str]:
         """The models that the server lists, by name; none where it has no such list."""
@@ -338,7 +301,7 @@ class Endpoint:
 
         try:
             request = sdk.get(path, cast_to=object, options={"headers": RAW, "timeout": LOOK})
-            listed = answers.json_of((await request).http_response.content)
+            listed, _ = answers.json_value((await request).http_response.text)
         except (openai.APIError, ValueError):
             return []
         data = listed.get("data") if isinstance(listed, dict) else None
@@ -353,6 +316,11 @@ class Endpoint:
         elif is_local(self.base_url) and not is_loopback(self.base_url):
             hint = "is it running, and does it listen for other machines too (--host 0.0.0.0)?"
         return f"{self.name} cannot be reached ({type(error).__name__}): {hint}"
+
+
+def _answer(response) -> Answer:
+    """The SDK's response as an answer; its HTTP library may be httpx, httpx2 or aiohttp."""
+    return answers.from_http(response.status_code, response.headers, response.content)
 
 
 def _never_arrived(error: BaseException) -> bool:

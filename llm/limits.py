@@ -2,8 +2,7 @@
 server announces.
 
 What it does: let requests through one after another, as evenly as the limits ask for, and hold all
-of them back when the server
-says so. What it does not do: send or retry anything. It needs the standard library only.
+of them back when the server says so. What it does not do: send or retry anything.
 
 Why evenly: a bucket that starts full lets a whole minute's worth through at once and as much again
 while it refills, up to twice the limit in the first minute, and servers also enforce a minute's
@@ -25,9 +24,7 @@ from utils import CourseError
 
 SHARE = 0.98  # of a limit that is used, since requests do not arrive as evenly as they are sent ...
 MINUTE = 61.0  # ... and seconds in which no more than the limit is sent, for the same reason
-LATE = (
-    0.02  # seconds that a request may be late without delaying all after it: timers are not exact
-)
+LATE = 0.02  # seconds a request may be late without delaying all after it: timers are not exact
 COLD = 4  # requests sent before the first answer has said what the limits are
 LONGEST = 120.0  # seconds that a server's own count of what is left may hold us back
 
@@ -56,9 +53,8 @@ class Limit:
         """Take note of one answer's x-ratelimit-* headers; what is absent or unreadable is left as
         it was."""
         if (value := _number(limit)) and value > 0:
-            if (
-                math.isinf(self.per_minute) and self._sent
-            ):  # those sent before the limit was known count as if sent evenly
+            # Those sent before the limit was known count as if sent evenly
+            if math.isinf(self.per_minute) and self._sent:
                 self._next = self._sent[0][0] + self._total * 60 / (SHARE * value)
             self.learned = value
         if (left := _number(remaining)) is not None and (wait := seconds(reset)) is not None:
@@ -86,11 +82,8 @@ class Limit:
         if self._left < amount and self._left < self.learned < math.inf:
             # Somebody else uses the same key. Servers mostly refill steadily; where one does not,
             # its 429 says how long to wait
-            when = max(
-                when,
-                self._seen
-                + self._reset * min(1.0, (amount - self._left) / (self.learned - self._left)),
-            )
+            share = min(1.0, (amount - self._left) / (self.learned - self._left))
+            when = max(when, self._seen + self._reset * share)
         return when - now
 
     def take(self, amount: float, now: float) -> None:
@@ -149,14 +142,9 @@ class Limits:
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Read what an answer says about the limits; an empty mapping where there was no answer."""
-        now = time.monotonic()
+        now, kinds = time.monotonic(), ("limit", "remaining", "reset")
         for limit, name in ((self.requests, "requests"), (self.tokens, "tokens")):
-            limit.learn(
-                headers.get(f"x-ratelimit-limit-{name}"),
-                headers.get(f"x-ratelimit-remaining-{name}"),
-                headers.get(f"x-ratelimit-reset-{name}"),
-                now,
-            )
+            limit.learn(*(headers.get(f"x-ratelimit-{kind}-{name}") for kind in kinds), now)
         self._told = True
         self._heard.set()
 

@@ -1,20 +1,19 @@
 """Objects of a pydantic schema from a text that should be JSON, and often is only nearly so.
 
-What it does: read JSON strictly; else find it behind thoughts, in fences and between chatter, as
-one object, an array or JSON Lines, and take it record by record, so that one bad record, or a text
-cut off in the twentieth, costs that record only. What it does not do: guess. A record counts if it
-is closed and has the fields of the schema; json_repair mends commas, quotes and brackets inside it.
+What it does: read JSON as it stands; else find it behind thoughts, in fences and between chatter,
+as one object, an array or JSON Lines, and take it record by record, so that one bad record, or a
+text cut off in the twentieth, costs that record only. What it does not do: guess. A record counts
+if it is closed and has the fields of the schema; json_repair mends what is inside it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from llm.answers import plain
+from llm.answers import json_value, plain
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -24,19 +23,6 @@ THOUGHT = re.compile(r"[<\[]/(?:think|thinking|thought|reasoning)[>\]]", re.I)
 # How an object begins: its first name, and the bracket after it where its value is no text
 OPENING = re.compile(r"\{\s*[\"'“]?(\w+)[\"'”]?\s*:\s*([\[{]?)")
 FOLLOWING = re.compile(r"[\s,]*(?=\")")  # the next string of an array
-DECODER = json.JSONDecoder(strict=False)  # line breaks inside strings are read as they stand
-
-
-def strictly(text: str, schema: type[BaseModel]) -> BaseModel:
-    """The text as an instance of the schema. Raises ValueError (pydantic's) where it is none."""
-    return schema.model_validate_json(text)
-
-
-def sentence(error: Any) -> str:
-    """Where a text does not match its schema, and why, of pydantic's error."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{' at ' + where if where else ''}: {problem['msg'][:100]}"
 
 
 def without_thoughts(text: str) -> str:
@@ -48,17 +34,35 @@ def without_thoughts(text: str) -> str:
     return text[end.end() :] if end and "{" not in text[: end.start()] else text
 
 
-def leniently(
-    text: str, schema: type[BaseModel], cut: bool = False, optional: tuple[str, ...] = ()
-) -> tuple[BaseModel | None, int]:
-    """`(instance, records that could not be read)`; None where there is nothing to read.
+def read(
+    text: str, schema: type[BaseModel], cut: bool, optional: tuple[str, ...] = ()
+) -> tuple[BaseModel | None, int, str]:
+    """`(instance, records that could not be read, problem)`: strictly, else record by record as far
+    as they are whole; None where there is nothing to read, and then why.
 
     Args:
         schema: flat, or with one field that is a list of strings or of flat models.
         cut: the text ended at a limit, so nothing is mended in its last record.
         optional: fields that may be missing or null; they are then "".
     """
-    text = without_thoughts(text)
+    try:
+        return schema.model_validate_json(text), 0, ""
+    except ValueError as error:
+        problem = _sentence(error)
+    value, unread = _leniently(without_thoughts(text), schema, cut, optional)
+    return value, unread, "" if value else problem
+
+
+def _sentence(error: Any) -> str:
+    """Where a text does not match its schema, and why, of pydantic's error."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{' at ' + where if where else ''}: {problem['msg'][:100]}"
+
+
+def _leniently(
+    text: str, schema: type[BaseModel], cut: bool, optional: tuple[str, ...]
+) -> tuple[BaseModel | None, int]:
     name, inner = list_field(schema)
     if inner is str:
         return _strings(text, schema, name)
@@ -110,8 +114,8 @@ def _records(text: str, wanted: type[BaseModel], cut: bool) -> Iterator[dict | N
 def _value(text: str, start: int) -> tuple[Any, int]:
     """The JSON value that begins at `start` and where it ends; None where there is none."""
     try:
-        return DECODER.raw_decode(text, start)
-    except (ValueError, RecursionError):
+        return json_value(text, start)
+    except ValueError:
         return None, start
 
 

@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +26,26 @@ DEFAULT_TOKENS = 4096  # an answer's limit where the request sets none
 
 @dataclass(frozen=True)
 class Request:
-    """One request, made once: what is sent, its name in the journal, and what it may need."""
+    """One request, made once: what is sent, its name in the journal, what it may need, and how its
+    answer is read."""
 
     key: str  # content hash
     body: dict
     prompt_tokens: int  # at most
     answer_tokens: int  # at most
     worst_usd: float  # at the full price, not a batch's
+    schema: type[BaseModel] | None = None
+    parse: Callable[[Reply], Reply] | None = None  # of a text, where no schema is sent
 
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.answer_tokens
+
+    def read(self, entry: dict) -> Reply:
+        """The reply in a journal record, with the schema checked now, so that a stored bad answer
+        stays a bad answer."""
+        reply = read(entry, self.schema)
+        return self.parse(reply) if self.parse else reply
 
 
 @dataclass
@@ -127,8 +137,7 @@ def now() -> str:
 
 
 def read(entry: dict, schema: type[BaseModel] | None) -> Reply:
-    """A journal record as a Reply, with the schema checked now, so that a stored bad answer stays a
-    bad answer."""
+    """A journal record as a Reply."""
     stored = entry["reply"]
     reply = Reply(
         text=stored["content"] or "",
@@ -143,10 +152,14 @@ def read(entry: dict, schema: type[BaseModel] | None) -> Reply:
     elif not reply.text.strip():
         reason = stored.get("problem") or cut or f"finish_reason is {reply.finish_reason}"
         reply.error = f"an empty reply ({reason})"
-    elif schema is not None:
-        _fill(reply, schema, cut)
-    else:
+    elif schema is None:
         reply.error = cut or None
+    else:
+        from llm import objects
+
+        reply.parsed, reply.unread, problem = objects.read(reply.text, schema, bool(cut))
+        if reply.parsed is None:
+            reply.error = f"{cut + ', ' if cut else ''}does not match the schema{problem}"
     return reply
 
 
@@ -160,20 +173,6 @@ def _cut(entry: dict) -> str:
     return "cut off by max_completion_tokens"
 
 
-def _fill(reply: Reply, schema: type[BaseModel], cut: str) -> None:
-    """Read the text by the schema: strictly, else record by record as far as they are whole."""
-    from llm import objects
-
-    try:
-        reply.parsed = objects.strictly(reply.text, schema)
-        return
-    except ValueError as error:
-        problem = objects.sentence(error)
-    reply.parsed, reply.unread = objects.leniently(reply.text, schema, bool(cut))
-    if reply.parsed is None:
-        reply.error = f"{cut + ', ' if cut else ''}does not match the schema{problem}"
-
-
 # --- schemas and sizes ----------------------------------------------------------------------------
 
 
@@ -184,19 +183,12 @@ def json_schema(schema: type[BaseModel]) -> dict:
 
 
 @functools.cache
-def _sent_schema(schema: type[BaseModel]) -> dict:
-    """What a server is held to: where a field says so (`WithJsonSchema(mode="serialization")`),
-    less than the schema accepts from a server that is not."""
-    return schema.model_json_schema(mode="serialization")
-
-
 def response_format(schema: type[BaseModel]) -> dict:
-    """The `response_format` that asks an OpenAI-compatible server to follow a pydantic model
-    strictly."""
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": schema.__name__, "strict": True, "schema": _sent_schema(schema)},
-    }
+    """The `response_format` that holds an OpenAI-compatible server to a pydantic model: where a
+    field says so (`WithJsonSchema(mode="serialization")`), to less than the model accepts."""
+    sent = schema.model_json_schema(mode="serialization")
+    named = {"name": schema.__name__, "strict": True, "schema": sent}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def prompt_tokens(messages: list[dict]) -> int:

@@ -43,27 +43,22 @@ def filled(reply: Reply, schema: type[BaseModel]) -> Reply:
     Refusals and failures stay as they are."""
     if reply.error and reply.finish_reason != "length":
         return reply
-    value, unread = _found(reply.text, schema, cut=reply.finish_reason == "length")
+    value, unread = _read(reply.text, schema, cut=reply.finish_reason == "length")
     error = None if value else reply.error or f"no {schema.__name__} can be read in it"
     return dataclasses.replace(reply, parsed=value, error=error, unread=unread)
 
 
-def read(text: str, schema: type[BaseModel], cut: bool = False) -> BaseModel | None:
-    """An instance of `schema` from plain text, None where there is none.
+def _read(text: str, schema: type[BaseModel], cut: bool) -> tuple[BaseModel | None, int]:
+    """`(instance, records that could not be read)`: from JSON if there is any, else by labels or
+    numbers.
 
     Args:
         schema: flat, or with one field that is a list of strings or of flat models.
         cut: the text ended at its length limit, so its last record is not whole and is left out.
     """
-    return _found(text, schema, cut)[0]
-
-
-def _found(text: str, schema: type[BaseModel], cut: bool) -> tuple[BaseModel | None, int]:
-    """`(instance, records that could not be read)`: from JSON if there is any, else by labels or
-    numbers."""
     from pydantic import ValidationError
 
-    value, unread = objects.leniently(text, schema, cut, MAY_BE_MISSING)
+    value, unread, _ = objects.read(text, schema, cut, MAY_BE_MISSING)
     if value is not None:
         return value, unread
     text = _bare(text)

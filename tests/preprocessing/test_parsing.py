@@ -34,9 +34,15 @@ Output: First: buy a ticket.
 """
 
 
+def read(text: str, schema, cut: bool = False):
+    """What is read from a reply in plain text; None where there is nothing."""
+    reply = Reply(text=text, finish_reason="length" if cut else "stop")
+    return parsing.filled(reply, schema).parsed
+
+
 def test_labels_count_at_the_start_of_a_line_only():
     """Alpaca's parser cut an answer at "###" and at "16."."""
-    first, second = parsing.read(TASKS, TaskBatch).tasks
+    first, second = read(TASKS, TaskBatch).tasks
     assert first.instruction == "Explain the bus plan of 2016. in one line" and first.input == ""
     assert (
         first.output == "First: buy a ticket.\n16. December was the last day.\n### not a new task"
@@ -49,11 +55,11 @@ def test_labels_count_at_the_start_of_a_line_only():
 
 
 def test_the_last_record_of_a_cut_reply_is_left_out():
-    assert len(parsing.read(TASKS, TaskBatch, cut=True).tasks) == 1
-    assert parsing.read(
+    assert len(read(TASKS, TaskBatch, cut=True).tasks) == 1
+    assert read(
         "1. 시를 한 편 써 주세요.\n2. 속담을 하나 설", Instructions, cut=True
     ).instructions == ["시를 한 편 써 주세요."]
-    assert parsing.read("input: a\noutput: half of", InputFirstInstances, cut=True) is None
+    assert read("input: a\noutput: half of", InputFirstInstances, cut=True) is None
 
 
 def test_a_task_without_an_output_is_dropped():
@@ -61,7 +67,7 @@ def test_a_task_without_an_output_is_dropped():
         "category: writing\ninstruction: Write a poem.\n\ncategory: code\ninstruction: "
         "Sort.\noutput: sorted(x)"
     )
-    assert [task.category for task in parsing.read(text, TaskBatch).tasks] == ["code"]
+    assert [task.category for task in read(text, TaskBatch).tasks] == ["code"]
 
 
 @pytest.mark.parametrize(
@@ -75,18 +81,18 @@ def test_a_task_without_an_output_is_dropped():
     ],
 )
 def test_json_in_prose_and_numbered_lists(text):
-    assert parsing.read(text, Instructions).instructions == [
+    assert read(text, Instructions).instructions == [
         "하나를 설명해 주세요.",
         "Name two rivers.",
     ]
 
 
 def test_output_first_and_several_instances():
-    read = parsing.read(
+    found = read(
         "output: 긍정\ninput: 아주 좋았어요.\n\noutput: 부정\ninput: 다시는 안 가요.\n둘째 줄",
         OutputFirstInstances,
     )
-    assert [(one.output, one.input) for one in read.instances] == [
+    assert [(one.output, one.input) for one in found.instances] == [
         ("긍정", "아주 좋았어요."),
         ("부정", "다시는 안 가요.\n둘째 줄"),
     ]
@@ -97,14 +103,14 @@ def test_output_first_and_several_instances():
 )
 def test_yes_and_no(said, expected):
     assert (
-        parsing.read(f"is_classification: {said}\ncategory: classification", Kind).is_classification
+        read(f"is_classification: {said}\ncategory: classification", Kind).is_classification
         is expected
     )
 
 
 @pytest.mark.parametrize(("said", "expected"), [("4", 4), ("4/5", 4), ("**3**", 3), ("5점", 5)])
 def test_scores(said, expected):
-    assert parsing.read(f"이유: 정확합니다.\n점수: {said}", Critique).score == expected
+    assert read(f"이유: 정확합니다.\n점수: {said}", Critique).score == expected
 
 
 @pytest.mark.parametrize(
@@ -120,7 +126,7 @@ def test_scores(said, expected):
     ],
 )
 def test_what_cannot_be_read_is_not_guessed(text, schema):
-    assert parsing.read(text, schema) is None
+    assert read(text, schema) is None
     assert (
         parsing.filled(Reply(text=text), schema).error == f"no {schema.__name__} can be read in it"
     )
@@ -149,7 +155,7 @@ def task(number: int, **more) -> dict:
 
 
 def tasks_in(text: str, cut: bool = False) -> list[str]:
-    found = parsing.read(text, TaskBatch, cut)
+    found = read(text, TaskBatch, cut)
     return [one.instruction for one in found.tasks] if isinstance(found, TaskBatch) else []
 
 
@@ -179,7 +185,7 @@ FORMS = {"json": AS_JSON, "lines": AS_LINES, "array": json.dumps(THREE), "labels
 )
 def test_what_stands_around_an_answer_is_no_part_of_it(form, around):
     text = around.replace("{{", "{").replace("}}", "}").replace("{}", FORMS[form])
-    found = parsing.read(text, TaskBatch)
+    found = read(text, TaskBatch)
     assert [one.instruction for one in found.tasks] == NAMES
     assert [one.output for one in found.tasks] == [one["output"] for one in THREE]
 
@@ -187,7 +193,7 @@ def test_what_stands_around_an_answer_is_no_part_of_it(form, around):
 def test_an_answer_that_has_fences_and_farewells_of_its_own_keeps_them():
     code = "```python\nprint(1)\n```\n\nFeel free to use it.\n\nIt prints 1."
     text = f"category: code\ninstruction: Print.\noutput: {code}"
-    assert parsing.read(text, TaskBatch).tasks[0].output == code
+    assert read(text, TaskBatch).tasks[0].output == code
 
 
 @pytest.mark.parametrize(
@@ -243,22 +249,22 @@ def test_half_a_surrogate_pair_cannot_reach_the_data_set():
     """It ended a run with a UnicodeEncodeError when the data set was written, after everything had
     been paid for."""
     text = json.dumps({"tasks": [task(1, output="좋아요 \ud83d")]})
-    (one,) = parsing.read(text, TaskBatch).tasks
+    (one,) = read(text, TaskBatch).tasks
     assert one.output == "좋아요 \ufffd" and one.output.encode()
 
 
 @pytest.mark.parametrize("text", ["[" * 20_000, '{"category":' * 20_000, '{"tasks": [' * 5_000])
 def test_20000_brackets_are_no_answer_and_no_crash(text):
     for schema in (TaskBatch, Instructions, Kind):
-        assert parsing.read(text, schema) is None
+        assert read(text, schema) is None
 
 
 def test_a_list_inside_an_instruction_is_not_the_list_of_instructions():
     text = '1. Sort ["pear", "fig"] by length.\n2. Name a river.'
-    assert len(parsing.read(text, Instructions).instructions) == 2
+    assert len(read(text, Instructions).instructions) == 2
 
 
 def test_two_answers_that_contradict_each_other_are_none():
     text = '{"reason": "good", "score": 5}\nOr rather: {"reason": "bad", "score": 1}'
-    assert parsing.read(text, Critique) is None
-    assert parsing.read('{"reason": "good", "score": 5}', Critique).score == 5
+    assert read(text, Critique) is None
+    assert read('{"reason": "good", "score": 5}', Critique).score == 5
