@@ -11,19 +11,21 @@ from __future__ import annotations
 import re
 from datetime import date
 
-# Dollars per million tokens: input, cached input, output. OpenAI's price page as of 2026-11.
+# Dollars per million tokens: input, cached input, output, as several price tables that quote
+# OpenAI's agree in 2026-11. From gpt-5.6 on, OpenAI takes a quarter more for a prompt that it writes
+# to its cache, by itself: gpt-6-luna's input is $0.10, and is booked as if all of it were written.
 PRICES = {
     "gpt-4o": (2.50, 1.25, 10.00),
     "gpt-4o-mini": (0.15, 0.075, 0.60),
-    "gpt-6-luna": (0.10, 0.01, 0.50),
+    "gpt-6-luna": (0.125, 0.01, 0.50),
 }
 # The same for models that the course does not offer, but readers use: by the name without a date,
-# with "ft:" for fine-tuned ones.
+# with "ft:" for fine-tuned ones. Where no table has a price for cached input, it is that of input.
 OTHER_PRICES = {
     "chatgpt-4o-latest": (5.00, 5.00, 15.00),
     "gpt-4o-2024-05-13": (5.00, 5.00, 15.00),
-    "ft:gpt-4o": (3.75, 1.875, 15.00),
-    "ft:gpt-4o-mini": (0.30, 0.15, 1.20),
+    "ft:gpt-4o": (3.75, 3.75, 15.00),
+    "ft:gpt-4o-mini": (0.30, 0.30, 1.20),
     "o4-mini": (1.10, 0.275, 4.40),
 }
 FREE = (0.0, 0.0, 0.0)
