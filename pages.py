@@ -193,9 +193,8 @@ show();
 FORMULA = re.compile(
     r"\$\$(.+?)\$\$|(?<![\\$0-9A-Za-z])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![$0-9A-Za-z])", re.DOTALL
 )
-BADGE = re.compile(
-    r"\[!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)"
-)  # an image that is fetched from elsewhere
+# An image that is fetched from elsewhere
+BADGE = re.compile(r"\[!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)")
 FETCHING = re.compile(r"://|MathJax")
 SCRIPT = re.compile(r"<script\b[^>]*>.*?</script>", re.DOTALL)
 

@@ -144,18 +144,14 @@ def execute(name: str, folder) -> float:
     print(f"=== {name}.ipynb, {len(notebook.cells)} cells", flush=True)
     with utils.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with (
-        memory_watch() as peak,
-        (folder / "kernel.log").open("w", encoding="utf-8") as log,
-    ):  # what the kernel itself says on its way out
+    # What the kernel itself says on its way out
+    with memory_watch() as peak, (folder / "kernel.log").open("w", encoding="utf-8") as log:
         try:
             client.execute(stderr=log)
         except CellExecutionError as error:
             raise utils.CourseError(failure(name, client.current, error, folder)) from None
-        except (
-            DeadKernelError,
-            asyncio.CancelledError,
-        ):  # nbclient reports a cancelled cell as a dead kernel
+        # nbclient reports a cancelled cell as a dead kernel
+        except (DeadKernelError, asyncio.CancelledError):
             if client.interrupted:
                 raise KeyboardInterrupt from None
             raise utils.CourseError(

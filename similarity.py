@@ -203,9 +203,8 @@ def embedding_duplicates(vectors: np.ndarray, threshold: float) -> Duplicates:
             best[better] = scores[better, where[better] - left]
         within = np.tril(rows @ rows.T, -1)
         survives, index = best <= threshold, positions[where]
-        for i in np.flatnonzero(
-            (within > np.maximum(best, threshold)[:, None]).any(axis=1)
-        ):  # and those kept in this block
+        # And those kept in this block
+        for i in np.flatnonzero((within > np.maximum(best, threshold)[:, None]).any(axis=1)):
             scores = np.where(survives, within[i], -np.inf)
             j = int(scores.argmax())
             if scores[j] > max(best[i], threshold):

@@ -519,10 +519,8 @@ def figure_style() -> None:
         spec = importlib.util.find_spec("koreanize_matplotlib")
         fonts = Path(str(spec and spec.origin)).parent / "fonts"
         font_manager.fontManager.addfont(fonts / "NanumGothic.ttf")
-        matplotlib.rcParams["font.family"] = [
-            "DejaVu Sans",
-            "NanumGothic",
-        ]  # the second where the first has no glyph
+        # The second where the first has no glyph
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", "NanumGothic"]
     matplotlib.rcParams.update(
         {
             "figure.dpi": 80,

@@ -643,12 +643,8 @@ def position_swap(korean: bool) -> str:
         "base": base,
         None: ("no verdict", "판정 없음"),
     }
-    score = {
-        "tuned": 1.0,
-        "tie": 0.5,
-        "base": 0.0,
-        None: None,
-    }  # what outcomes.side makes of a verdict
+    # What outcomes.side makes of a verdict
+    score = {"tuned": 1.0, "tie": 0.5, "base": 0.0, None: None}
     names = dict(zip(outcomes.Outcome, ("승", "패", "무승부", "불일치", "실패"), strict=True))
     tones = dict(zip(outcomes.Outcome, ("green", "red", "plain", "yellow", "hollow"), strict=True))
     x0, y0, w, h = 470, 144, 106, 56

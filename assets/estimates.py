@@ -23,12 +23,13 @@ from utils import CourseError
 GUIDE = "colab_guide.md"
 GPUS = {"T4": "float16", "L4": "bfloat16", "A100": "bfloat16"}
 HELD_OUT, MAX_LENGTH, EPOCHS, RANK, BATCH = 48, 512, 3, 4, 4  # train.ipynb's
+# Schemas of the requests
 ASKED = {
     "tasks": ("TaskBatch",),
     "critique": ("Critique",),
     "verdicts": ("Verdict",),
     "scores": ("Score",),
-}  # schemas of the requests
+}
 
 
 def prices(journal: list[dict], judged: int, prompts: int) -> list[dict]:
@@ -56,10 +57,8 @@ def prices(journal: list[dict], judged: int, prompts: int) -> list[dict]:
         )
         counted[step] = (len(entries), prompt, answer, sum(m[1] for m in most))
     more = prompts / judged
-    asked, verdicts = (
-        counted["scores"][0],
-        counted["verdicts"][0],
-    )  # each pair is judged as often as its answers are scored
+    # Each pair is judged as often as its answers are scored
+    asked, verdicts = counted["scores"][0], counted["verdicts"][0]
     steps = [
         (counted["tasks"], 1.0),
         (counted["critique"], 1.0),

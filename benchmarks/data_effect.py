@@ -24,11 +24,8 @@ from training import chat, generation, losses, machine, sft, student
 
 RESULTS = Path(__file__).parent / "results" / "data_effect.json"
 RATE, RANK, LONGEST = 5e-4, 4, 128  # the student's own settings in train.ipynb, and tokens of a row
-HELD_OUT, ASKED, NEW_TOKENS = (
-    48,
-    24,
-    64,
-)  # rows, how many of them are asked, and tokens of an answer
+# Rows, how many of them are asked, and tokens of an answer
+HELD_OUT, ASKED, NEW_TOKENS = 48, 24, 64
 BASE = "no training"
 GROUPS = {  # panels of the figure: condition, label ({rows}: how many)
     "how many rows": {BASE: "0", "100 rows": "100", "300 rows": "300", "all rows": "all {rows}"},
@@ -56,11 +53,12 @@ def main() -> None:
         help="start no condition after so many; run again to go on",
     )
     options = parser.parse_args()
+    # On a shared machine, give way
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_WAIT_POLICY": "PASSIVE",
-    }  # on a shared machine, give way
+    }
     deadline = time.time() + 60 * options.minutes
     for name in options.only:
         if name not in conditions() and time.time() < deadline:

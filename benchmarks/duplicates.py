@@ -99,11 +99,8 @@ def decisions() -> None:
 
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
     sample = corpus()[:450]
-    english = [
-        text
-        for text in sample + [" ".join(text.split()[1:]) for text in sample[::3]]
-        if text.isascii()
-    ]
+    sample += [" ".join(text.split()[1:]) for text in sample[::3]]
+    english = [text for text in sample if text.isascii()]
     started = time.perf_counter()
     expected = brute_force(english, lambda a, b: scorer.score(a, b)["rougeL"].fmeasure)
     slow = time.perf_counter() - started
@@ -277,9 +274,8 @@ def embeddings() -> None:
     rng = np.random.default_rng(0)
     count, threshold = 52_000, 0.8
     centres = rng.normal(size=(13_000, 384))
-    noise = rng.choice([0.2, 1.0], size=(count, 1)) * rng.normal(
-        size=(count, 384)
-    )  # close copies, or far from the threshold
+    # Close copies, or far from the threshold
+    noise = rng.choice([0.2, 1.0], size=(count, 1)) * rng.normal(size=(count, 384))
     vectors = (centres[rng.integers(0, 13_000, count)] + noise).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     started = time.perf_counter()

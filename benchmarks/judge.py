@@ -105,7 +105,7 @@ def answers(items: list[dict]) -> list[tuple]:
         one_by_one += writer.answers([text], adapter=False)
     alone_seconds = time.perf_counter() - started
     same = sum(a == b for a, b in zip(batched, one_by_one, strict=True))
-    work = [sum(answer.tokens for answer in done) for done in (batched, one_by_one)]
+    work = [sum(one.tokens for one in batched), sum(one.tokens for one in one_by_one)]
     assert abs(work[0] - work[1]) <= 0.1 * work[0], f"different work was compared: {work} tokens"
     ratio = alone_seconds / batch_seconds
     tokens = sum(turns[0].tokens for answers in both for turns in answers)

@@ -233,17 +233,15 @@ def pandalm(folder: Path) -> list[Row]:
         _read(folder / "testset-v1.json"),
         _read(folder / "gpt-3.5-turbo-testset-v1.json"),
     )
-    votes = [[str(item[f"annotator{number}"]) for item in items] for number in (1, 2, 3)]
+    votes = {}
+    for number in (1, 2, 3):
+        votes[number] = [str(item[f"annotator{number}"]) for item in items]
     rows = []
-    for (a, b), kappa in zip(((0, 1), (0, 2), (1, 2)), ("0.852", "0.879", "0.862"), strict=True):
-        rows.append(
-            Row(
-                f"PandaLM: kappa of annotators {a + 1} and {b + 1}",
-                kappa,
-                f"{_kappa(votes[a], votes[b]):.3f}",
-            )
-        )
-    majority = [Counter(said).most_common(1)[0][0] for said in zip(*votes, strict=True)]
+    for a, b, kappa in ((1, 2, "0.852"), (1, 3, "0.879"), (2, 3, "0.862")):
+        name = f"PandaLM: kappa of annotators {a} and {b}"
+        rows.append(Row(name, kappa, f"{_kappa(votes[a], votes[b]):.3f}"))
+    cast = zip(*votes.values(), strict=True)
+    majority = [Counter(said).most_common(1)[0][0] for said in cast]
     said = [{"1": "1", "2": "2", "Tie": "0"}.get(item["gpt_result"]) for item in judged]
     read = [
         (verdict, label)

@@ -139,7 +139,7 @@ def run(name: str) -> dict:
         "long_tokens": sorted(long),
         "ended": sum(said[-1].stopped for said in answers) / len(answers),
         "recall": measures.recall(prompts, answers),
-        "answers": [[turn.text for turn in said] for said in answers],
+        "answers": generation.texts(answers),
     }
 
 

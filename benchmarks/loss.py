@@ -249,9 +249,8 @@ def report(measured: dict[str, list[dict]]) -> None:
     }
     utils.write_json(RESULTS, record)
     values = [run["loss"] for runs in measured.values() for run in runs]
-    tolerance = (
-        1e-4 if one["dtype"] == "float32" else 1e-2
-    )  # bf16 rounds each way's logits elsewhere; the tests compare in fp32 to 1e-4
+    # bf16 rounds each way's logits elsewhere; the tests compare in fp32 to 1e-4
+    tolerance = 1e-4 if one["dtype"] == "float32" else 1e-2
     missed = [
         f"{name}: {value:.2f} < {target}"
         for name, value, _, target in ratios

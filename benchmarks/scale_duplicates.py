@@ -151,9 +151,8 @@ def recall(count: int, store_gib: float) -> None:
     expected = set(rouge.rouge_l_duplicates(made).kept)
     report = child(count, store_gib)
     kept = set(report["kept_ids"])
-    share = (
-        report["pairs"] / exact
-    )  # all of them are verified, so they are a part of the exact ones
+    # All of them are verified, so they are a part of the exact ones
+    share = report["pairs"] / exact
     same = 1 - len(expected ^ kept) / len(made)
     row(
         f"recall of pairs above 0.7, {count:,} texts",

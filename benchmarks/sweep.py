@@ -25,19 +25,10 @@ from training import chat, generation, losses, machine, sft, student
 
 RESULTS = Path(__file__).parent / "results" / "overfitting.json"
 RATES = ("1e-4", "5e-4", "2e-3")
-STEPS, EVERY, SAVE, BATCH, RANK = (
-    64,
-    16,
-    4,
-    4,
-    4,
-)  # four passes, a point after each, a checkpoint every four steps
-ROWS, HELD_OUT, ASKED, NEW_TOKENS = (
-    88,
-    24,
-    12,
-    40,
-)  # the shortest shipped rows, and how many of them are held out and asked
+# Four passes, a point after each, a checkpoint every four steps
+STEPS, EVERY, SAVE, BATCH, RANK = 64, 16, 4, 4, 4
+# The shortest shipped rows, and how many of them are held out and asked
+ROWS, HELD_OUT, ASKED, NEW_TOKENS = 88, 24, 12, 40
 
 
 def main() -> None:
@@ -47,11 +38,12 @@ def main() -> None:
         "--minutes", type=float, default=1e9, help="stop after so many; run again to go on"
     )
     options = parser.parse_args()
+    # On a shared machine, give way
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_WAIT_POLICY": "PASSIVE",
-    }  # on a shared machine, give way
+    }
     deadline = time.time() + 60 * options.minutes
     for rate in options.rates:
         if last_step(rate) < STEPS and time.time() < deadline:

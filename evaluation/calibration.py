@@ -120,7 +120,9 @@ def calibrate(records: Sequence[dict]) -> Calibration:
     counted = [record | {"value": record["value"] or 0.0} for record in records]  # failed: wrong
     answered = [record for record in records if record["value"] is not None]
     orders = [(record["id"], order) for record in answered for order in record["orders"]]
-    errors = [order["error"] for record in records for order in record["orders"] if order["error"]]
+    errors = []
+    for record in records:
+        errors += [(record["id"], order["error"]) for order in record["orders"] if order["error"]]
     content, failed = {}, {}
     for code in sorted({record["language"] for record in records}):
         reading = [r for r in counted if r["language"] == code and r["kind"] not in FORM]
@@ -142,8 +144,8 @@ def calibrate(records: Sequence[dict]) -> Calibration:
         positions=positions(records),
         by_kind=by_group(counted, "kind"),
         failed=failed,
-        cut=sum(any(o["error"] == CUT for o in record["orders"]) for record in records),
-        error=errors[0] if errors else None,
+        cut=len({id for id, error in errors if error == CUT}),
+        error=errors[0][1] if errors else None,
         values=[],
     )
     found.values.extend(record["value"] for record in found.believed(answered))

@@ -257,8 +257,9 @@ async def compare(
     """The judge's calibration, and for every pair of models its verdict records, in which the
     second is the one that wins or loses."""
     pairs = labelled_pairs(items)
-    good, bad = ([pair[side] for pair in pairs] for side in ("answer_good", "answer_bad"))
-    answers = {model.name: [model.answers[item["id"]] for item in items] for model in models}
+    good = [pair["answer_good"] for pair in pairs]
+    bad = [pair["answer_bad"] for pair in pairs]
+    answers = {model.name: in_order(model, items) for model in models}
     met = list(itertools.combinations(answers, 2))
     cost = judged.estimate(pairs, good, bad)
     cost += sum(judged.estimate(items, answers[b], answers[a]) for a, b in met)
@@ -267,6 +268,11 @@ async def compare(
     gate = calibration.calibrate(await judged.compare(pairs, good, bad))
     print(f"\n{gate}\n")
     return gate, {(a, b): await judged.compare(items, answers[b], answers[a]) for a, b in met}
+
+
+def in_order(model: Model, items: Sequence[dict]) -> list:
+    """A model's answers, as the items stand."""
+    return [model.answers[item["id"]] for item in items]
 
 
 def told(gate: Calibration, verdicts: dict[tuple[str, str], list[dict]]) -> str:
@@ -294,7 +300,7 @@ def write_reports(
     said = " ".join([f"right in {gate.accuracy.short} of its verdicts.", *gate.closed.values()])
     written = []
     for (a, b), records in verdicts.items():
-        both = ([known[name].answers[item["id"]] for item in items] for name in (a, b))
+        both = (in_order(known[a], items), in_order(known[b], items))
         facts = {
             "run": "comparison",
             "names": (a, b),

@@ -136,9 +136,8 @@ def spread_figure(records: Sequence[dict], longer: Sequence[float]):
     import numpy as np
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.0))
-    nudge = np.random.default_rng(0).uniform(
-        -0.04, 0.04, len(records)
-    )  # points on one another would hide how many they are
+    # Points on one another would hide how many they are
+    nudge = np.random.default_rng(0).uniform(-0.04, 0.04, len(records))
     for record, gap, shift in zip(records, longer, nudge, strict=True):
         if record["value"] is not None:
             left.plot(

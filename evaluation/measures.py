@@ -83,7 +83,10 @@ def reference_losses(
 
 def cut_share(answers: Sequence[Sequence[Answer]]) -> float:
     """Share of answers of which a turn was cut off at the limit of tokens."""
-    return _mean(not all(turn.stopped for turn in turns) for turns in answers)
+    whole = 0
+    for turns in answers:
+        whole += all(turn.stopped for turn in turns)
+    return 1 - whole / len(answers)
 
 
 def beside(answers: Sequence[Answer], items: Sequence[dict]) -> dict[str, float]:
@@ -170,4 +173,9 @@ def _stems(text: str) -> set[str]:
     import similarity
 
     words = similarity.tokenize(text)
-    return {word[: 5 if word.isascii() else 2] for word in words if len(word) > 1}
+    stems = set()
+    for word in words:
+        if len(word) > 1:
+            kept = 5 if word.isascii() else 2
+            stems.add(word[:kept])
+    return stems

@@ -71,17 +71,17 @@ def _writer(chosen, model, tokenizer, stop, folder, decoding: Decoding) -> gener
 
 def texts(answered: Answers) -> tuple[list[list[str]], list[list[str]]]:
     """`(base, tuned)`: the text of every turn, as a judge reads it."""
-    base, tuned = ([[turn.text for turn in turns] for turns in answered[name]] for name in MODELS)
-    return base, tuned
+    return generation.texts(answered["base"]), generation.texts(answered["tuned"])
 
 
 def lengths(answered: Answers) -> pd.DataFrame:
     """Tokens of the answers, all turns together: a row a prompt, a column a model."""
     import pandas as pd
 
-    table = {}
+    table: dict[str, list[int]] = {name: [] for name in MODELS}
     for name in MODELS:
-        table[name] = [sum(turn.tokens for turn in turns) for turns in answered[name]]
+        for turns in answered[name]:
+            table[name].append(sum(turn.tokens for turn in turns))
     return pd.DataFrame(table)
 
 
@@ -92,8 +92,8 @@ def scores(verdicts: Sequence[dict]) -> pd.DataFrame:
     """The judge's scores from 1 to 10: a row a prompt, a column a model; empty where it failed."""
     import pandas as pd
 
-    table = {name: [verdict["scores"][name] for verdict in verdicts] for name in MODELS}
-    return pd.DataFrame(table).astype(float)
+    given = [verdict["scores"] for verdict in verdicts]
+    return pd.DataFrame(given, columns=list(MODELS)).astype(float)
 
 
 def by_group(verdicts: Sequence[dict]) -> pd.DataFrame:

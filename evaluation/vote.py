@@ -33,12 +33,8 @@ from llm.journal import Journal
 from utils import CourseError
 
 TIE = "tie"
-JUDGED = {
-    Outcome.WIN: "tuned",
-    Outcome.LOSS: "base",
-    Outcome.TIE: TIE,
-    Outcome.INCONSISTENT: TIE,
-}  # a failed verdict is no vote
+# A failed verdict is no vote
+JUDGED = {Outcome.WIN: "tuned", Outcome.LOSS: "base", Outcome.TIE: TIE, Outcome.INCONSISTENT: TIE}
 
 
 # --- the pairs ------------------------------------------------------------------------------------
@@ -243,13 +239,14 @@ def result(ballot: Ballot, folder: Path) -> str:
 
 # --- the page -------------------------------------------------------------------------------------
 
+# The report's style, so that both pages look alike
 CSS = (
     pages.CSS
     + """
 form { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
   margin: 1rem 0; }
 """
-)  # the report's style, so that both pages look alike
+)
 
 
 def page(ballot: Ballot) -> str:

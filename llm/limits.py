@@ -142,9 +142,14 @@ class Limits:
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Read what an answer says about the limits; an empty mapping where there was no answer."""
-        now, kinds = time.monotonic(), ("limit", "remaining", "reset")
+        now = time.monotonic()
         for limit, name in ((self.requests, "requests"), (self.tokens, "tokens")):
-            limit.learn(*(headers.get(f"x-ratelimit-{kind}-{name}") for kind in kinds), now)
+            limit.learn(
+                headers.get(f"x-ratelimit-limit-{name}"),
+                headers.get(f"x-ratelimit-remaining-{name}"),
+                headers.get(f"x-ratelimit-reset-{name}"),
+                now,
+            )
         self._told = True
         self._heard.set()
 

@@ -12,8 +12,8 @@ import re
 from datetime import date
 
 # Dollars per million tokens: input, cached input, output, as several price tables that quote
-# OpenAI's agree in 2026-11. From gpt-5.6 on, OpenAI takes a quarter more for a prompt that it writes
-# to its cache, by itself: gpt-6-luna's input is $0.10, and is booked as if all of it were written.
+# OpenAI's agree in 2026-11. From gpt-5.6 on, a prompt that OpenAI writes to its cache, as it does
+# by itself, costs a quarter more: gpt-6-luna's input is $0.10, booked as if all were written.
 PRICES = {
     "gpt-4o": (2.50, 1.25, 10.00),
     "gpt-4o-mini": (0.15, 0.075, 0.60),

@@ -122,9 +122,8 @@ def map_figure(rows: list[dict], vectors: np.ndarray, clusters: int = 8):
         own = np.array([row["language"] == language for row in rows])
         x, y = points[own].T
         axes.scatter(x, y, c=labels[own], cmap="tab10", vmin=0, vmax=9, s=14, marker=marker)
-        axes.scatter(
-            [], [], color="#777777", s=14, marker=marker, label=language
-        )  # in the legend a colour would mean a cluster
+        # In the legend a colour would mean a cluster
+        axes.scatter([], [], color="#777777", s=14, marker=marker, label=language)
     for cluster in range(clusters):
         inside = labels == cluster
         name = Counter(

@@ -30,14 +30,8 @@ import similarity
 import utils
 from utils import CourseError
 
-SOURCES = (
-    "encyc",
-    "kin",
-    "webkr",
-    "blog",
-    "news",
-    "cafearticle",
-)  # encyclopedia, Q&A, web pages, blogs, news, forum posts
+# Encyclopedia, Q&A, web pages, blogs, news, forum posts
+SOURCES = ("encyc", "kin", "webkr", "blog", "news", "cafearticle")
 
 
 @dataclass(frozen=True)
@@ -124,11 +118,8 @@ def search(
             "change count or start."
         )
     service, headers = _service()
-    params = {
-        "query": query,
-        "display": count,
-        "start": start,
-    }  # no `sort`: by relevance, which is all that encyc and webkr know
+    # No `sort`: by relevance, which is all that encyc and webkr know
+    params = {"query": query, "display": count, "start": start}
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Passing),
         stop=tenacity.stop_after_attempt(attempts),
@@ -140,9 +131,8 @@ def search(
         session.headers.update(headers)
         for source in sources:
             for item in retrying(_items, session, service, source, params, timeout):
-                if passage := _passage(
-                    item, source
-                ):  # http or https, with or without an anchor: the same page
+                # "http" or "https", with or without an anchor: the same page
+                if passage := _passage(item, source):
                     pages.setdefault(re.sub(r"^https?://|/?(#.*)?$", "", passage.url), passage)
     return list(pages.values())
 

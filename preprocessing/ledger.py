@@ -187,9 +187,8 @@ class Ledger:
         if len(self.kept) < least:
             worst = max(self.stages, key=lambda stage: len(self.rejected(stage)), default="nothing")
             advice = "raise REQUESTS"
-            if worst == "malformed reply" and self.rejected(
-                worst
-            ):  # more of them would be paid for nothing
+            # More of them would be paid for nothing
+            if worst == "malformed reply" and self.rejected(worst):
                 advice = "set another REPLY_FORMAT or TEACHER"
             raise utils.CourseError(
                 f"Only {len(self.kept)} of {len(self.rows)} rows are left and {least} are needed "

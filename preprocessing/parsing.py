@@ -28,9 +28,8 @@ BETWEEN = re.compile(  # "### 2." belongs to no record
 )
 NOTHING = re.compile(rf"^\W*({prompts.either(prompts.words('nothing'))}|)\W*$", re.I)
 NUMBERED = re.compile(r"^[\s>*#\-]*\d+\s*[.)]\**\s+(.*)$")
-CLOSING = re.compile(
-    r"(?<=\n)```[ \t]*(?:\n|\Z)"
-)  # a fence that opens nothing, on a line of its own
+# A fence that opens nothing, on a line of its own
+CLOSING = re.compile(r"(?<=\n)```[ \t]*(?:\n|\Z)")
 LABELLED = re.compile(r"^[\s>*#\-]*(?:\d+\s*[.)]|[^\n:：]{1,24}[:：][ \t]*\S)", re.M)
 FAREWELL = re.compile(
     rf"\n\s*\n[\s*_>-]*(?:{prompts.either(prompts.words('farewell'))})[^\n]*\s*\Z", re.I

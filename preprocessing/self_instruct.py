@@ -106,10 +106,8 @@ def load_seeds(
     else:
         seeds = utils.read_jsonl(utils.DATA / "seed_tasks.jsonl", SEED_FIELDS)
     chosen = [seed for seed in seeds if not categories or seed["category"] in categories]
-    listed = ", ".join(
-        f"{category} {count}"
-        for category, count in Counter(seed["category"] for seed in seeds).most_common()
-    )
+    counted = Counter([seed["category"] for seed in seeds]).most_common()
+    listed = ", ".join(f"{category} {count}" for category, count in counted)
     where = source or "data/seed_tasks.jsonl"
     if absent := sorted(set(categories) - {seed["category"] for seed in seeds}):
         raise utils.CourseError(

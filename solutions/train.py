@@ -261,9 +261,8 @@ def shortest(rows: list[dict], count: int) -> list[dict]:
 
 def main() -> None:
     chosen = settings.resolve({"RUN": "solutions", "DATA": "shipped"})
-    train, held_out = sft.split(
-        shortest(data.training_rows(chosen), 44), 24, chosen.seed
-    )  # so that a pass takes about a minute
+    # So that a pass takes about a minute
+    train, held_out = sft.split(shortest(data.training_rows(chosen), 44), 24, chosen.seed)
     common = (chosen.base_model, train, held_out, chosen.folder)
     for number in map(int, sys.argv[1:] or "123"):
         print(

@@ -3,7 +3,12 @@ not."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
 
 import arrows
 import pytest
@@ -50,3 +55,59 @@ def test_programs_start_themselves_as_modules():
         for path in (utils.ROOT / folder).glob("*.py"):
             text = path.read_text(encoding="utf-8")
             assert not re.search(r"sys\.executable,\s*(?:str\()?__file__", text), path.name
+
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def hard_to_read(text: str) -> Iterator[tuple[int, str]]:
+    """`(line, what)` of a module: what a reader has to read twice."""
+    for node in ast.walk(ast.parse(text)):
+        within = list(ast.walk(node))[1:]
+        if isinstance(node, COMPREHENSIONS) and any(isinstance(n, COMPREHENSIONS) for n in within):
+            yield node.lineno, "a comprehension in a comprehension: a loop, or two statements"
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Lambda):
+            yield node.lineno, "a lambda with a name: use def"
+        if isinstance(node, ast.Subscript) and any(
+            isinstance(inner, ast.IfExp) for inner in ast.walk(node.slice)
+        ):
+            yield node.lineno, "a conditional in a subscript: name the index first"
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            before = lines[token.start[0] - 1][: token.start[1]].strip()
+            if before and not before.strip(")]}:,"):
+                yield token.start[0], "a comment behind a closing bracket: put it above"
+
+
+STILL = ("scale/", "rouge.py")  # being rewritten
+
+
+def test_code_is_written_to_be_read_once():
+    found = []
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=utils.ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.split():
+        if not name.startswith(("tests/", *STILL)):
+            text = (utils.ROOT / name).read_text(encoding="utf-8")
+            found += [f"{name}:{line}: {what}" for line, what in hard_to_read(text)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("a = [[x for x in y] for y in z]", "comprehension"),
+        ("a = {k: sum(x for x in y) for k, y in z}", "comprehension"),
+        ("def f():\n    g = lambda: 1", "lambda"),
+        ("g: object = lambda: 1", "lambda"),
+        ("a[: 5 if b else 2]", "conditional"),
+        ("a = (\n    1\n)  # one", "comment"),
+        ("if f(\n    1\n):  # one\n    pass", "comment"),
+    ],
+)
+def test_what_is_read_twice_is_found(line, what):
+    assert [what in said for _, said in hard_to_read(line)] == [True]
+    for plain in ("a = [x for x in y]", "f(lambda: 1)", "a[5] if b else 2", "f(1)  # one"):
+        assert not list(hard_to_read(plain))

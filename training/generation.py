@@ -325,6 +325,14 @@ def converse(writer: Writer, items: Sequence[dict], adapter: bool) -> list[list[
     return said
 
 
+def texts(answers: Sequence[Sequence[Answer]]) -> list[list[str]]:
+    """The text of every turn, as a judge reads it."""
+    read = []
+    for turns in answers:
+        read.append([turn.text for turn in turns])
+    return read
+
+
 # --- the file of answers --------------------------------------------------------------------------
 
 

@@ -51,9 +51,10 @@ def _frozen_head():
             )
             for start in range(0, len(hidden), chunk):
                 rows, target = slice(start, start + chunk), targets[start : start + chunk, None]
+                # (chunk, vocabulary)
                 torch.mm(
                     hidden[rows].to(weight.dtype), weight.T, out=(product := made[: len(target)])
-                )  # (chunk, vocabulary)
+                )
                 if bias is not None:
                     product += bias
                 logits = exact[: len(target)]
@@ -67,9 +68,8 @@ def _frozen_head():
                 if not ctx.needs_input_grad[0]:
                     continue
                 error = logits.div_(sums)  # softmax, in the memory of the logits
-                error.scatter_add_(
-                    -1, target, torch.full_like(sums, -1.0)
-                )  # minus the one-hot target
+                # Minus the one-hot target
+                error.scatter_add_(-1, target, torch.full_like(sums, -1.0))
                 gradient[rows] = (error if slope is None else error.mul_(slope)).to(
                     weight.dtype
                 ) @ weight
@@ -203,9 +203,8 @@ def full_logits_loss(model, input_ids, labels, **kwargs):
     logits = model(
         input_ids=input_ids, use_cache=False, **kwargs
     ).logits.float()  # (batch, length, vocabulary)
-    targets = F.pad(
-        labels[:, 1:], (0, 1), value=IGNORED
-    )  # shifted here, because a shifted view of the logits would be copied
+    # Shifted here, because a shifted view of the logits would be copied
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     return F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     ), (targets != IGNORED).sum()
@@ -327,10 +326,8 @@ def keeps_rows_apart(model, rows: list[dict]) -> bool:
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    two = [
-        {name: example[name] for name in ("input_ids", "labels")}
-        for example in sorted(rows, key=lambda example: len(example["input_ids"]))[:2]
-    ]
+    shortest = sorted(rows, key=lambda example: len(example["input_ids"]))[:2]
+    two = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in shortest]
     packed = dict(DataCollatorForLanguageModeling(0, padding_free=True)(two))
     packed = {
         name: value.to(model.device) if torch.is_tensor(value) else value

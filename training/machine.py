@@ -166,9 +166,8 @@ def free_gb(device: Device) -> float:
         import torch
 
         free, _ = torch.cuda.mem_get_info()
-        return (free + torch.cuda.memory_reserved()) / 1e9 + BASELINE_GB[
-            "cuda"
-        ]  # the context is up, and is in the prediction too
+        # The context is up, and is in the prediction too
+        return (free + torch.cuda.memory_reserved()) / 1e9 + BASELINE_GB["cuda"]
     import psutil
 
     own = psutil.Process().memory_info()

