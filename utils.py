@@ -412,6 +412,8 @@ def _disk_error(path: Path, error: Exception) -> int | None:
     Rust's libraries (safetensors) write it into their message. torch's archives and Pillow leave it
     out, so that the disk itself is asked.
     """
+    if isinstance(error, TimeoutError):  # an OSError too: another holds the lock
+        return None
     if isinstance(error, OSError) and error.errno:
         return error.errno
     if named := re.search(r"\(os error (\d+)\)", str(error)):
