@@ -6,7 +6,7 @@ Both trainings see the same number of shipped rows, once plain ones only and onc
 shares. HELD conversations and HELD long rows are kept from both; the tuned models are asked
 those and the evaluation's own, and their answers are counted. Each condition is written to
 benchmarks/results/kinds_effect.json when it is done, and what is there is not done again.
-train.ipynb draws that file with `figure()`.
+An hour a condition on one core of a laptop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import settings
 import utils
-from evaluation import figures, measures
+from evaluation import measures
 from training import chat, generation, machine, sft, student
 
 RESULTS = Path(__file__).parent / "results" / "kinds_effect.json"
@@ -159,14 +159,6 @@ def table() -> str:
 
 def conditions() -> dict:
     return utils.read_json(RESULTS).get("conditions", {})
-
-
-def figure():
-    """The committed conditions, drawn like the evaluation's own answers."""
-    measured = conditions()
-    lengths = {name: {"long": measured[name]["lengths"]["long"]} for name in measured}
-    recalls = {name: measured[name]["recall"] for name in measured}
-    return figures.reach_figure(lengths, recalls)
 
 
 if __name__ == "__main__":
