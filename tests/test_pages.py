@@ -123,7 +123,7 @@ def test_both_readmes_have_the_same_commands_links_and_sections(folder):
             ],
             lambda page: sorted(
                 {
-                    re.sub(r"#.*|\.ko(?=\.(?:svg|ipynb|md))", "", link)
+                    re.sub(r"#.*|\bko/|\.ko(?=\.(?:svg|png|ipynb|md))", "", link)
                     for link in re.findall(r"\]\(([^)]+)\)", page)
                 }
                 - set(READMES)

@@ -1,6 +1,7 @@
 """`run.py`: the whole course in its smoke profile, then what happens when something is wrong."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -93,7 +94,7 @@ def test_rows_say_who_made_them(smoke):
 @pytest.mark.slow
 def test_self_instruct_as_text_in_one_domain_and_language():
     """The other branch of every setting of preprocess.ipynb: three steps instead of one, plain
-    text, Korean housing only."""
+    text, Korean housing only. And all three notebooks for a Korean reader."""
     import shutil
 
     name = f"test-housing-{os.getpid()}"
@@ -111,8 +112,6 @@ def test_self_instruct_as_text_in_one_domain_and_language():
         name,
         "--language",
         "ko",
-        "--only",
-        "preprocess",
         **environment,
     )
     folder = utils.ROOT / "runs" / name
@@ -129,6 +128,9 @@ def test_self_instruct_as_text_in_one_domain_and_language():
         assert (
             "by the method 'self-instruct'" in done.stdout and "All checks passed." in done.stdout
         )
+        assert re.search("[가-힣]", utils.read_json(folder / "results.json")["headline"])
+        for page in ("report.html", "ledger.html"):
+            assert '<html lang="ko">' in (folder / page).read_text(encoding="utf-8")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

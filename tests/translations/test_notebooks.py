@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import nbformat
@@ -86,3 +87,23 @@ def test_korean_has_one_word_a_term_and_one_register(wrong):
         where for where, text in korean_texts().items() if re.search(wrong, text, re.MULTILINE)
     ]
     assert not found, f"write {WORDS[wrong]}: {found}"
+
+
+@pytest.mark.parametrize("name", settings.NOTEBOOKS)
+def test_every_figure_of_a_korean_notebook_is_korean(name):
+    """`make outputs` takes the twins from the same run as the English figures."""
+    korean = nbformat.read(build.korean_path(name), as_version=4)
+    drawn = 0
+    for cell in korean.cells:
+        figure = build.FIGURE.search(cell.source) if cell.cell_type == "code" else None
+        images = [one for one in cell.get("outputs", []) if "image/png" in one.get("data", {})]
+        if figure and images:
+            twin = build.FIGURES / f"{figure[1]}.ko.png"
+            assert twin.exists(), f"{cell.id}: no Korean twin, run `make outputs`"
+            assert (
+                images[0].data["image/png"].strip() == base64.b64encode(twin.read_bytes()).decode()
+            )
+            drawn += 1
+        else:
+            assert not images, f"{cell.id}: shown without `utils.show`, so it has no Korean twin"
+    assert drawn
