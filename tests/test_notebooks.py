@@ -72,7 +72,7 @@ def test_outputs_are_there_clean_and_small(name):
         and "widgets" not in BOOKS[name].metadata
     )
     assert not any("widget" in key for output in outputs for key in output.get("data", {}))
-    assert len(json.dumps(outputs)) <= 100_000
+    assert len(json.dumps(outputs)) <= 125_000
 
 
 @EVERY

@@ -184,6 +184,7 @@ COMES_WITH = {
 }  # a requirement needs them itself
 OPTIONAL = {
     "IPython",  # there wherever a notebook runs
+    "llama_cpp",
     "google",
     "kaggle_secrets",
     "flash_attn",
