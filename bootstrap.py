@@ -21,7 +21,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import pages
 import settings
 import utils
 from llm import models
@@ -62,6 +61,8 @@ def start(chosen: Settings) -> None:
         from rehearsal import stand_ins  # a real model never meets this line
 
         chosen.rehearsal_url = stand_ins.start()
+    import pages  # needs packages that are installed by now
+
     utils.figure_style()
     pages.translate_tables()
     utils.seed_everything(chosen.seed)

@@ -179,3 +179,11 @@ def judged_by():
     yield start
     for server in servers:
         server.should_exit = True
+
+
+@pytest.fixture(autouse=True)
+def english_reader(monkeypatch):
+    """Whatever language a test before this one was answered in."""
+    import utils
+
+    monkeypatch.setattr(utils, "_reader", "en")

@@ -1,7 +1,6 @@
 """`run.py`: the whole course in its smoke profile, then what happens when something is wrong."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -94,7 +93,7 @@ def test_rows_say_who_made_them(smoke):
 @pytest.mark.slow
 def test_self_instruct_as_text_in_one_domain_and_language():
     """The other branch of every setting of preprocess.ipynb: three steps instead of one, plain
-    text, Korean housing only. And all three notebooks for a Korean reader."""
+    text, Korean housing only."""
     import shutil
 
     name = f"test-housing-{os.getpid()}"
@@ -112,6 +111,8 @@ def test_self_instruct_as_text_in_one_domain_and_language():
         name,
         "--language",
         "ko",
+        "--only",
+        "preprocess",
         **environment,
     )
     folder = utils.ROOT / "runs" / name
@@ -128,9 +129,7 @@ def test_self_instruct_as_text_in_one_domain_and_language():
         assert (
             "by the method 'self-instruct'" in done.stdout and "All checks passed." in done.stdout
         )
-        assert re.search("[가-힣]", utils.read_json(folder / "results.json")["headline"])
-        for page in ("report.html", "ledger.html"):
-            assert '<html lang="ko">' in (folder / page).read_text(encoding="utf-8")
+        assert '<html lang="ko">' in (folder / "ledger.html").read_text(encoding="utf-8")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -72,7 +72,7 @@ def test_training_tokens_are_those_of_the_notebook():
     assert int(tokens.replace(",", "")) / int(rows) == pytest.approx(
         A.row_tokens + A.template_tokens, rel=0.1
     )
-    assert int(learnt) / 100 == pytest.approx(A.trained_share, abs=0.02)
+    assert int(learnt) / 100 == pytest.approx(A.trained_share, abs=0.03)
 
 
 def test_seconds_of_the_exact_filter_are_those_of_the_readme():
