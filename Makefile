@@ -11,7 +11,8 @@ run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, in
 	$(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.ready ## run the tests, two files at a time
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	# one thread each: two processes that both compute on two cores would wait for each other at every step
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
 	HF_HUB_OFFLINE=1 $(VENV)/scale/bin/python -m pytest tests/scale $(ARGS)

@@ -286,7 +286,7 @@ class _Join:
     def compare(self, rows: np.ndarray, pool: _Texts, of: int = 0) -> None:
         """Find the best match of each row in a pool of kept texts (the rest of `of` was
         rejected)."""
-        if not len(pool):
+        if not len(pool) or not len(rows):
             return
         pool = pool.sorted()
 

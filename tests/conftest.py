@@ -1,6 +1,7 @@
 """Fixtures that several test files share. Everything runs offline; the packaged student is
 converted once and cached."""
 
+import datetime
 import os
 import sys
 from pathlib import Path
@@ -187,3 +188,11 @@ def english_reader(monkeypatch):
     import utils
 
     monkeypatch.setattr(utils, "_reader", "en")
+
+
+@pytest.fixture(autouse=True)
+def a_held_day():
+    """Whatever day a run before this one has told the templates, if anything has loaded them."""
+    chat = sys.modules.get("training.chat")
+    if chat:
+        chat.hold_date(datetime.date(2026, 1, 1))

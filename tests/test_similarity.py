@@ -380,6 +380,18 @@ def test_empty_texts_are_not_duplicates():
     assert similarity.rouge_l_duplicates(["", "", "!?"]).kept == [0, 1, 2]
 
 
+@pytest.mark.parametrize("nothing", [[], [""], ["?", " "]])
+def test_a_batch_of_which_nothing_is_left_is_added_to_what_there_is(nothing):
+    """A teacher whose rows were all rejected by a rule leaves an empty batch behind."""
+    index = rouge.RougeLIndex()
+    assert index.add(nothing) == [None] * len(nothing)
+    assert index.add(["전세와 월세의 차이를 설명해 주세요."]) == [None]
+    assert index.add(nothing) == [None] * len(nothing)
+    (again,) = index.add(["전세와 월세의 차이를 설명해 주세요."])
+    assert again.index == len(nothing) and again.score == 1
+    assert [len(found) for found in index.most_similar(nothing)] == [1] * len(nothing)
+
+
 # --- embeddings
 
 

@@ -129,7 +129,7 @@ def test_a_stop_token_that_pretraining_never_saw_is_not_learnt(base, short, tmp_
         tmp_path,
         device=SEEN,
         learning_rate=1e-2,
-        num_train_epochs=3,
+        num_train_epochs=6,
         **UNWATCHED,
     )
     known, unknown = found["eos"], found["turn_end"]

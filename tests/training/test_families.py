@@ -165,20 +165,17 @@ def test_a_run_is_told_another_day_in_training_than_in_conversation(tmp_path, co
     folder = tiny_models.build(tmp_path / "model", "llama 3.2: writes today's date")
     chosen = settings.resolve({"RUN": "dated"})
     assert chosen.date == datetime.date.today()
-    try:
-        chat.hold_date(datetime.date(2027, 12, 25))
-        record.Job(chosen, cpu(), peft.LoraConfig(), {}, [], [])
-        chat.hold_date(datetime.date(2028, 1, 1))
-        record.Job(chosen, cpu(), peft.LoraConfig(), {}, [], [])
-        chat.hold_date(settings.resolve({"RUN": "dated"}).date)
-        tokenizer = student.load_tokenizer(str(folder))
-        assert "Today: 25 Dec 2027" in chat.chat_prompt("전세가 뭐예요?", tokenizer)
-        tokenizer.save_pretrained(tmp_path / "saved")  # as beside the adapter, and in a GGUF file
-        chat.hold_date(datetime.date(2028, 1, 1))
-        saved = student.load_tokenizer(str(tmp_path / "saved"))
-        assert "Today: 25 Dec 2027" in chat.chat_prompt("전세가 뭐예요?", saved)
-    finally:
-        chat.hold_date(datetime.date(2026, 1, 1))
+    chat.hold_date(datetime.date(2027, 12, 25))
+    record.Job(chosen, cpu(), peft.LoraConfig(), {}, [], [])
+    chat.hold_date(datetime.date(2028, 1, 1))
+    record.Job(chosen, cpu(), peft.LoraConfig(), {}, [], [])
+    chat.hold_date(settings.resolve({"RUN": "dated"}).date)
+    tokenizer = student.load_tokenizer(str(folder))
+    assert "Today: 25 Dec 2027" in chat.chat_prompt("전세가 뭐예요?", tokenizer)
+    tokenizer.save_pretrained(tmp_path / "saved")  # as beside the adapter, and in a GGUF file
+    chat.hold_date(datetime.date(2028, 1, 1))
+    saved = student.load_tokenizer(str(tmp_path / "saved"))
+    assert "Today: 25 Dec 2027" in chat.chat_prompt("전세가 뭐예요?", saved)
 
 
 def test_every_format_of_a_date_is_filled_in(tmp_path):

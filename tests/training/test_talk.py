@@ -36,7 +36,8 @@ def test_the_stream_says_something_else_than_the_evaluation(speaking, trained, t
         expected = generation.Transformers(model, tokenizer, stop, generation.Decoding(8))
         pieces = list(speaking.ask(text, who))
         (first,) = expected.answers([text], adapter=who == "tuned")
-        assert "".join(pieces).strip() == first.text and len(pieces) > 1
+        assert "".join(pieces).strip() == first.text
+        assert len(pieces) > 1 or len(first.text.split()) == 1, "words come as they are said"
         assert "\ufffd" not in "".join(pieces)
         asked = [
             {"role": "user", "content": text},
