@@ -118,9 +118,8 @@ class Prediction:
         """
         size = 4 if self.device.dtype == "float32" else 2
         linear = self.of.linear * (NF4_BYTES if self.quantize else size)
-        # For each pair of tokens; SDPA keeps none
-        capped = EAGER_BYTES * self.of.heads if self.device.attention == "eager" else 0
-        layer = kept_bytes(self.of, self.rank, self.device.dtype) + capped * self.length
+        pair = self.pair_bytes
+        layer = kept_bytes(self.of, self.rank, self.device.dtype) + pair * self.length
         if self.loss == "full":
             # Logits, in float32 their softmax and its gradient, and that as 16 bits
             head = self.tokens * self.of.vocabulary * 12
@@ -139,7 +138,7 @@ class Prediction:
         slow = self.device.name == "cpu" and size == 2
         head += self.head_layout if slow else 0
         # One layer, and its widest gradients
-        again = self.tokens * (layer + capped * self.length + 3 * size * self.of.feed_forward)
+        again = self.tokens * (layer + pair * self.length + 3 * size * self.of.feed_forward)
         kept = (
             self.of.layers * self.tokens * (size * self.of.hidden if self.checkpointing else layer)
         )
@@ -158,6 +157,16 @@ class Prediction:
             | ({"kernels": KERNELS_GB} if slow else {})
             | max(step, between, key=lambda part: sum(part.values()))
         )
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes that a layer keeps for each pair of tokens: the capped scores of eager attention,
+        or on a CPU the mask, which SDPA turns into numbers for each layer anew."""
+        if self.device.attention == "eager":
+            return EAGER_BYTES * self.of.heads
+        if self.device.name == "cpu":
+            return 4 if self.device.dtype == "float32" else 2
+        return 0
 
     @property
     def head_layout(self) -> int:

@@ -241,6 +241,30 @@ def count_steps(rows: int, training_settings: dict) -> int:
     return math.ceil(each * training_settings["num_train_epochs"])
 
 
+def fullest_batch(lengths: list[int], training_settings: dict) -> int:
+    """Tokens of the fullest batch that a training on one device will see, padding included: what
+    its memory depends on. Rows are shuffled by the seed alone, so the batches are known before it
+    starts, and the longest rows hardly ever meet in one.
+
+    Args:
+        lengths: tokens of each row, in the order of the training set.
+        training_settings: as SFTConfig takes them.
+    """
+    import torch
+
+    size = training_settings["per_device_train_batch_size"]
+    fullest = 0
+    for epoch in range(math.ceil(training_settings["num_train_epochs"])):
+        # as accelerate's SeedableRandomSampler orders them
+        generator = torch.Generator().manual_seed(training_settings["seed"] + epoch)
+        shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+        for start in range(0, len(shuffled), size):
+            batch = [lengths[row] for row in shuffled[start : start + size]]
+            packed = training_settings["padding_free"]
+            fullest = max(fullest, sum(batch) if packed else len(batch) * max(batch))
+    return fullest
+
+
 def plumbing(output: Path, steps: int, report_to: str) -> dict:
     """The arguments of SFTConfig that say nothing about learning: log twelve times, evaluate and
     save three times, keep the best."""

@@ -1105,6 +1105,39 @@ def test_a_limit_of_minus_one_is_no_limit():
     assert sft.count_steps(300, {**chosen, "max_steps": 4}) == 4
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_fullest_batch_is_known_before_training(folder, tmp_path, packed):
+    """The prediction of memory rests on the order in which accelerate shuffles: on what the real
+    trainer is given, in both passes."""
+    made, _, _, encoded = tiny_models.trainer(
+        folder,
+        tmp_path,
+        padding_free=packed,
+        max_steps=-1,
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+    )
+    seen, step = [], made.training_step
+
+    def watched(model, inputs, *arguments, **named):
+        seen.append(inputs["input_ids"].numel())
+        return step(model, inputs, *arguments, **named)
+
+    made.training_step = watched
+    made.train()
+    lengths = [len(row["input_ids"]) for row in encoded]
+    chosen = {
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "padding_free": packed,
+        "seed": made.args.seed,
+    }
+    assert len(seen) == 2 * -(-len(encoded) // 2) and len(set(seen)) > 1
+    assert sft.fullest_batch(lengths, chosen) == max(seen)
+    one_pass = seen[: len(seen) // 2]
+    assert sft.fullest_batch(lengths, chosen | {"num_train_epochs": 1}) == max(one_pass)
+
+
 def test_pickled_weights_are_never_read(folder, tmp_path):
     """A .bin file runs what it likes when it is opened; a stranger's model may be such a file."""
     copy = tmp_path / "pickled"
