@@ -64,6 +64,7 @@ def start(chosen: Settings) -> None:
     import pages  # needs packages that are installed by now
 
     utils.figure_style()
+    utils.print_to_reader()
     pages.translate_tables()
     utils.seed_everything(chosen.seed)
     chat.hold_date(chosen.date)

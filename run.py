@@ -54,6 +54,7 @@ def main() -> int:
     try:
         chosen = settings.resolve({})
         folder = chosen.folder
+        utils.print_to_reader()
         print(chosen)
         models.warn_of_retirement(chosen.speakers)
         print(flush=True)
@@ -330,14 +331,14 @@ def report(folder, seconds: float, peak: float) -> None:
     console = Console(width=110)
     results = utils.read_json(folder / "results.json")
     if results:
-        table = Table(
-            title=f"{results['base_model']}, judged by {results['judge']}", title_justify="left"
-        )
+        judge = utils.translated(results["judge"])
+        title = utils.translated(f"{results['base_model']}, judged by {judge}")
+        table = Table(title=title, title_justify="left")
         for column in ("", "base", "tuned"):
-            table.add_column(column)
+            table.add_column(utils.translated(column))
         before, after = results["held_out"]["before"], results["held_out"]["after"]
         table.add_row(
-            "held-out loss, nats per token",
+            utils.translated("held-out loss, nats per token"),
             f"{before['loss']:.3f}",
             f"{after['loss']:.3f} ({after['loss'] / before['loss'] - 1:+.1%})",
         )
@@ -346,31 +347,27 @@ def report(folder, seconds: float, peak: float) -> None:
             if any(word in measure for word in ("loss", "ROUGE", "similarity")):
                 form = ".3f"
             base, tuned = (results["measures"][side][measure] for side in ("base", "tuned"))
-            table.add_row(measure, format(base, form), format(tuned, form))
+            table.add_row(utils.translated(measure), format(base, form), format(tuned, form))
         if results["single_scores"]:
             table.add_row(
-                "judge's score, 1 to 10",
+                utils.translated("judge's score, 1 to 10"),
                 *(f"{results['single_scores'][side]:.2f}" for side in ("base", "tuned")),
             )
         console.print(table)
-        console.print(f"{results['headline'][0].upper()}{results['headline'][1:]}", highlight=False)
+        print(f"{results['headline'][0].upper()}{results['headline'][1:]}")
         right, counts = (
             results["calibration"],
             ", ".join(f"{count} {kind}" for kind, count in results["outcomes"].items()),
         )
-        console.print(
+        print(
             f"Outcomes: {counts}. Judge right in both orders on {right['right']} of {right['n']} "
-            "labelled pairs.",
-            highlight=False,
+            "labelled pairs."
         )
-    console.print(
+    print(
         f"\n{seconds / 60:.1f} minutes, peak memory {peak:.1f} GB. Everything lies in "
         f"{utils.short(folder)}/:"
     )
-    console.print(
-        ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))),
-        highlight=False,
-    )
+    print(", ".join(sorted(path.name for path in folder.iterdir() if path.name[0] != ".")))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ statistics. Importing it needs the standard library only.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import functools
@@ -45,6 +46,9 @@ class CourseError(Exception):
 
 # --- the reader's language ------------------------------------------------------------------------
 
+NUMBER = r"[-+$]?\d[\d,.]*%?"
+
+_print = print
 _reader = "en"  # the language of what a run says; that of its rows and prompts is another matter
 
 
@@ -60,30 +64,45 @@ def read_in(language: str) -> None:
 
 
 @functools.cache
-def _messages(language: str) -> list[tuple[re.Pattern, str]]:
-    """`[messages]` of data/languages/<language>.toml: a pattern for each English text, in which the
-    names in braces stand for anything, and its translation. The most particular ones come first."""
+def _messages(language: str, table: str) -> list[tuple[re.Pattern, str]]:
+    """A table of data/languages/<language>.toml: a pattern for each English text, in which names in
+    braces stand for anything (those of one letter: for a number), and its translation. The most
+    particular ones come first."""
     path = DATA / "languages" / f"{language}.toml"
-    known = read_toml(path).get("messages", {}) if path.exists() else {}
+    known = read_toml(path).get(table, {}) if path.exists() else {}
     found = []
     for english in sorted(known, key=len, reverse=True):
         pattern = ""
         for literal, name, _, _ in string.Formatter().parse(english):
-            pattern += re.escape(literal) + (f"(?P<{name}>.+?)" if name else "")
+            pattern += re.escape(literal)
+            if name:
+                anything = NUMBER if len(name) == 1 else ".+?"
+                pattern += f"(?P<{name}>{anything})"
         found.append((re.compile(pattern, re.DOTALL), known[english]))
     return found
 
 
-def translated(text: str, language: str = "") -> str:
+def translated(text: str, language: str = "", table: str = "messages") -> str:
     """What the course says, in the reader's language (or another one), as far as it has the words:
     the code says everything in English, and what is shown is looked up here at the last moment."""
-    for pattern, translation in _messages(language or _reader):
+    for pattern, translation in _messages(language or _reader, table):
         if found := pattern.fullmatch(text):
-            values = {
-                name: translated(value, language) for name, value in found.groupdict().items()
-            }
+            values = found.groupdict()
+            for name in values.keys() - {"text"}:  # a row's text, say, is no word of the course
+                values[name] = translated(values[name], language)
             return translation.format(**values)
     return text
+
+
+def print_to_reader() -> None:
+    """From here on the lines that are printed are looked up too, in `[printed]`."""
+    builtins.print = _print_translated
+
+
+def _print_translated(*values, sep: str | None = " ", **options) -> None:
+    text = (" " if sep is None else sep).join(map(str, values))
+    lines = [translated(line, table="printed") for line in text.split("\n")]
+    _print("\n".join(lines), **options)
 
 
 # --- where am I -----------------------------------------------------------------------------------

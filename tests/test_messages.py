@@ -2,16 +2,21 @@
 stale."""
 
 import ast
+import builtins
 import re
 import string
 
+import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 import prompts
 import settings
 import utils
 
-KOREAN = prompts.LANGUAGES["ko"].messages
+MESSAGES = prompts.LANGUAGES["ko"].messages
+PRINTED = prompts.LANGUAGES["ko"].printed
+KOREAN = MESSAGES | PRINTED
 PLACE = "\0"  # stands for whatever differs
 # Whose sentences of errors a reader meets before anything runs, and whose figures and headlines
 REFUSING = ("settings.py", "utils.py", "bootstrap.py", "llm/endpoint.py")
@@ -19,6 +24,11 @@ DRAWING = (
     *("evaluation/figures.py", "training/sft.py", "preprocessing/curation.py"),
     *("preprocessing/diversity.py", "preprocessing/ledger.py", "benchmarks/sweep.py"),
     "benchmarks/data_effect.py",
+)
+# Whose lines a reader meets in a notebook or in `run.py`
+PRINTING = (
+    *("bootstrap.py", "run.py", "preprocessing/self_instruct.py", "llm/client.py"),
+    *("training/adapter.py", "training/data.py", "training/student.py", "evaluation/judge.py"),
 )
 LABELS = {"title", "xlabel", "ylabel", "label", "suptitle", "set_title", "set_ylabel"}
 
@@ -52,6 +62,12 @@ def has_words(text: str) -> bool:
 KNOWN = {skeleton(text) for text in KOREAN}
 
 
+def in_print(line: str) -> bool:
+    """Is a line, with some number or word in its places, one that is looked up?"""
+    tried = [line.replace(PLACE, "7"), line.replace(PLACE, "word")]
+    return any(utils.translated(one, "ko", "printed") != one for one in tried)
+
+
 @pytest.mark.parametrize("path", REFUSING)
 def test_every_refusal_has_its_korean(path):
     tree = ast.parse((utils.ROOT / path).read_text(encoding="utf-8"))
@@ -82,6 +98,35 @@ def test_every_word_of_a_figure_has_its_korean(path):
             drawn += [of_code(argument) for argument in node.args]
     missing = {text for text in drawn if text and has_words(text.replace(PLACE, ""))} - KNOWN
     assert not missing, "write their Korean under [messages] in data/languages/ko.toml"
+
+
+def lines_printed(code: str) -> set[str]:
+    """What the calls of `print` in some code say, a line each, with the names of its places."""
+    said = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+            parts = [of_code(part) or PLACE for part in node.args]
+            said |= set(" ".join(parts).split("\n"))
+    names = re.compile(f"{PLACE}|ROUGE-L|MB")
+    return {line for line in said if has_words(names.sub("", line))}
+
+
+@pytest.mark.parametrize("path", PRINTING)
+def test_every_line_that_a_module_prints_has_its_korean(path):
+    said = lines_printed((utils.ROOT / path).read_text(encoding="utf-8"))
+    missing = [line for line in said if not in_print(line)]
+    assert not missing, "write their Korean under [printed] in data/languages/ko.toml"
+
+
+@pytest.mark.parametrize("name", settings.NOTEBOOKS)
+def test_every_line_that_a_cell_prints_has_its_korean(name):
+    magic = TransformerManager()
+    said = set()
+    for cell in nbformat.read(utils.ROOT / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            said |= lines_printed(magic.transform_cell(cell.source))
+    missing = [line for line in said if not in_print(line)]
+    assert not missing, "write their Korean under [printed] in data/languages/ko.toml"
 
 
 def test_no_korean_is_left_of_a_sentence_that_the_code_no_longer_says():
@@ -127,7 +172,7 @@ def test_an_error_is_korean_for_a_korean_reader(monkeypatch):
     )
     assert caught.value._render_traceback_()[0].startswith("멈췄습니다: PROFILE")
     monkeypatch.setattr(utils, "secret", lambda name, without="": None)
-    with pytest.raises(utils.CourseError, match="gpt-4o은\\(는\\) 유료 모델인데"):
+    with pytest.raises(utils.CourseError, match="gpt-4o 모델은 유료인데"):
         settings.resolve({"READER": "ko", "TEACHER": "gpt-4o", "BASE_URL": ""})
     with pytest.raises(utils.CourseError, match="choose one of full, smoke"):
         settings.resolve({"PROFILE": "tiny"})
@@ -139,6 +184,19 @@ def test_what_is_not_known_stays_as_it_is(korean):
     )
     braces = 'X is "[]"; give a JSON object such as {"reasoning_effort": "low"} (null leaves a '
     assert '{"reasoning_effort": "low"}와 같은' in utils.translated(braces + "parameter out).")
+
+
+def test_what_is_printed_is_korean_for_a_korean_reader(monkeypatch, capsys):
+    monkeypatch.setattr(builtins, "print", print)  # put back afterwards
+    utils.print_to_reader()
+    for reader in ("ko", "en"):
+        monkeypatch.setattr(utils, "_reader", reader)
+        print("4 of 6 rows are left", "\nall of these rows", sep="")
+        print(4, "of", 6, "rows are left", sep=None, end="!\n")
+    said = "6행 가운데 4행이 남았습니다"
+    english = "4 of 6 rows are left"
+    same = "\nall of these rows\n"
+    assert capsys.readouterr().out == f"{said}{same}{said}!\n{english}{same}{english}!\n"
 
 
 def test_a_figure_has_a_korean_twin_from_the_same_run(tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
 What it does: put the Korean of `translations/ko/<notebook>.po` in the place of every Markdown cell
 of an executed English notebook, lead links to Korean siblings, and refuse while the Korean of a
-cell is missing, out of date or broken. Code and outputs are copied. What it does not do: translate,
-or run anything.
+cell is missing, out of date or broken. Code and outputs are copied; printed lines, headings of
+tables and figures say what the same run says to a Korean reader. What it does not do: translate, or
+run anything.
 
 A `.po` file (gettext's format, which many editors open) has one entry a Markdown cell: `msgctxt` is
 the cell's id, `msgid` the English cell, `msgstr` the Korean one. Links in `msgstr` are those of the
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import html
 import re
 import sys
 from collections import Counter
@@ -36,6 +38,7 @@ FORM_TITLE = ("# @title Settings", "# @title 설정")
 READER = ('READER = "auto"', 'READER = "ko"')
 FIGURE = re.compile(r'S\.folder / "(\w+)\.png"')
 FIGURES = utils.ROOT / "assets" / "ko"  # the same figures with Korean words, from the same run
+HEADING = re.compile(r"(?<=>)[^<>]+(?=</(?:th|caption)>)")  # in a table's HTML
 TAG = re.compile(r"</?\w+[^>]*>")
 # $$...$$ and $...$, but not two prices in one line
 FORMULA = re.compile(r"\$\$.+?\$\$|(?<![\\$])\$(?![\s\d$])[^$\n]+\$(?!\d)", re.DOTALL)
@@ -228,7 +231,22 @@ def build(notebook: NotebookNode, entries: polib.POFile) -> NotebookNode:
             cell.source = cell.source.replace(*FORM_TITLE, 1).replace(*READER, 1)
         elif figure := FIGURE.search(cell.source):
             _put_in(cell, FIGURES / f"{figure[1]}.ko.png")
+        for output in cell.get("outputs", ()):
+            _translate(output)
     return korean
+
+
+def _translate(output: NotebookNode) -> None:
+    """What an output would say to a Korean reader: its lines and the headings of its table."""
+    if output.output_type == "stream":
+        lines = output.text.split("\n")
+        output.text = "\n".join(utils.translated(line, "ko", "printed") for line in lines)
+    elif table := output.get("data", {}).get("text/html"):
+        output.data["text/html"] = HEADING.sub(_heading, table)
+
+
+def _heading(found: re.Match) -> str:
+    return html.escape(utils.translated(html.unescape(found[0]), "ko"))
 
 
 def _put_in(cell: NotebookNode, twin: Path) -> None:

@@ -64,6 +64,19 @@ def test_code_outputs_ids_and_metadata_are_copied_and_prose_is_korean(notebook, 
     assert notebook.cells[2].source == TEXT, "the English notebook must stay as it is"
 
 
+def test_an_output_says_what_it_says_to_a_korean_reader(notebook, entries):
+    """Lines that the course prints and headings of tables, but no word of a row."""
+    code = notebook.cells[3]
+    rows = "<tr><th>TRL&#x27;s fused head</th><td>tie</td></tr><caption>a > b</caption>"
+    table = nbformat.v4.new_output("display_data", data={"text/html": rows})
+    lines = "176 seed tasks\n  176 seed tasks\noutput       tie\n"
+    code.outputs = [nbformat.v4.new_output("stream", text=lines), table]
+    stream, html = build.build(notebook, entries).cells[3].outputs
+    assert stream.text == "시드 과제 176개\n  176 seed tasks\n출력         tie\n"
+    assert "<th>TRL의 융합 헤드</th><td>tie</td>" in html.data["text/html"]
+    assert code.outputs[0].text == lines, "the English notebook must stay as it is"
+
+
 def test_everything_leads_to_the_korean_siblings_and_the_language_link_back(notebook, entries):
     title, form, text, code = (cell.source for cell in build.build(notebook, entries).cells)
     assert "/github/OWNER/x/blob/main/train.ko.ipynb) [English](train.ipynb)" in title
