@@ -662,8 +662,7 @@ def resolve(form: dict) -> Settings:
                 f"{old} is called {new} now, and takes your own files too: rename it."
             )
     # First of all, so that what is refused here is refused in the reader's language
-    asked = _typed(form, "READER") or _typed(form, "LANGUAGE")
-    utils.read_in(asked if asked in LANGUAGES else "en")
+    speak_to_reader(form)
     utils.forget_secrets()
     found: dict[str, Any] = {}
     for field, entry in entries().items():
@@ -678,6 +677,13 @@ def resolve(form: dict) -> Settings:
     resolved = Settings(**found)
     _check(resolved)
     return resolved
+
+
+def speak_to_reader(form: dict) -> None:
+    """Speak the language of READER from now on, or of LANGUAGE, as the form or the environment has
+    them."""
+    asked = _typed(form, "READER") or _typed(form, "LANGUAGE")
+    utils.read_in(asked if asked in LANGUAGES else "en")
 
 
 def _typed(form: dict, name: str) -> Any:

@@ -68,18 +68,18 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
             if random.Random(f"side {seed} {record['id']}").random() < 0.5
             else ["tuned", "base"]
         )
-        first, second = (
-            "\n\n--- answer to the follow-up ---\n\n".join(texts[name]) for name in names
-        )
-        prompt = "\n\n--- follow-up ---\n\n".join(
-            [record["prompt"], *(turn["prompt"] for turn in record.get("follow_ups", ()))]
-        )
+        language = record.get("language") or _language(record["prompt"])
+        label = prompts.LANGUAGES[_spoken(language)].page
+        later = f"\n\n--- {label['follow_up_answer']} ---\n\n"
+        first, second = (later.join(texts[name]) for name in names)
+        turns = [record, *record.get("follow_ups", ())]
+        prompt = f"\n\n--- {label['follow_up']} ---\n\n".join(turn["prompt"] for turn in turns)
         if record.get("system"):
-            prompt = f"--- system message ---\n\n{record['system']}\n\n---\n\n{prompt}"
+            prompt = f"--- {label['system']} ---\n\n{record['system']}\n\n---\n\n{prompt}"
         made.append(
             Pair(
                 record["id"],
-                record.get("language") or _language(record["prompt"]),
+                language,
                 prompt,
                 first,
                 second,
@@ -93,6 +93,13 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
 def _language(text: str) -> str:
     """The language of the course in whose script a text is written."""
     return max(prompts.LANGUAGES, key=lambda code: prompts.LANGUAGES[code].share(text))
+
+
+def _spoken(language: str) -> str:
+    """The language of the words around a pair: the reader's, or the pair's for a reader who has
+    chosen none (English for one that the course does not know)."""
+    code = language if utils.reader() == "en" else utils.reader()
+    return code if code in prompts.LANGUAGES else "en"
 
 
 def _texts(answer) -> list[str]:
@@ -167,21 +174,22 @@ class Result:
 
     def __str__(self) -> str:
         chosen = f"{self.first} votes for the first answer shown, {self.second} for the second"
+        tested = stats.p_value(stats.binomial_test(self.first, self.second))
         lines = [
             f"You and the judge {self.judge}:",
             f"S1, all votes, inconsistent verdicts are ties: {_agreed(self.s1, '33 %')}",
             f"S2, only where neither called a tie: {_agreed(self.s2, '50 %')}",
-            f"Your own position bias: {chosen}, exact binomial test "
-            f"{stats.p_value(stats.binomial_test(self.first, self.second))}.",
+            f"Your own position bias: {chosen}, exact binomial test {tested}.",
         ]
-        for number, what in (
-            (self.failed, "have no readable verdict"),
-            (self.unjudged, "were not judged"),
-        ):
-            lines += (
-                [f"Left out: {number} of your votes, on prompts that {what}."] if number else []
+        if self.failed:
+            lines.append(
+                f"Left out: {self.failed} of your votes, on prompts that have no readable verdict."
             )
-        return "\n".join(lines)
+        if self.unjudged:
+            lines.append(
+                f"Left out: {self.unjudged} of your votes, on prompts that were not judged."
+            )
+        return "\n".join(map(utils.translated, lines))
 
 
 def agreement(votes: dict[str, dict], verdicts: Sequence[dict]) -> Result:
@@ -229,8 +237,7 @@ def result(ballot: Ballot, folder: Path) -> str:
     if not ballot.votes:
         raise CourseError(
             "There are no votes on the answers of this run: run `python -m evaluation.vote` and "
-            "choose "
-            "between a few pairs first."
+            "choose between a few pairs first."
         )
     return str(
         agreement(ballot.votes, utils.read_jsonl(folder / "verdicts.jsonl", ("id", "outcome")))
@@ -252,7 +259,7 @@ form { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr))
 def page(ballot: Ballot) -> str:
     """The next pair as a page with three buttons; the last page thanks."""
     pair, done, total = ballot.next(), len(ballot.votes), len(ballot.pairs)
-    code = pair.language if pair and pair.language in prompts.LANGUAGES else "en"
+    code = _spoken(pair.language if pair else "en")
     label = prompts.LANGUAGES[code].page
     if pair is None:
         body = f'<p role="status">{label["thanks"].format(all=total)}</p>'
@@ -264,7 +271,7 @@ def page(ballot: Ballot) -> str:
             f"{label[f'choose_{name}']}</button>"
             for position, name in (("first", "1"), (TIE, "tie"), ("second", "2"))
         )
-        said = f'dir="auto" lang="{code}"'
+        said = f'dir="auto" lang="{pages.attribute(pair.language)}"'
         body = f"""<p>{label["vote_how"]}</p>
 <p role="status" id="status">{label["votes"].format(done=done, all=total)}</p>
 <h2>{label["prompt"]}</h2><div class="said" id="prompt" {said}>{pages.shown(pair.prompt)}</div>
@@ -288,9 +295,11 @@ def agreement_page(ballot: Ballot, folder: Path) -> str:
     except CourseError as error:
         told = str(error)
     print(f"\n{told}\n", flush=True)
-    label = prompts.LANGUAGES["en"].page
+    label = prompts.LANGUAGES[utils.reader()].page
     said = f'<div class="said" id="result">{pages.shown(told)}</div>'
-    return _html("en", label["agreement"], f'{said}<p><a href="/">{label["back"]}</a></p>')
+    return _html(
+        utils.reader(), label["agreement"], f'{said}<p><a href="/">{label["back"]}</a></p>'
+    )
 
 
 def _html(code: str, title: str, body: str) -> str:
@@ -383,6 +392,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     folder = settings.run_folder(chosen.run, chosen.save_to)
+    settings.speak_to_reader({})
+    utils.print_to_reader()
     try:
         ballot = Ballot(pairs(folder, chosen.seed), folder / "votes.jsonl")
         if chosen.result:

@@ -19,7 +19,7 @@ PRINTED = prompts.LANGUAGES["ko"].printed
 KOREAN = MESSAGES | PRINTED
 PLACE = "\0"  # stands for whatever differs
 # Whose sentences of errors a reader meets before anything runs, and whose figures and headlines
-REFUSING = ("settings.py", "utils.py", "bootstrap.py", "llm/endpoint.py")
+REFUSING = ("settings.py", "utils.py", "bootstrap.py", "llm/endpoint.py", "evaluation/vote.py")
 DRAWING = (
     *("evaluation/figures.py", "training/sft.py", "preprocessing/curation.py"),
     *("preprocessing/diversity.py", "preprocessing/ledger.py", "benchmarks/sweep.py"),
@@ -29,6 +29,7 @@ DRAWING = (
 PRINTING = (
     *("bootstrap.py", "run.py", "preprocessing/self_instruct.py", "llm/client.py"),
     *("training/adapter.py", "training/data.py", "training/student.py", "evaluation/judge.py"),
+    "evaluation/vote.py",
 )
 LABELS = {"title", "xlabel", "ylabel", "label", "suptitle", "set_title", "set_ylabel"}
 

@@ -367,3 +367,27 @@ def test_a_port_in_use_is_one_sentence(folder, capsys):
         port = other.getsockname()[1]
         assert vote.main(["--run", "default", "--port", str(port)]) == 1
     assert f"Port {port} is in use" in capsys.readouterr().err
+
+
+def test_a_korean_reader_votes_in_korean(folder, monkeypatch):
+    """Whatever language a prompt is in: the page, the words between turns and the agreement."""
+    monkeypatch.setattr(utils, "_reader", "ko")
+    record = {
+        "id": "p0",
+        "language": "en",
+        "system": "Be brief.",
+        "prompt": "Name a fruit.",
+        "follow_ups": [{"prompt": "And another?"}],
+        "base": ["pear", "fig"],
+        "tuned": ["plum", "date"],
+    }
+    utils.write_jsonl(folder / "answers.jsonl", [record])
+    client = asked(folder)
+    pages_read = [client.get("/").text, client.get("/agreement").text]
+    assert 'lang="en">--- 시스템 메시지 ---' in pages_read[0] and "이어진 요청" in pages_read[0]
+    assert "아직 투표하지 않았습니다" in pages_read[1]
+    body = f"key={ballot(folder).next().key}&position=first"
+    pages_read += [client.post("/vote", content=body).text, client.get("/agreement").text]
+    assert "고맙습니다" in pages_read[2] and "우연히 일치할 비율 33 %" in pages_read[3]
+    for page in pages_read:
+        assert '<html lang="ko">' in page and "vote" not in re.sub("<[^>]*>|/?`.*`", "", page)
