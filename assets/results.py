@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import prompts
 import settings
 import utils
 from utils import CourseError
@@ -55,6 +56,11 @@ def fill(
     return pattern.sub(new, page)
 
 
+def language(slot: str) -> str:
+    """The language in which a page's slot is written: Korean, if it has Hangul."""
+    return "ko" if prompts.LANGUAGES["ko"].share(slot) else "en"
+
+
 def cells(table: str, values: list[tuple]) -> str:
     """A Markdown table with new values behind its first column; its head and its first column stay
     as they are written.
@@ -68,10 +74,10 @@ def cells(table: str, values: list[tuple]) -> str:
             f"The table {lines[0]!r} has {len(lines) - 2} rows, but there are {len(values)} "
             "values: change both together."
         )
-    rows = [
-        f"| {line.split('|')[1].strip()} | {' | '.join(map(str, row))} |"
-        for line, row in zip(lines[2:], values, strict=True)
-    ]
+    rows = []
+    for line, row in zip(lines[2:], values, strict=True):
+        said = [utils.translated(str(value), language(table)) for value in row]
+        rows.append(f"| {line.split('|')[1].strip()} | {' | '.join(said)} |")
     return "\n".join(["", *lines[:2], *rows, ""])
 
 
@@ -126,10 +132,14 @@ def slots(results: dict, training: dict) -> dict[str, str | Callable[[str], str]
     )
     return {
         "table": lambda old: cells(old, values),
-        "headline": f"\n> {results['headline']}\n",
+        "headline": lambda old: f"\n> {_headline(results, language(old))}\n",
         "accuracy": right,
         "pairs": str(results["calibration"]["n"]),
     }
+
+
+def _headline(results: dict, code: str) -> str:
+    return utils.translated(results["headline"], code, "printed")
 
 
 def slots_of(folder: Path) -> dict[str, str | Callable[[str], str]]:
