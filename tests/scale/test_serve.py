@@ -53,7 +53,7 @@ def start(path) -> str:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.n_ctx = 1024
-    parameters.cpuparams.n_threads = 2
+    parameters.cpuparams.n_threads = 1  # llama.cpp's threads spin while they wait for a core
     parameters.n_parallel = 1
     parameters.port = 0
     SERVERS.append(xllamacpp.Server(parameters))

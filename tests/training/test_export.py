@@ -137,7 +137,7 @@ def serve(path, lora=None, template=""):
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.n_ctx, parameters.n_parallel, parameters.port = 1024, 1, 0
-    parameters.cpuparams.n_threads = 2
+    parameters.cpuparams.n_threads = 1  # llama.cpp's threads spin while they wait for a core
     if template:  # a base model's file has none
         parameters.chat_template, parameters.use_jinja = template, True
     if lora:
@@ -192,8 +192,9 @@ def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys)
             tokenizer.chat_template,
         ),
     }
-    if (folder / "tuned-q4_k_m.gguf").exists():
-        clients["q4_k_m"] = serve(folder / "tuned-q4_k_m.gguf")
+    if (folder / "tuned-q4_k_m.gguf").exists():  # rounded to 4 bits it is another model
+        rounded = serve(folder / "tuned-q4_k_m.gguf")
+        assert any(stopped for _, stopped in (ask(rounded, prompt) for prompt in prompts[12:20]))
     for name, client in clients.items():
         replies = [ask(client, prompt) for prompt in prompts]
         for part in (slice(0, 16), slice(16, 32)):
@@ -205,9 +206,7 @@ def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys)
             )
             with capsys.disabled():
                 print(f"\n{name}: {there:.0%} of 16 end, here {here:.0%}; {words} begin alike")
-            if name != "q4_k_m":  # rounded to 4 bits it is another model
-                assert abs(there - here) <= 0.1 and words >= 8
-            assert there > 0
+            assert abs(there - here) <= 0.1 and words >= 8
     text = (folder / "Modelfile").read_text(encoding="utf-8")
     assert ollama(text, ASKED) == chat.chat_prompt(ASKED, tokenizer).removeprefix("<bos>")
     for token in stop.ids:

@@ -444,8 +444,8 @@ from training import losses, machine
 
 torch.set_num_threads(1)
 for dtype in (torch.float32, torch.bfloat16):
-    hidden = torch.randn(512, 64, dtype=dtype, requires_grad=True)
-    weight, targets = torch.randn(262144, 64, dtype=dtype), torch.arange(512)
+    hidden = torch.randn(512, 16, dtype=dtype, requires_grad=True)
+    weight, targets = torch.randn(262144, 16, dtype=dtype), torch.arange(512)
     with machine.peak_memory() as before:
         pass
     with machine.peak_memory() as peak:
@@ -463,7 +463,7 @@ def test_the_logits_take_what_is_predicted(course):
     measured = [float(line) for line in child.stdout.split()]
     for dtype, gb in zip(("float32", "bfloat16"), measured, strict=True):
         device = machine.Device("cpu", dtype, "sdpa", "")
-        of = dataclasses.replace(course.of, vocabulary=262144, hidden=64)
+        of = dataclasses.replace(course.of, vocabulary=262144, hidden=16)
         made = dataclasses.replace(course, of=of, device=device, loss="trained positions")
         made = dataclasses.replace(made, batch=4, length=512, trained=0.5, checkpointing=False)
         predicted = made.memory["logits or recomputation"]
