@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from training.chat import Stop
     from training.generation import Answer
 
+SAME = 0.7  # ROUGE-L above which two texts say the same, as everywhere in the course
 FLAWS = {
     "truncated": "cut off at the limit",
     "loop": "runs in circles",
@@ -150,7 +151,8 @@ def recall(items: Sequence[dict], answers: Sequence[Sequence[Answer]]) -> float 
 
     What an answer shares is the part of its words that stand in the earlier turns and not in the
     last request: an answer that only reads the last request shares nothing, and one of common words
-    shares as much with other conversations.
+    shares as much with other conversations. An answer that says an earlier one again has all its
+    words there and has referred to nothing: its gain is 0.
     """
     talks = []
     for item, turns in zip(items, answers, strict=True):
@@ -158,14 +160,24 @@ def recall(items: Sequence[dict], answers: Sequence[Sequence[Answer]]) -> float 
         if len(asked) > 1:
             earlier = [*asked[:-1], *(answer.text for answer in turns[:-1])]
             said = _stems(turns[-1].text) - _stems(asked[-1])
-            talks.append((item["language"], said, _stems(" ".join(earlier))))
+            talks.append((item["language"], said, _stems(" ".join(earlier)), _again(turns)))
     gains = []
-    for i, (language, said, own) in enumerate(talks):
+    for i, (language, said, own, again) in enumerate(talks):
         others = [talk[2] for j, talk in enumerate(talks) if j != i and talk[0] == language]
-        if said and others:
+        if said and others and again:
+            gains.append(0.0)
+        elif said and others:
             chance = _mean(len(said & other) / len(said) for other in others)
             gains.append(len(said & own) / len(said) - chance)
     return _mean(gains) if gains else None
+
+
+def _again(turns: Sequence[Answer]) -> bool:
+    """Whether the last answer is one of the earlier ones in nearly the same words."""
+    import similarity
+
+    said = [answer.text for answer in turns]
+    return any(similarity.rouge_l(text, said[-1]) > SAME for text in said[:-1])
 
 
 def _stems(text: str) -> set[str]:

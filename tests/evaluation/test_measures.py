@@ -1,5 +1,7 @@
 """What is seen of an answer without a judge."""
 
+import dataclasses
+
 import pytest
 
 from evaluation import figures, measures
@@ -107,6 +109,8 @@ def test_an_answer_that_forgets_the_first_turn_has_no_recall(language):
     remembers, forgets = measures.recall(items, kept), measures.recall(items, swapped)
     assert remembers > 0.2 and forgets < -0.2
     assert measures.recall(items[:1], kept[:1]) is None, "nothing to compare with"
+    parroted = [[first, dataclasses.replace(first, text=first.text + "!")] for first, _ in kept]
+    assert measures.recall(items, parroted) == 0, "who says it again refers to nothing"
 
 
 def test_long_prompts_are_measured_apart():
