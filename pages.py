@@ -222,7 +222,7 @@ NOTEBOOK_CSS = """
 .jp-OutputArea-output { overflow-x: auto; }
 .jp-RenderedMarkdown { overflow-wrap: break-word; }
 .jp-RenderedMarkdown table, .jp-RenderedMarkdown math[display="block"] { display: block; overflow-x: auto; }
-:lang(ko) .jp-RenderedMarkdown { word-break: keep-all; }
+:lang(ko) :is(.jp-RenderedMarkdown, th) { word-break: keep-all; }
 @media (max-width: 44rem) { .jp-InputPrompt, .jp-OutputPrompt { display: none; } main { padding: 0 !important; } }
 """  # noqa: E501
 DARK_CSS = """

@@ -14,6 +14,7 @@ from evaluation import outcomes, stats
 from evaluation.calibration import Calibration
 from evaluation.outcomes import Outcome
 
+NAMES = {Outcome.WIN: "won", Outcome.LOSS: "lost"}  # a loss is also what training lowers
 COLOURS = dict(zip(Outcome, ("#2e8b57", "#c0504d", "#c9ced6", "#e0b040", "#555555"), strict=True))
 BASE, TUNED, LINE = "#8a94a3", "#3b7dd8", "#999999"
 
@@ -102,7 +103,7 @@ def _outcome_bars(axes, groups: dict[str, list[dict]]) -> None:
         start = 0.0
         for kind in Outcome:
             share = sum(record["outcome"] == kind for record in members) / len(members)
-            label = kind.value if row == 0 else None
+            label = NAMES.get(kind, kind.value) if row == 0 else None
             axes.barh(row, share, left=start, color=COLOURS[kind], label=label)
             if share > 0.05:
                 ink = "black" if kind in (Outcome.TIE, Outcome.INCONSISTENT) else "white"

@@ -209,7 +209,7 @@ def test_a_figure_has_a_korean_twin_from_the_same_run(tmp_path, monkeypatch):
 
     def drawn():
         figure, axes = plt.subplots()
-        axes.bar([0, 1], [1, 2], label="win")
+        axes.bar([0, 1], [1, 2], label="won")
         axes.set(xlabel="share of prompts", xticks=[0, 1], xticklabels=["English (30)", "x"])
         axes.legend()
         return figure
