@@ -18,13 +18,17 @@ INSTALL = (
     "run `make .venv/scale/.ready` and use .venv/scale/bin/python (or `pip install -r "
     "requirements/scale.txt`)"
 )
+STORE_GIB = 2.0
 STARTS = 3  # attempts to start Ray on a busy machine
+ADDED = "Failed to apply UDF transform"  # Ray Data's own words, after those of an error
 BUSY = "timed out during startup"
+# Beside what .gitignore names, which holds for folders and not for links to them
+NOT_SENT = (".git", ".venv", ".cache", ".env", "runs", "*.ipynb", "assets")
 
 
 @contextlib.contextmanager
 def connected(
-    address: str | None = None, store_gib: float = 2.0, cpus: int | None = None
+    address: str | None = None, store_gib: float | None = None, cpus: int | None = None
 ) -> Iterator[None]:
     """A Ray session for the block, with all of Ray's errors as `CourseError`s of one sentence.
 
@@ -32,7 +36,7 @@ def connected(
         address: of a running cluster, such as "10.0.0.5:6379" or "auto"; None starts Ray on this
             machine, for this block only.
         store_gib: memory for shared objects on this machine; what does not fit is spilled to disk
-            by Ray.
+            by Ray; None for `STORE_GIB`.
         cpus: for a session of its own; None for all.
 
     Raises:
@@ -50,6 +54,8 @@ def connected(
     }
     # Seconds; Ray's own 30 are too few on a busy machine
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
+    # Ray ends idle workers after a second, and to start one takes longer than most of its tasks
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     import logging
 
     import ray
@@ -58,24 +64,24 @@ def connected(
         {}
         if address
         else {
-            "object_store_memory": int(store_gib * 2**30),
+            "object_store_memory": int((store_gib or STORE_GIB) * 2**30),
             "num_cpus": cpus,
             "include_dashboard": False,
         }
     )
-    variables = {
-        "PYTHONPATH": str(utils.ROOT),
-        "RAYON_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "COURSE_CACHE": str(utils.CACHE),
-    }
+    variables = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment: dict = {"env_vars": variables}
+    if address:  # Ray sends the nodes what git would: no secrets, no runs
+        environment |= {"working_dir": str(utils.ROOT), "excludes": list(NOT_SENT)}
+    else:
+        variables |= {"PYTHONPATH": str(utils.ROOT), "COURSE_CACHE": str(utils.CACHE)}
     try:
         if address and address != "auto":  # asked at once, for Ray itself tries for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
         _init(
             address or "local",
-            runtime_env={"env_vars": variables},
+            runtime_env=environment,
             logging_level=logging.WARNING,
             log_to_driver=False,
             **alone,
@@ -86,7 +92,7 @@ def connected(
             and type(error) is not Exception
         ):
             raise  # Ray's "timed out during startup" is a plain Exception
-        if not address:
+        if not address or BUSY in str(error):
             raise CourseError(
                 f"Ray does not start on this machine ({_first(error)}): run this again when less "
                 "else is running; Ray's own words are in /tmp/ray/session_latest/logs."
@@ -98,21 +104,18 @@ def connected(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Its errors are raised as well; what it prints of them is a hundred lines before our one
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
-        yield
-    except CourseError:
-        raise
-    except Exception as error:
-        raise sentence(error) from error
+        with sentences():
+            yield
     finally:
         ray.shutdown()
 
 
 def _init(address: str, **options) -> None:
-    """`ray.init`; a session of its own is started again where the machine was too busy. Ray gives
-    its agents 15 seconds to start, which no setting changes, and what was read once from the disk
-    is read faster the next time."""
+    """`ray.init`, again where the machine was too busy. Ray gives its agents 15 seconds to start,
+    which no setting changes, and what was read once from the disk is read faster the next time."""
     import ray
 
     for left in reversed(range(STARTS)):
@@ -120,9 +123,21 @@ def _init(address: str, **options) -> None:
             ray.init(address, **options)
             return
         except Exception as error:
-            if address != "local" or not left or BUSY not in str(error):
+            if not left or BUSY not in str(error):
                 raise
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Errors of the block that have a sentence (see `sentence`) become that."""
+    try:
+        yield
+    except Exception as error:
+        said = sentence(error)
+        if said is error:
+            raise
+        raise said from error
 
 
 def sentence(error: BaseException) -> BaseException:
@@ -131,8 +146,9 @@ def sentence(error: BaseException) -> BaseException:
     import ray
 
     for cause in _chain(error):
-        if isinstance(cause, CourseError):
-            return CourseError(str(cause))
+        # Ray's wrapper is a CourseError too, whose text is a traceback of a hundred lines
+        if isinstance(cause, CourseError) and not isinstance(cause, ray.exceptions.RayTaskError):
+            return CourseError(str(cause).partition("\n" + ADDED)[0])
     for cause in _chain(error):
         text = str(cause)
         if (

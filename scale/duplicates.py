@@ -11,6 +11,11 @@ hence a Jaccard similarity of the token multisets above t / (2 - t); the number 
 so that even a pair right there is proposed with a probability of `RECALL`, and those further up
 nearly always.
 
+Rows of one template share most buckets. So the rounds are those of `rouge.py`: compare with the
+first few, let go what a row that stays removes, and compare the rest again, with more of them. When
+nothing changes any more, the decisions are those of the greedy filter for all pairs that share a
+bucket: no two rows that stay are duplicates, and each that goes has an earlier one that stays.
+
 The order of the rows is that of the shards' names and of the lines in them: the first of two
 duplicates survives. Nothing depends on timing, on the number of workers or on which of them died:
 tasks are functions of their input, and Ray runs a lost one again.
@@ -27,43 +32,42 @@ import json
 import math
 import sys
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import rouge
-import utils
 from scale import cluster, shards
 from utils import CourseError
 
 RECALL = 0.97  # chance that a pair exactly at the threshold is proposed
 ROWS = 4  # minimum hashes in a band: fewer propose more pairs in vain, more need more bands
+ANCHORS = (2, 32, 512)  # candidates of a row in each of its buckets, round by round
 # texts in one bucket that all its others are compared with: a bucket of n texts costs at most n
 # times this
-LARGEST = 1000
+LARGEST = 4096
 SEED = 42
 ROW_BITS = 36  # a position is shard << 36 | row number
-PAIRS_AT_ONCE = 4_000_000
+ROW = (1 << ROW_BITS) - 1
+PAIRS_AT_ONCE = 2_000_000  # in a task's arrays
+TEXTS, ENTRIES = 50_000, 1_000_000  # rows in a partition of texts, of buckets or of pairs
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What counts as a duplicate, and who survives.
+    """What counts as a duplicate: a row goes if a row that stays, and stands before it, is one, as
+    in `rouge.rouge_l_duplicates`.
 
     Args:
         threshold: ROUGE-L F1 in (0, 1]; a pair is a duplicate above it.
         tokenizer: see `rouge.tokenize`.
-        survivors: "greedy": a row goes if a row that stays, and stands before it, is its duplicate,
-            as in `rouge.rouge_l_duplicates`; "one": exactly one, the first, of everything that is
-            connected by duplicates, so that also the two ends of a chain are one.
     """
 
     threshold: float = 0.7
     tokenizer: str = "unicode"
-    survivors: str = "greedy"
 
     def __post_init__(self) -> None:
         if not 0.3 <= self.threshold <= 1:
@@ -71,8 +75,6 @@ class Filter:
                 f"The threshold is {self.threshold}, but LSH can find pairs from 0.3 to 1 only: "
                 "use similarity.py for less."
             )
-        if self.survivors not in ("greedy", "one"):
-            raise CourseError(f"--survivors is {self.survivors!r}; choose 'greedy' or 'one'.")
         rouge.tokenize("", self.tokenizer)
 
     @property
@@ -139,284 +141,328 @@ def sketches(hashes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     )
 
 
+class Proposal(NamedTuple):
+    """Pairs of positions (n, 2), left < right, each once; the buckets in which a text may have more
+    candidates than it was given; and how many pairs were not even looked at."""
+
+    pairs: np.ndarray
+    crowded: np.ndarray
+    left_out: int
+
+
 def propose(
     bucket: np.ndarray,
     position: np.ndarray,
     sketch: np.ndarray,
     length: np.ndarray,
     threshold: float,
-):
-    """Pairs of positions (left < right) that share a bucket and pass the bitmap, each once, and how
-    many a crowded bucket left out.
+    anchors: int,
+) -> Proposal:
+    """Of every text its first `anchors` candidates in its bucket: earlier texts whose sketches let
+    them be duplicates.
 
-    The first `LARGEST` texts of a bucket meet all of it; the others meet only those, so that a
-    hundred thousand copies of one template cost 10^8 comparisons and not 10^10.
+    The rows come in any order, and hold buckets wholly. A hundred thousand texts of one template
+    all meet its first few, so that they cost 10^6 comparisons and not 10^10.
     """
     order = np.lexsort((position, bucket))
-    bucket, position, sketch, length = (
-        bucket[order],
-        position[order],
-        sketch[order],
-        length[order].astype(np.int64),
-    )
-    starts = (
-        np.flatnonzero(np.r_[True, bucket[1:] != bucket[:-1]])
-        if len(bucket)
-        else np.zeros(0, np.int64)
-    )
-    sizes = np.diff(np.r_[starts, len(bucket)])
-    place = np.arange(len(bucket)) - np.repeat(starts, sizes)
-    partners = np.minimum(place, LARGEST)
-    left_out = int((place - partners).sum())
-    total, found = np.cumsum(partners), [np.zeros((0, 2), np.int64)]
-    for chunk in np.array_split(
-        np.arange(len(bucket)), int(total[-1] // PAIRS_AT_ONCE) + 1 if len(total) else 1
-    ):
-        right = np.repeat(chunk, partners[chunk])
-        first = np.cumsum(partners[chunk]) - partners[chunk]
-        left = (right - place[right]) + np.arange(len(right)) - np.repeat(first, partners[chunk])
+    bucket, position, sketch = bucket[order], position[order], sketch[order]
+    length = length[order].astype(np.int64)
+    starts = np.flatnonzero(np.r_[True, bucket[1:] != bucket[:-1]])
+    start = np.repeat(starts, np.diff(np.r_[starts, len(bucket)]))
+    earlier = np.arange(len(bucket)) - start
+    found = np.zeros(len(bucket), np.int64)
+    more = np.zeros(len(bucket), bool)
+    open_rows = np.flatnonzero(earlier)
+    pairs, seen = [np.zeros((0, 2), np.int64)], 0
+    while len(open_rows) and seen < LARGEST:
+        # The next few of each bucket against all of it: more at once where few rows are left
+        step = max(4, min(LARGEST - seen, PAIRS_AT_ONCE // len(open_rows)))
+        partners = np.minimum(earlier[open_rows] - seen, step)
+        right = np.repeat(open_rows, partners)
+        first = np.repeat(np.cumsum(partners) - partners, partners)
+        left = start[right] + seen + np.arange(len(right)) - first
         slack = (1 - threshold) * (length[left] + length[right]) + 1e-6
-        close = (np.bitwise_count(sketch[left] ^ sketch[right]) <= slack) & (
-            np.abs(length[left] - length[right]) <= slack
-        )
-        found.append(np.stack([position[left[close]], position[right[close]]], axis=1))
-    return np.unique(np.concatenate(found), axis=0), left_out
+        close = np.bitwise_count(sketch[left] ^ sketch[right]) <= slack
+        close &= np.abs(length[left] - length[right]) <= slack
+        left, right = left[close], right[close]
+        new = np.bincount(right, minlength=len(bucket))
+        rank = found[right] + np.arange(len(right)) - (np.cumsum(new) - new)[right]
+        wanted = rank < anchors
+        pairs.append(np.stack([position[left[wanted]], position[right[wanted]]], axis=1))
+        found += new
+        seen += step
+        full = found[open_rows] >= anchors
+        rest = earlier[open_rows] > seen
+        more[open_rows] = full & (rest | (found[open_rows] > anchors))
+        open_rows = open_rows[rest & ~full]
+    more[open_rows] = True
+    return Proposal(
+        np.unique(np.concatenate(pairs), axis=0),
+        np.unique(bucket[more]),
+        int((earlier[open_rows] - seen).sum()),
+    )
 
 
-Neighbours = dict[int, list[tuple[int, float]]]  # the duplicates of a row, each with its ROUGE-L
-Removed = dict[int, tuple[int, float]]  # the row that stays instead, and its ROUGE-L or NaN
-
-
-def decide(
-    left: np.ndarray, right: np.ndarray, score: np.ndarray, copies: dict[int, int], survivors: str
-) -> Removed:
-    """Which rows go, and because of which row that stays.
-
-    Args:
-        left, right, score: duplicates among the first rows of every token sequence, left < right.
-        copies: later rows with the same tokens, and the first one of each.
-        survivors: see `Filter`; for "one" the score is NaN where a row is no duplicate of its
-            survivor itself, only of others.
-    """
-    neighbours: Neighbours = defaultdict(list)
-    for a, b, s in zip(left.tolist(), right.tolist(), score.tolist(), strict=True):
-        neighbours[a].append((b, s))
-        neighbours[b].append((a, s))
-    if survivors == "one":
-        removed = all_but_one(neighbours)
-        for copy, first in copies.items():
-            removed[copy] = removed.get(first, (first, 1.0))
-        return removed
-    removed = {}
-    for position in sorted(neighbours):
-        found = most_similar(neighbours[position], position, removed)
-        if found is not None:
-            removed[position] = found
-    for copy, first in copies.items():
-        if first not in removed:
-            removed[copy] = (first, 1.0)
-        else:  # between the first and this copy another neighbour may have joined
-            found = most_similar(neighbours[first], copy, removed)
-            removed[copy] = found or removed[first]
-    return removed
-
-
-def all_but_one(neighbours: Neighbours) -> Removed:
-    """Of everything that is connected by duplicates all rows but the first."""
-    removed: Removed = {}
-    for start in sorted(neighbours):
-        if start in removed:
-            continue
-        waiting = [start]
-        while waiting:
-            for other, _ in neighbours[waiting.pop()]:
-                if other != start and other not in removed:
-                    removed[other] = (start, math.nan)
-                    waiting.append(other)
-        for other, score in neighbours[start]:
-            removed[other] = (start, score)
-    return removed
-
-
-def most_similar(
-    candidates: list[tuple[int, float]], position: int, removed: Removed
-) -> tuple[int, float] | None:
-    """Of these duplicates the one with the highest score, the first of equals, that stands before a
-    position and stays; None if there is none."""
-    best = None
-    for other, score in candidates:
-        stays = other < position and other not in removed
-        if stays and (best is None or (-score, other) < (-best[1], best[0])):
-            best = (other, score)
-    return best
+def decide(left: np.ndarray, right: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Of duplicates `left` < `right` the places of those that remove a row: for each row that goes
+    the one with the most similar row that stays, the first of equals."""
+    order = np.lexsort((left, -score, right))
+    removed: set[int] = set()
+    found = []
+    # In the order of the rows: whether an earlier one stays is known when a later one asks
+    for place, a, b in zip(
+        order.tolist(), left[order].tolist(), right[order].tolist(), strict=True
+    ):
+        if b not in removed and a not in removed:
+            removed.add(b)
+            found.append(place)
+    return np.array(found, np.int64)
 
 
 # --- the stages on Ray Data -----------------------------------------------------------------------
 
 
 def read(items, paths: list[str], field: str, skip_torn: bool):
-    """Rows of one shard: `position`, `text` and `form`, a hash of the tokens' sequence."""
+    """Rows of one shard: `position` and `text`."""
     import pyarrow as pa
 
-    for number in items["shard"].tolist():
+    for number in items["shard"].to_pylist():
         empty = True
-        for numbers, found in shards.texts(Path(paths[number]), field, skip_torn):
+        for numbers, found in shards.texts(paths[number], field, skip_torn):
             empty = False
-            positions = np.array(numbers, np.int64) | (number << ROW_BITS)
             # Bytes, because JSON may hold half a surrogate pair, which Arrow's strings may not
-            yield pa.table(
-                {
-                    "position": positions,
-                    "text": pa.array(
-                        [text.encode("utf-8", "surrogatepass") for text in found], pa.binary()
-                    ),
-                }
-            )
+            encoded = [text.encode("utf-8", "surrogatepass") for text in found]
+            positions = np.array(numbers, np.int64) | (number << ROW_BITS)
+            yield pa.table({"position": positions, "text": pa.array(encoded, pa.binary())})
         if empty:  # keeps the columns
             yield pa.table({"position": np.zeros(0, np.int64), "text": pa.array([], pa.binary())})
 
 
-def decoded(table) -> list[str]:
-    return [text.decode("utf-8", "surrogatepass") for text in table["text"].to_pylist()]
+def decoded(column) -> list[str]:
+    return [text.decode("utf-8", "surrogatepass") for text in column.to_pylist()]
 
 
-def forms(table, tokenizer: str, partitions: int):
-    """`position` and the 128-bit hash of the token sequence; rows without tokens are left out, they
+def shaped(table, tokenizer: str):
+    """With `form`, a 128-bit hash of the token sequence; rows without tokens are left out, they
     resemble nothing."""
     import pyarrow as pa
 
-    tokens = [rouge.tokenize(text, tokenizer) for text in decoded(table)]
+    tokens = [rouge.tokenize(text, tokenizer) for text in decoded(table["text"])]
     some = np.flatnonzero([bool(row) for row in tokens])
-    digests = b"".join(
-        hashlib.blake2b(
-            "\n".join(tokens[i]).encode("utf-8", "surrogatepass"), digest_size=16
-        ).digest()
-        for i in some
-    )
-    halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    part = (halves[:, 0] % np.uint64(partitions)).astype(np.int64)
-    return pa.table(
-        {
-            "position": table["position"].to_numpy()[some],
-            "high": halves[:, 0],
-            "low": halves[:, 1],
-            "part": part,
-        }
-    )
+    joined = ("\n".join(tokens[i]).encode("utf-8", "surrogatepass") for i in some)
+    digests = [hashlib.blake2b(form, digest_size=16).digest() for form in joined]
+    return table.take(some).append_column("form", pa.array(digests, pa.binary()))
 
 
-def copies_in(table):
-    """Of the rows with one token sequence all but the first: `position` and `first`."""
+def with_first(table):
+    """With `first`, the first position with the same form: of rows that hold forms wholly."""
+    import pyarrow.compute as pc
+
+    form = pc.dictionary_encode(table["form"].combine_chunks()).indices.to_numpy()
+    position = table["position"].to_numpy()
+    first = np.full(len(table), np.iinfo(np.int64).max)
+    np.minimum.at(first, form, position)
+    return table.drop_columns("form").append_column("first", [first[form]])
+
+
+def copies(table):
+    """Of rows `with_first` those that are not first themselves, as removed rows (`resolved`)."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    position, high, low = (table[name].to_numpy() for name in ("position", "high", "low"))
-    order = np.lexsort((position, low, high))
-    position, high, low = position[order], high[order], low[order]
-    new = np.r_[True, (high[1:] != high[:-1]) | (low[1:] != low[:-1])]
-    first = position[np.maximum.accumulate(np.where(new, np.arange(len(position)), 0))]
-    return pa.table({"position": position[~new], "first": first[~new]})
+    table = table.filter(pc.not_equal(table["position"], table["first"]))
+    first, position = table["first"], table["position"]
+    return pa.table(
+        {"key": first, "position": position, "stays": first, "score": np.ones(len(table))}
+    )
 
 
-def banded(table, chosen: Filter, copies, partitions: int):
-    """For every row and band: `bucket`, `position`, `sketch`, `length` and `part`. Copies are left
-    out."""
+def signed(table, chosen: Filter):
+    """Of rows `with_first` the first ones: `position`, `text`, `sketch`, `length` and `buckets`, a
+    list as long as there are bands."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = table.filter(pc.equal(table["position"], table["first"])).drop_columns("first")
+    hashes, lengths = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    bucket, sketch = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+    if len(table):
+        tokens = [rouge.tokenize(text, chosen.tokenizer) for text in decoded(table["text"])]
+        hashes, lengths = elements(tokens)
+        bucket = buckets(hashes, lengths, chosen.bands).ravel()
+        sketch = sketches(hashes, lengths)
+    columns = {
+        "sketch": pa.array(sketch),
+        "length": pa.array(lengths.astype(np.int32)),
+        "buckets": pa.FixedSizeListArray.from_arrays(pa.array(bucket), chosen.bands),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table
+
+
+def banded(table, gone, crowded):
+    """One row for each bucket: `bucket`, `position`, `sketch` and `length`; without rows that are
+    gone, and in crowded buckets only, once these are known."""
     import pyarrow as pa
     import ray
 
-    known = ray.get(copies)
-    position = table["position"].to_numpy()
-    at = np.searchsorted(known, position)
-    new = (
-        known[np.minimum(at, len(known) - 1)] != position
-        if len(known)
-        else np.ones(len(position), bool)
-    )
-    texts = decoded(table)
-    tokens = [
-        rouge.tokenize(texts[i], chosen.tokenizer) if new[i] else [] for i in range(len(texts))
-    ]
-    some = np.flatnonzero([bool(row) for row in tokens])
-    columns = {
-        "bucket": np.uint64,
-        "position": np.int64,
-        "sketch": np.uint64,
-        "length": np.int32,
-        "part": np.int64,
+    table = table.take(np.flatnonzero(~among(table["position"].to_numpy(), ray.get(gone))))
+    bucket = table["buckets"].combine_chunks().flatten().to_numpy()
+    bands = len(bucket) // max(1, len(table))
+    wanted = np.ones(len(bucket), bool)
+    if crowded is not None:
+        wanted = among(bucket, ray.get(crowded))
+    each = {
+        name: np.repeat(table[name].to_numpy(), bands)[wanted]
+        for name in ("position", "sketch", "length")
     }
-    if not len(some):
-        return pa.table({name: np.zeros(0, kind) for name, kind in columns.items()})
-    hashes, lengths = elements([tokens[i] for i in some])
-    bucket = buckets(hashes, lengths, chosen.bands).ravel()
-    each = [
-        np.repeat(values, chosen.bands)
-        for values in (position[some], sketches(hashes, lengths), lengths.astype(np.int32))
-    ]
-    return pa.table(
-        dict(
-            zip(
-                columns,
-                [bucket, *each, (bucket % np.uint64(partitions)).astype(np.int64)],
-                strict=True,
-            )
-        )
-    )
+    return pa.table({"bucket": bucket[wanted], **each})
 
 
-def proposed(table, threshold: float, partitions: int):
-    """`left`, `right`, `part` of the pairs in one part of the buckets; a row with left -1 says how
-    many pairs were left out."""
+def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of the values are among these sorted ones."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+
+
+def proposed(table, threshold: float, anchors: int):
+    """`left` and `right` of the pairs in these buckets. A row with left -1 names a crowded bucket,
+    one with left -2 says how many pairs were left out."""
     import pyarrow as pa
 
-    pairs, left_out = propose(
+    found = propose(
         table["bucket"].to_numpy(),
         table["position"].to_numpy(),
         table["sketch"].to_numpy(),
         table["length"].to_numpy(),
         threshold,
+        anchors,
     )
-    if left_out:
-        pairs = np.concatenate([pairs, [[-1, left_out]]])
-    part = (
-        mixed(pairs[:, 0].astype(np.uint64) + pairs[:, 1].astype(np.uint64) * MIX)
-        % np.uint64(partitions)
-    ).astype(np.int64)
-    return pa.table({"left": pairs[:, 0], "right": pairs[:, 1], "part": part})
+    notes = [(-1, bucket) for bucket in found.crowded.view(np.int64).tolist()]
+    notes += [(-2, found.left_out)]
+    pairs = np.concatenate([found.pairs, np.array(notes, np.int64)])
+    return pa.table({"left": pairs[:, 0], "right": pairs[:, 1]})
 
 
-def verified(table, chosen: Filter, blocks: list, starts):
-    """`left`, `right`, `score` of the pairs that ROUGE-L puts above the threshold, each once."""
+def once(table):
+    """The pairs of some later texts, each once, as rows that ask for the text of `key`."""
     import pyarrow as pa
 
-    pairs = np.stack([table["left"].to_numpy(), table["right"].to_numpy()], axis=1)
-    left_out, pairs = pairs[pairs[:, 0] < 0], np.unique(pairs[pairs[:, 0] >= 0], axis=0)
-    found = [(left_out[:, 0], left_out[:, 1], np.zeros(len(left_out)))]
-    for part in np.array_split(pairs, len(pairs) // 200_000 + 1):
-        positions, places = np.unique(part, return_inverse=True)
-        left, right = places.reshape(-1, 2).T
+    pairs = np.unique(np.stack([table[name].to_numpy() for name in ("left", "right")], 1), axis=0)
+    nothing = pa.nulls(len(pairs), pa.binary())
+    return pa.table({"key": pairs[:, 0], "other": pairs[:, 1], "text": nothing})
+
+
+def keyed(table):
+    """Texts as rows that answer: `key`, `other` -1 and `text`."""
+    return (
+        table.select(["position", "text"])
+        .rename_columns(["key", "text"])
+        .add_column(1, "other", [np.full(len(table), -1)])
+    )
+
+
+def answered(table) -> tuple:
+    """Of rows that hold keys wholly those that ask, sorted by key, and the place of the answer of
+    each among the texts, which come third."""
+    import pyarrow.compute as pc
+
+    asks = pc.greater_equal(table["other"], 0)
+    pairs, texts = table.filter(asks).sort_by("key"), table.filter(pc.invert(asks)).sort_by("key")
+    return pairs, np.searchsorted(texts["key"].to_numpy(), pairs["key"].to_numpy()), texts["text"]
+
+
+def attached(table):
+    """Pairs with the text of their first, as rows that ask for that of their second."""
+    import pyarrow as pa
+
+    pairs, places, texts = answered(table)
+    for start in range(0, max(len(pairs), 1), PAIRS_AT_ONCE // 10):
+        part = slice(start, start + PAIRS_AT_ONCE // 10)
+        left, right = (pairs[name].to_numpy()[part] for name in ("key", "other"))
+        yield pa.table({"key": right, "other": left, "text": texts.take(places[part])})
+
+
+def verified(table, chosen: Filter):
+    """`left`, `right` and `score` of the pairs that ROUGE-L puts above the threshold."""
+    import pyarrow as pa
+
+    pairs, places, texts = answered(table)
+    for start in range(0, max(len(pairs), 1), PAIRS_AT_ONCE // 10):
+        part = slice(start, start + PAIRS_AT_ONCE // 10)
+        left, right = (pairs[name].to_numpy()[part] for name in ("other", "key"))
+        positions, numbers = np.unique(np.concatenate([left, right]), return_inverse=True)
+        first = pairs["text"].slice(start, len(left))
+        known = dict(zip(left.tolist(), decoded(first), strict=True))
+        known |= zip(right.tolist(), decoded(texts.take(places[part])), strict=True)
         i, j, score = rouge.rouge_l_above(
-            lookup(positions, blocks, starts),
-            (left, right),
+            [known[position] for position in positions.tolist()],
+            (numbers[: len(left)], numbers[len(left) :]),
             chosen.threshold,
             chosen.tokenizer,
         )
-        found.append((positions[i], positions[j], score))
-    left, right, score = (np.concatenate(column) for column in zip(*found, strict=True))
-    return pa.table({"left": left, "right": right, "score": score})
+        yield pa.table({"left": positions[i], "right": positions[j], "score": score})
 
 
-def lookup(positions: np.ndarray, blocks: list, starts: np.ndarray) -> list[str]:
-    """The texts at sorted positions, from blocks whose first positions are `starts`, sorted: read
-    in place from Ray's shared memory."""
-    import ray
+def resolved(table):
+    """Removed rows (`key`, `position`, `stays`, `score`) with their copies, whose `key` is the
+    first of them: a copy goes because of what removed the first, or else of the first."""
+    import pyarrow as pa
 
-    found: list[str] = []
-    owner = np.searchsorted(starts, positions, side="right") - 1
-    for number in np.unique(owner):
-        table = ray.get(blocks[number])
-        found += decoded(
-            table.take(np.searchsorted(table["position"].to_numpy(), positions[owner == number]))
-        )
-    return found
+    names = ("key", "position", "stays", "score")
+    key, position, stays, score = (table[name].to_numpy().copy() for name in names)
+    reasons = np.flatnonzero(key == position)
+    reasons = reasons[np.argsort(key[reasons])]
+    where = among(key, key[reasons])
+    because = reasons[np.searchsorted(key[reasons], key[where])]
+    stays[where], score[where] = stays[because], score[because]
+    return pa.table(
+        {"shard": position >> ROW_BITS, "position": position, "stays": stays, "score": score}
+    )
+
+
+def divide(table, paths: list[str], output: str, field: str):
+    """Write the shards whose removed rows these are, and one row with `position` -1 for each;
+    counts by shard."""
+    import pyarrow as pa
+
+    names = ("shard", "position", "stays", "score")
+    shard, position, stays, score = (table[name].to_numpy() for name in names)
+    counts = [{"kept": 0, "removed": 0, "torn": 0}]
+    for number in np.unique(shard).tolist():
+        removed = {}
+        for place in np.flatnonzero((shard == number) & (position >= 0)).tolist():
+            first = int(stays[place])
+            name = f"{shards.name(paths[first >> ROW_BITS])}:{first & ROW}"
+            reason = {"duplicate_of": name, "rouge_l": float(score[place])}
+            removed[int(position[place]) & ROW] = reason
+        counts.append(shards.divide(paths[number], output, removed, field))
+    return pa.Table.from_pylist(counts)
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def parts(rows: int, size: int) -> int:
+    """How many partitions: so many rows that a task's memory does not depend on how many there
+    are."""
+    return max(1, math.ceil(rows / size))
+
+
+def whole(dataset, partitions: int, key: str, function, **arguments):
+    """Apply a function to tables that hold all rows of a key: a hash shuffle."""
+    return dataset.repartition(partitions, keys=[key]).map_batches(
+        function, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments
+    )
+
+
+def each(dataset, function, size: int = shards.BATCH, **arguments):
+    """Apply a function to tables of some rows."""
+    return dataset.map_batches(
+        function, batch_size=size, batch_format="pyarrow", fn_kwargs=arguments
+    )
 
 
 def run(
@@ -425,7 +471,6 @@ def run(
     field: str = "instruction",
     chosen: Filter | None = None,
     skip_torn: bool = False,
-    partitions: int | None = None,
 ) -> dict:
     """Filter shards into `output`/kept, /removed and /torn, within `cluster.connected`; returns
     what is also in `output`/report.json.
@@ -434,139 +479,103 @@ def run(
         CourseError: no shards, a torn line (unless `skip_torn`), output that belongs to other
             input, or a full disk.
     """
+    import pyarrow as pa
     import ray
 
-    started, chosen, output = time.time(), chosen or Filter(), Path(output)
+    started, chosen = time.time(), chosen or Filter()
     found = shards.find(paths)
-    if output.resolve() in {shard.resolve().parent for shard in found} | {
-        shard.resolve().parent.parent for shard in found
-    }:
-        raise CourseError(
-            f"The output {output} is the folder of the shards, or above it: choose another."
-        )
-    if other := {path.name for path in (output / "kept").glob("*")} - {
-        shard.name for shard in found
-    }:
-        raise CourseError(
-            f"{output}/kept holds {min(other)}, which is no shard of this input: choose another "
-            "output folder."
-        )
-    items = [{"shard": k} for k in range(len(found))]
-    names = [str(path.resolve()) for path in found]
-
-    def each(function, **arguments):
-        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            function, batch_size=1, batch_format="numpy", fn_kwargs=arguments
-        )
-
-    arrow = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    rows = each(read, paths=names, field=field, skip_torn=skip_torn).materialize()
+    output = shards.start_output(output, found)
+    numbers = ray.data.from_items(
+        [{"shard": k} for k in range(len(found))], override_num_blocks=len(found)
+    )
+    rows = each(numbers, read, 1, paths=found, field=field, skip_torn=skip_torn).materialize()
     count = rows.count()
     if not count:
         raise CourseError(f"The {len(found)} shards hold no rows: check the path.")
-    blocks = rows.to_arrow_refs()
-    first = ray.remote(lambda table: table["position"][0].as_py() if len(table) else None)
-    begins = ray.get([first.remote(block) for block in blocks])
-    filled = {
-        begin: block for begin, block in zip(begins, blocks, strict=True) if begin is not None
-    }
-    starts = np.array(sorted(filled), np.int64)
-    blocks = [filled[start] for start in sorted(filled)]
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    partitions = partitions or min(4096, max(cores, count * chosen.bands // 2_000_000))
-
-    shaped = rows.map_batches(
-        forms,
-        batch_size=shards.BATCH,
-        fn_kwargs={"tokenizer": chosen.tokenizer, "partitions": partitions},
-        **arrow,
-    )
-    same = (
-        shaped.groupby("part", num_partitions=partitions)
-        .map_groups(copies_in, batch_format="pyarrow")
-        .to_pandas()
-    )
-    copies = (
-        {}
-        if same.empty
-        else dict(zip(same["position"].tolist(), same["first"].tolist(), strict=True))
-    )
-    known = ray.put(np.array(sorted(copies), np.int64))
-
-    bands = rows.map_batches(
-        banded,
-        batch_size=4096,
-        fn_kwargs={"chosen": chosen, "copies": known, "partitions": partitions},
-        **arrow,
-    )
-    pairs = bands.groupby("part", num_partitions=partitions).map_groups(
-        proposed,
-        batch_format="pyarrow",
-        fn_kwargs={"threshold": chosen.threshold, "partitions": partitions},
-    )
-    edges = (
-        pairs.groupby("part", num_partitions=partitions)
-        .map_groups(
-            verified,
-            batch_format="pyarrow",
-            fn_kwargs={"chosen": chosen, "blocks": blocks, "starts": starts},
+    firsts = whole(
+        each(rows, shaped, tokenizer=chosen.tokenizer), parts(count, TEXTS), "form", with_first
+    ).materialize()
+    same = each(firsts, copies).materialize()
+    edges, facts = rounds(each(firsts, signed, chosen=chosen).materialize(), chosen)
+    gone = ray.data.from_arrow(
+        pa.table(
+            {
+                "key": edges["right"],
+                "position": edges["right"],
+                "stays": edges["left"],
+                "score": edges["score"],
+            }
         )
-        .to_pandas()
     )
-    left, right, score = (
-        edges[name].to_numpy() if not edges.empty else np.zeros(0)
-        for name in ("left", "right", "score")
+    removed = whole(gone.union(same), parts(count, ENTRIES), "key", resolved)
+    nothing = np.full(len(found), -1)
+    shard = pa.array(range(len(found)), pa.int64())
+    every = ray.data.from_arrow(
+        pa.table({"shard": shard, "position": nothing, "stays": nothing, "score": nothing * 1.0})
     )
-    real = left >= 0
-    left_out = int(right[~real].sum())
-    removed = decide(
-        left[real].astype(np.int64),
-        right[real].astype(np.int64),
-        score[real],
-        copies,
-        chosen.survivors,
-    )
-
-    def name(position: int) -> str:
-        return f"{found[position >> ROW_BITS].name}:{position & ((1 << ROW_BITS) - 1)}"
-
-    gone: list[dict[int, dict]] = [{} for _ in found]
-    for position in sorted(removed):
-        stays, value = removed[position]
-        why = {"duplicate_of": name(stays), "rouge_l": None if math.isnan(value) else value}
-        gone[position >> ROW_BITS][position & ((1 << ROW_BITS) - 1)] = why
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").unlink(missing_ok=True)  # it says that the output is whole
-    written = each(
-        divide,
-        paths=names,
-        output=str(output.resolve()),
-        removed=[ray.put(part) for part in gone],
-        field=field,
+    written = whole(
+        removed.union(every), len(found), "shard", divide, paths=found, output=output, field=field
     ).to_pandas()
     report = {
-        "rows": int(written[["kept", "removed", "torn"]].to_numpy().sum()),
+        "rows": int(written.to_numpy().sum()),
         **{key: int(written[key].sum()) for key in ("kept", "removed", "torn")},
-        "copies": len(copies),
-        "pairs": int(real.sum()),
-        "pairs_left_out": left_out,
+        "copies": same.count(),
+        **facts,
         "shards": len(found),
         "filter": asdict(chosen) | {"bands": chosen.bands, "rows": ROWS},
         "seconds": round(time.time() - started, 1),
     }
-    utils.write_json(output / "report.json", report)
+    shards.finish_output(output, report)
     return report
 
 
-def divide(items, paths: list[str], output: str, removed: list, field: str) -> dict:
-    """Write the shards of one batch; counts by shard."""
+def rounds(texts, chosen: Filter) -> tuple[dict[str, np.ndarray], dict]:
+    """The duplicates that remove a row of `signed` texts (`left`, `right`, `score`), and what the
+    report says of all of them."""
     import ray
+    from ray.data.expressions import col
 
-    counts = [
-        shards.divide(Path(paths[number]), Path(output), ray.get(removed[number]), field)
-        for number in items["shard"].tolist()
-    ]
-    return {key: np.array([count[key] for count in counts]) for key in ("kept", "removed", "torn")}
+    entries = parts(texts.count() * chosen.bands, ENTRIES)
+    gone, crowded, edges, anchors = np.zeros(0, np.int64), None, [], list(ANCHORS)
+    while True:
+        bands = each(texts, banded, 4096, gone=ray.put(gone), crowded=crowded)
+        arguments = {"threshold": chosen.threshold, "anchors": anchors[0]}
+        pairs = whole(bands, entries, "bucket", proposed, **arguments).materialize()
+        notes = pairs.filter(expr=col("left") < 0).to_pandas()
+        edges.append(scored(pairs.filter(expr=col("left") >= 0), texts, chosen))
+        left, right, score = merged(edges)
+        found = decide(left, right, score)
+        before, gone = gone, np.sort(right[found])
+        full = notes["right"][notes["left"] == -1].to_numpy().view(np.uint64)
+        if crowded is None:
+            crowded = ray.put(np.unique(full))
+        settled = not len(full) or len(anchors) == 1
+        if settled and (len(edges) == 1 or np.array_equal(before, gone)):
+            break
+        anchors = anchors[1:] or anchors
+    removing = {"left": left[found], "right": right[found], "score": score[found]}
+    return removing, {
+        "pairs": len(left),
+        "rounds": len(edges),
+        "pairs_left_out": int(notes["right"][notes["left"] == -2].sum()),
+        "crowded_buckets": len(full),
+    }
+
+
+def scored(pairs, texts, chosen: Filter):
+    """The pairs above the threshold, as arrays."""
+    partitions = parts(pairs.count(), ENTRIES)
+    answers = each(texts, keyed)
+    asking = whole(pairs, partitions, "right", once)
+    asking = whole(asking.union(answers), partitions, "key", attached)
+    return whole(asking.union(answers), partitions, "key", verified, chosen=chosen).to_pandas()
+
+
+def merged(edges: list):
+    import pandas
+
+    table = pandas.concat(edges).drop_duplicates(["left", "right"])
+    return (table[name].to_numpy() for name in ("left", "right", "score"))
 
 
 def main() -> None:
@@ -582,21 +591,22 @@ def main() -> None:
         "--tokenizer", default="unicode", help="unicode, char (Korean) or rouge_score"
     )
     parser.add_argument(
-        "--survivors",
-        default="greedy",
-        help="greedy (the course's rule) or one (a connected group)",
-    )
-    parser.add_argument(
         "--skip-torn", action="store_true", help="set torn lines aside in torn/ instead of stopping"
     )
     parser.add_argument("--address", help="of a Ray cluster; default: this machine")
-    parser.add_argument("--cpus", type=int)
+    parser.add_argument("--cpus", type=int, help="of this machine; default: all")
     parser.add_argument(
-        "--store-gib", type=float, default=2.0, help="shared memory before Ray spills to disk"
+        "--store-gib", type=float, help="shared memory of this machine before Ray spills to disk"
     )
     a = parser.parse_args()
     try:
-        chosen = Filter(a.threshold, a.tokenizer, a.survivors)
+        chosen = Filter(a.threshold, a.tokenizer)
+        if a.address and (a.cpus or a.store_gib):
+            raise CourseError(
+                "--cpus and --store-gib belong to a Ray of this machine's own, and the nodes of a "
+                "cluster have theirs: leave them out, or give --num-cpus and "
+                "--object-store-memory to `ray start`."
+            )
         with cluster.connected(a.address, a.store_gib, a.cpus):
             report = run(a.shards, a.output, a.field, chosen, a.skip_torn)
     except CourseError as error:
