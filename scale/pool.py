@@ -318,7 +318,7 @@ def run(
     )
     # A shard waits for answers nearly all the time
     task = ray.remote(max_retries=0, num_cpus=0.1)(work)
-    progress = Progress(pool, job, shards, Path(output), budget_usd)
+    progress = Progress(pool, job, shards, Path(output).resolve(), budget_usd)
     progress.start(task)
     while progress.running:
         (ref,), _ = ray.wait(list(progress.running), num_returns=1)
