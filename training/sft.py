@@ -90,7 +90,7 @@ def _parted(rows: list[dict], size: int, seed: int) -> tuple[list[dict], list[di
 # --- training -------------------------------------------------------------------------------------
 
 
-def _checked_loss(model, args, row: dict):
+def checked_loss(model, args, row: dict):
     """The function of losses.py to train with, None for TRL's own: on an NVIDIA GPU, and with
     several processes, where the model's wrapper must see the forward pass.
 
@@ -171,8 +171,18 @@ def trainer_class():
     from trl import SFTTrainer
 
     class CourseTrainer(_OnADiskThatMayFail, SFTTrainer):
-        def __init__(self, model, args, *, train_dataset, eval_dataset=None, watch=None, **kwargs):
-            self.loss_of = _checked_loss(model, args, train_dataset[0])
+        def __init__(
+            self,
+            model,
+            args,
+            *,
+            train_dataset,
+            eval_dataset=None,
+            watch=None,
+            choose_loss=checked_loss,
+            **kwargs,
+        ):
+            self.loss_of = choose_loss(model, args, train_dataset[0])
             super().__init__(
                 model,
                 args,

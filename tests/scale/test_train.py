@@ -7,6 +7,8 @@ tests/scale/test_train.py ROOT MODEL SECONDS`.
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -23,24 +25,31 @@ from scale import train
 from training import machine
 
 STEPS = 8
+LOAD_ONLY = -1
 
 
-def command(processes: int, *arguments: str) -> list[str]:
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        "scale/configs/ddp.yaml",
-        "--num_processes",
-        str(processes),
-    ]
-    launch += ["--main_process_port", "0"] if processes > 1 else []
-    return [sys.executable, *(launch if processes > 1 else []), __file__, *arguments]
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a tiny model whose head is its embedding."""
+    pytest.importorskip(
+        "ray", reason="these tests take minutes: run `make scale-test`, where Ray is"
+    )
+    import tiny_models
+
+    return tiny_models.build(tmp_path_factory.mktemp("tiny"), "gemma3")
 
 
-def start(processes: int, *arguments) -> subprocess.Popen:
+@pytest.fixture(scope="module")
+def one(model, tmp_path_factory):
+    """The adapter folder of an undisturbed training in one process."""
+    return finished("single", 1, tmp_path_factory.mktemp("one"), model)
+
+
+def start(config: str, processes: int, root: Path, model: Path, seconds: float):
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    launch += ["--config_file", f"scale/configs/{config}.yaml", "--main_process_port", "0"]
     return subprocess.Popen(
-        command(processes, *map(str, arguments)),
+        [sys.executable, *launch, __file__, str(root), str(model), str(seconds)],
         cwd=utils.ROOT,
         env=os.environ | {"PYTHONPATH": str(utils.ROOT)},  # a program's path begins at its folder
         stdout=subprocess.PIPE,
@@ -50,25 +59,45 @@ def start(processes: int, *arguments) -> subprocess.Popen:
     )
 
 
-def losses(root: Path) -> list[float]:
-    record = utils.read_json(root / "runs" / "tiny" / "adapter" / "training.json")
+def finished(config: str, processes: int, root: Path, model: Path) -> Path:
+    """Train to the end, or go on to it; the adapter's folder."""
+    said, _ = (process := start(config, processes, root, model, 0)).communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    (root / "said.txt").write_text(said, encoding="utf-8")
+    return root / "runs" / "tiny" / "adapter"
+
+
+def losses(adapter: Path) -> list[float]:
+    record = utils.read_json(adapter / "training.json")
     return [float(entry["loss"]) for entry in record["history"] if "loss" in entry]
 
 
-def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
-    pytest.importorskip(
-        "ray", reason="this test takes a minute: run `make scale-test`, where Ray is"
-    )
-    import psutil
-    import tiny_models
+def weights(adapter: Path) -> dict:
+    from safetensors.torch import load_file
 
-    model = tiny_models.build(tmp_path / "model", "gemma3")
-    one, two = tmp_path / "one", tmp_path / "two"
-    said, _ = (process := start(1, one, model, 0)).communicate(timeout=300)
-    assert process.returncode == 0, said[-2000:]
-    killed = start(2, two, model, 1)
+    return load_file(adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_and_go_on_after_a_kill(config, one, model, tmp_path):
+    import psutil
+
+    two = finished(config, 2, tmp_path / "undisturbed", model)
+    said = (tmp_path / "undisturbed" / "said.txt").read_text(encoding="utf-8")
+    assert "on 2 processes" in said
+    assert ("which share the weights" in said) == (config == "fsdp")
+    assert len(losses(one)) == STEPS and losses(one)[-1] < losses(one)[0] - 0.02
+    # Sums of another order: were they equal, there would have been one process
+    assert losses(two) != losses(one)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-4)
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    assert all((first[name] - second[name]).abs().max() < 0.02 for name in first)
+
+    root = tmp_path / "killed"
+    killed = start(config, 2, root, model, 1)
     deadline = time.time() + 240
-    while not list(two.glob("runs/tiny/checkpoints/*/checkpoint-*/trainer_state.json")):
+    while not list(root.glob("runs/tiny/checkpoints/*/checkpoint-*/trainer_state.json")):
         assert killed.poll() is None and time.time() < deadline, killed.communicate()[0][-2000:]
         time.sleep(0.1)
     # One by one, for torchrun puts its workers into groups of their own
@@ -78,25 +107,45 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path):
     ]:
         process.kill()
     killed.wait()
-    assert not (two / "runs" / "tiny" / "adapter").exists()
-    said, _ = (process := start(2, two, model, 0)).communicate(timeout=300)
-    assert process.returncode == 0, said[-2000:]
-    assert "step   1/" not in said and "on 2 processes" in said, said[-3000:]  # it went on
-    assert len(losses(one)) == STEPS and losses(one)[-1] < losses(one)[0] - 0.02
-    assert losses(two) != losses(
-        one
-    )  # sums of another order: were they equal, there would have been one process
-    assert losses(two) == pytest.approx(losses(one), rel=2e-4)
-    weights = [
-        root / "runs" / "tiny" / "adapter" / "adapter_model.safetensors" for root in (one, two)
-    ]
-    from safetensors.torch import load_file
+    assert not (root / "runs" / "tiny" / "adapter").exists()
+    again = finished(config, 2, root, model)
+    assert "step   1/" not in (root / "said.txt").read_text(encoding="utf-8")  # it went on
+    assert losses(again) == losses(two)
+    third = weights(again)
+    assert all(second[name].equal(third[name]) for name in second)
 
-    first, second = map(load_file, weights)
-    assert (
-        all((first[name] - second[name]).abs().max() < 0.02 for name in first)
-        and first.keys() == second.keys()
-    )
+
+def test_only_the_first_process_holds_a_whole_model_while_it_is_sharded(model, tmp_path, capsys):
+    """A model of 350 MB, so that weights stand out: the first process holds all of it once, the
+    second no more than its half and the largest weight."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6}
+    config = AutoConfig.from_pretrained(model, **sizes, layer_types=["full_attention"] * 6)
+    large = AutoModelForCausalLM.from_config(config)
+    large.save_pretrained(tmp_path / "large")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "large")
+    whole = sum(weight.numel() for weight in large.parameters()) * 4 / 1e6  # MB
+    del large
+    _, floor = held_and_peak(tmp_path / "a", model)  # of Python and its libraries
+    held, peak = held_and_peak(tmp_path / "b", tmp_path / "large")
+    above = [one - other for one, other in zip(peak, floor, strict=True)]
+    with capsys.disabled():
+        print(f"\nMB: model {whole:.0f}; shards {held}; above a tiny model at the peak {above}")
+    assert sum(held) == pytest.approx(whole, rel=0.02)
+    assert held[0] == pytest.approx(held[1], rel=0.02)
+    assert above[0] > 0.95 * whole
+    assert above[1] < 0.75 * whole
+
+
+def held_and_peak(root: Path, model: Path) -> tuple[list[int], list[int]]:
+    """MB of weights in each of two processes after sharding, and of all memory at the peak."""
+    process = start("fsdp", 2, root, model, LOAD_ONLY)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    found = sorted(re.findall(r"process (\d): (\d+) MB of weights, (\d+) MB at the peak", said))
+    assert len(found) == 2, said[-3000:]
+    return [int(held) for _, held, _ in found], [int(peak) for _, _, peak in found]
 
 
 def test_a_global_batch_is_divided_evenly_or_refused():
@@ -112,6 +161,26 @@ def test_a_global_batch_is_divided_evenly_or_refused():
         utils.CourseError, match="global batch of 8 rows cannot be divided among 3 processes"
     ):
         train.batches(8, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes", "quantize", "since", "said"),
+    [
+        ({}, 2, "none", "99", "install a newer one with `pip install 'accelerate>=99'`"),
+        ({"FSDP_VERSION": "1"}, 2, "none", None, "use scale/configs/fsdp.yaml"),
+        ({}, 2, "4bit", None, "for 4-bit weights scale/configs/ddp.yaml"),
+        ({}, 1, "none", None, "One process has nobody to share the weights with"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_at_the_start(
+    environment, processes, quantize, since, said, monkeypatch
+):
+    settled = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} | environment
+    for name, value in settled.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, "FSDP_SINCE", since or train.FSDP_SINCE)
+    with pytest.raises(utils.CourseError, match=re.escape(said)):
+        train._shards(types.SimpleNamespace(num_processes=processes), quantize)
 
 
 def test_the_settings_are_those_of_the_notebook():
@@ -157,14 +226,32 @@ def test_the_fsdp_options_are_known_to_accelerate():
 
 def worker() -> None:
     """One process of a training on the tiny model, in fp32; the third argument slows every step
-    down, to be killed in."""
+    down, to be killed in, or ends the training before the first."""
+    import torch
+    from torch.distributed.tensor import DTensor
     from transformers import TrainerCallback
 
-    from training import machine
+    seconds = float(sys.argv[3])
 
     class Slow(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            own = [
+                weight.to_local() if isinstance(weight, DTensor) else weight
+                for weight in model.parameters()
+            ]
+            held = sum(weight.numel() * weight.element_size() for weight in own) / 1e6
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+            print(
+                f"process {args.process_index}: {held:.0f} MB of weights, {peak:.0f} MB at the "
+                "peak of loading",
+                flush=True,
+            )
+            if seconds == LOAD_ONLY:
+                torch.distributed.barrier()
+                os._exit(0)
+
         def on_step_end(self, *args, **kwargs):
-            time.sleep(float(sys.argv[3]))
+            time.sleep(seconds)
 
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[
         :85
