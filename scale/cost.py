@@ -57,7 +57,7 @@ class Assumptions:
     epochs: int = 3  # the course's
     rank: int = 4  # the course's
     pack_tokens: int = 2048  # assumed: tokens in one forward pass
-    record_bytes: float = 700  # assumed: a kept row on disk with its provenance, JSON Lines
+    record_bytes: float = 700  # measured: a row of data/instruction.jsonl
 
 
 @dataclass(frozen=True)
@@ -160,28 +160,44 @@ def _amount(value: float) -> str:
 
 
 def table(costs: list[Cost], teacher: str, gpu: str, a: Assumptions) -> str:
-    """Markdown, a column a size."""
+    """Markdown, a column a size, and what each line rests on: "measured", "published" (prices, data
+    sheets), "arithmetic" or "assumed"; the weakest of its factors is named."""
     lines = [
-        ("rows asked for", "asked", _count),
-        ("teacher reads, tokens", "prompt_tokens", _count),
-        ("teacher writes, tokens", "written_tokens", _count),
-        (f"{teacher}, dollars", "dollars", _amount),
-        ("the same in batches, dollars", "dollars_batch", _amount),
-        ("or a teacher of your own, GPU hours", "own_gpu_hours", _amount),
-        ("near-duplicates, exact, two cores, hours", "exact_hours", _amount),
-        ("their memory, GB", "exact_gb", _amount),
-        (f"near-duplicates, LSH on Ray, {a.cores} cores, hours", "lsh_hours", _amount),
-        ("what is shuffled, GB", "lsh_shuffle_gb", _amount),
-        (f"training gemma-2b, {a.epochs} epochs, tokens", "train_tokens", _count),
-        (f"the same, {gpu} hours", "train_gpu_hours", _amount),
-        (f"memory of one {gpu}, GB", "train_gb", _amount),
-        ("rows on disk, GB", "disk_gb", _amount),
+        ("rows asked for", "asked", _count, f"assumed: {a.kept_share:.0%} are kept"),
+        ("teacher reads, tokens", "prompt_tokens", _count, "measured a row"),
+        ("teacher writes, tokens", "written_tokens", _count, "measured a row"),
+        (f"{teacher}, dollars", "dollars", _amount, "published prices"),
+        ("the same in batches, dollars", "dollars_batch", _amount, "published prices"),
+        (
+            "or a teacher of your own, GPU hours",
+            "own_gpu_hours",
+            _amount,
+            f"assumed: {a.teacher_tokens_per_second:,.0f} tokens/s",
+        ),
+        (
+            "near-duplicates, exact, two cores, hours",
+            "exact_hours",
+            _amount,
+            f"measured up to {a.exact_texts[1]:,} texts",
+        ),
+        ("their memory, GB", "exact_gb", _amount, f"measured at {a.exact_texts[1]:,} texts"),
+        (
+            f"near-duplicates, LSH on Ray, {a.cores} cores, hours",
+            "lsh_hours",
+            _amount,
+            "measured up to 1 M on two cores; assumed: shared evenly",
+        ),
+        ("what is shuffled, GB", "lsh_shuffle_gb", _amount, "arithmetic"),
+        (f"training gemma-2b, {a.epochs} epochs, tokens", "train_tokens", _count, "measured a row"),
+        (f"the same, {gpu} hours", "train_gpu_hours", _amount, "arithmetic; no GPU was at hand"),
+        (f"memory of one {gpu}, GB", "train_gb", _amount, "arithmetic; no GPU was at hand"),
+        ("rows on disk, GB", "disk_gb", _amount, "measured a row"),
     ]
     sizes = " | ".join(_count(cost.rows) for cost in costs)
-    head = f"| | {sizes} |\n|---|" + "---|" * len(costs)
+    head = f"| | {sizes} | rests on |\n|---|" + "---|" * (len(costs) + 1)
     body = [
-        f"| {title} | " + " | ".join(show(getattr(cost, name)) for cost in costs) + " |"
-        for title, name, show in lines
+        f"| {title} | " + " | ".join(show(getattr(cost, name)) for cost in costs) + f" | {basis} |"
+        for title, name, show, basis in lines
     ]
     return "\n".join([head, *body])
 

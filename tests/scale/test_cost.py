@@ -85,6 +85,22 @@ def test_seconds_of_the_exact_filter_are_those_of_the_readme():
     assert cost.exact_seconds(104_000, A) == pytest.approx((first * second) ** 0.5, rel=0.5)
 
 
+def test_seconds_of_lsh_are_those_of_the_page():
+    """Both were measured on two cores; the model is a straight line through the last two."""
+    page = (utils.ROOT / "scale" / "README.md").read_text(encoding="utf-8")
+    section = page.split("## Near-duplicates")[1].split("\n## ")[0]
+    found = re.findall(r"^\| ([\d,]{6,})[^|]*\| (\d+) \|", section, re.M)
+    assert len(found) >= 2
+    for texts, seconds in found:
+        predicted = A.lsh_start_seconds + int(texts.replace(",", "")) * A.lsh_core_seconds / 2
+        assert predicted == pytest.approx(int(seconds), rel=0.3), texts
+
+
+def test_a_row_on_disk_is_as_large_as_the_shipped_ones():
+    lines = (utils.DATA / "instruction.jsonl").read_bytes().splitlines()
+    assert statistics.mean(map(len, lines)) == pytest.approx(A.record_bytes, rel=0.1)
+
+
 def test_bands_are_those_of_the_driver():
     pytest.importorskip("numpy")
     from scale.duplicates import Filter
@@ -122,7 +138,7 @@ def test_the_table_names_every_size_and_the_figure_draws():
     costs = [cost.of(size) for size in cost.SIZES]
     text = cost.table(costs, "gpt-4o-mini", "H100", A)
     assert (
-        "| | 52,000 | 1 M | 100 M |" in text
+        "| | 52,000 | 1 M | 100 M | rests on |" in text
         and len({line.count("|") for line in text.splitlines()}) == 1
     )
     page = (utils.ROOT / "scale" / "README.md").read_text(encoding="utf-8")
