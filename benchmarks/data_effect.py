@@ -20,10 +20,11 @@ from pathlib import Path
 import prompts
 import settings
 import utils
-from training import chat, generation, losses, machine, sft, student
+from benchmarks import short_training
+from training import chat, generation, losses, sft
 
 RESULTS = Path(__file__).parent / "results" / "data_effect.json"
-RATE, RANK, LONGEST = 5e-4, 4, 128  # the student's own settings in train.ipynb, and tokens of a row
+RATE, LONGEST = 5e-4, 128  # the student's own settings in train.ipynb, and tokens of a row
 # Rows, how many of them are asked, and tokens of an answer
 HELD_OUT, ASKED, NEW_TOKENS = 48, 24, 64
 BASE = "no training"
@@ -65,7 +66,7 @@ def main() -> None:
             point = run(name)
             record = utils.read_json(RESULTS) or {
                 "model": settings.PACKAGED_HUB_ID,
-                "rank": RANK,
+                "rank": short_training.RANK,
                 "rate": RATE,
                 "conditions": {},
             }
@@ -86,14 +87,7 @@ def conditions() -> dict:
 
 def run(name: str) -> dict:
     """Train under one condition; what came of it."""
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
-    from trl import SFTConfig
-
-    utils.seed_everything(42)
-    device = machine.choose_device()
-    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
-    stop = chat.choose_stop(model, tokenizer)
+    model, tokenizer, stop = short_training.base()
 
     def short(path: Path) -> list[dict]:
         rows = utils.read_jsonl(path)
@@ -109,33 +103,13 @@ def run(name: str) -> dict:
     )
     started = time.time()
     if rows:
-        model = get_peft_model(
+        trainer = short_training.trainer(
             model,
-            LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        config = SFTConfig(
-            output_dir=str(utils.CACHE / "data_effect"),
+            tokenizer,
+            encoded,
+            utils.CACHE / "data_effect",
             learning_rate=RATE,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            num_train_epochs=1,
-            per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
-            bf16=device.dtype == "bfloat16",
-            gradient_checkpointing=False,
-            padding_free=True,
-            max_length=None,
-            use_cpu=device.name == "cpu",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=42,
-        )
-        trainer = sft.trainer_class()(
-            model=model,
-            args=config,
-            train_dataset=Dataset.from_list(encoded),
-            processing_class=tokenizer,
         )
         trainer.train()
         model = trainer.trained_model()

@@ -19,16 +19,16 @@ from pathlib import Path
 
 import settings
 import utils
+from benchmarks import short_training
 from evaluation import measures
-from training import chat, generation, machine, sft, student
+from training import chat, generation, sft
 
 RESULTS = Path(__file__).parent / "results" / "kinds_effect.json"
 CONDITIONS = ("plain rows only", "all kinds")
 ROWS = 300  # to train on: what a CPU takes in train.ipynb
 HELD = 24  # long rows, and conversations, that are asked
-RATE, RANK, LONGEST = 5e-4, 4, 1152  # the student's own settings in train.ipynb
+RATE, LONGEST = 5e-4, 1152  # the student's own settings in train.ipynb
 SHORT, LONG = 96, 512  # tokens of an answer, as in evaluation.ipynb on a CPU
-SEED = 42
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def examined() -> tuple[list[dict], list[dict]]:
     held = []
     for kind in ("long", "turns"):
         of_kind = [row for row in shipped if sft.kind(row) == kind]
-        held += sft.split(of_kind, HELD, SEED)[1]
+        held += sft.split(of_kind, HELD, short_training.SEED)[1]
     names = {row["id"] for row in held}
     prompts = [
         item
@@ -78,53 +78,19 @@ def examined() -> tuple[list[dict], list[dict]]:
     return items(held) + prompts, [row for row in shipped if row["id"] not in names]
 
 
-def trained(rows: list[dict]):
-    """`(model, tokenizer, stop)`: the student after one pass over the rows, as in train.ipynb."""
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
-    from trl import SFTConfig
-
-    utils.seed_everything(SEED)
-    device = machine.choose_device()
-    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
-    stop = chat.choose_stop(model, tokenizer)
-    encoded, _ = chat.encode_all(rows, tokenizer, stop, LONGEST)
-    lora = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    config = SFTConfig(
-        output_dir=str(utils.CACHE / "kinds_effect"),
-        learning_rate=RATE,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
-        num_train_epochs=1,
-        per_device_train_batch_size=4,
-        optim="adamw_torch_fused",
-        bf16=device.dtype == "bfloat16",
-        gradient_checkpointing=False,
-        padding_free=True,
-        max_length=None,
-        use_cpu=device.name == "cpu",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=SEED,
-    )
-    trainer = sft.trainer_class()(
-        model=get_peft_model(model, lora),
-        args=config,
-        train_dataset=Dataset.from_list(encoded),
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    return trainer.trained_model(), tokenizer, stop
-
-
 def run(name: str) -> dict:
     """Train under one condition, ask, and count."""
     prompts, rows = examined()
     if name == "plain rows only":
         rows = [row for row in rows if sft.kind(row) == "plain"]
-    rows = sft.split(rows, ROWS, SEED)[1]
-    model, tokenizer, stop = trained(rows)
+    rows = sft.split(rows, ROWS, short_training.SEED)[1]
+    model, tokenizer, stop = short_training.base()
+    encoded, _ = chat.encode_all(rows, tokenizer, stop, LONGEST)
+    trainer = short_training.trainer(
+        model, tokenizer, encoded, utils.CACHE / "kinds_effect", learning_rate=RATE
+    )
+    trainer.train()
+    model = trainer.trained_model()
     decoding = generation.Decoding(SHORT, LONG)
     writer = generation.Transformers(model, tokenizer, stop, decoding)
     answers = generation.converse(writer, prompts, adapter=True)

@@ -21,12 +21,13 @@ from pathlib import Path
 import prompts
 import settings
 import utils
-from training import chat, generation, losses, machine, sft, student
+from benchmarks import short_training
+from training import chat, generation, losses, sft
 
 RESULTS = Path(__file__).parent / "results" / "overfitting.json"
 RATES = ("1e-4", "5e-4", "2e-3")
 # Four passes, a point after each, a checkpoint every four steps
-STEPS, EVERY, SAVE, BATCH, RANK = 64, 16, 4, 4, 4
+STEPS, EVERY, SAVE, BATCH = 64, 16, 4, 4
 # The shortest shipped rows, and how many of them are held out and asked
 ROWS, HELD_OUT, ASKED, NEW_TOKENS = 88, 24, 12, 40
 
@@ -63,7 +64,7 @@ def write(rate: str, point: dict) -> None:
     """Add one measured point to the file."""
     record = utils.read_json(RESULTS) or {
         "model": settings.PACKAGED_HUB_ID,
-        "rank": RANK,
+        "rank": short_training.RANK,
         "batch": BATCH,
         "runs": {},
     }
@@ -80,24 +81,15 @@ def write(rate: str, point: dict) -> None:
 def run(rate: str, deadline: float) -> None:
     """Train at one learning rate from where an earlier call stopped, measuring every `EVERY`
     steps."""
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
     from transformers import TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTConfig
 
-    utils.seed_everything(42)
-    device = machine.choose_device()
-    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
-    stop = chat.choose_stop(model, tokenizer)
+    model, tokenizer, stop = short_training.base()
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
     lengths = {row["id"]: len(chat.encode(row, tokenizer, stop)["input_ids"]) for row in rows}
     rows = sorted(rows, key=lambda row: lengths[row["id"]])[:ROWS]
     train, held_out = sft.split(rows, HELD_OUT, seed=42)
     encoded, held = (chat.encode_all(part, tokenizer, stop, 512)[0] for part in (train, held_out))
-    model = get_peft_model(
-        model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
 
     def measure(state) -> None:
         step = state.global_step
@@ -136,31 +128,20 @@ def run(rate: str, deadline: float) -> None:
             control.should_training_stop |= time.time() > deadline
 
     folder = utils.CACHE / "sweep" / rate
-    config = SFTConfig(
-        output_dir=str(folder),
+    trainer = short_training.trainer(
+        model,
+        tokenizer,
+        encoded,
+        folder,
+        [Measure()],
         learning_rate=float(rate),
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
         max_steps=STEPS,
-        per_device_train_batch_size=BATCH,
-        bf16=device.dtype == "bfloat16",
-        gradient_checkpointing=False,
-        padding_free=True,
-        max_length=None,
-        use_cpu=True,
+        save_strategy="steps",
         save_steps=SAVE,
         save_total_limit=1,
         logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        seed=42,
-    )
-    trainer = sft.trainer_class()(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(encoded),
-        processing_class=tokenizer,
-        callbacks=[Measure()],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
 

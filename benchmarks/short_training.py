@@ -1,0 +1,62 @@
+"""One short training of the packaged student, for the measurements that compare several of them.
+
+What it does: load the student with its stop, and make the course's trainer for some encoded rows
+with LoRA on all linear layers. What it does not do: choose rows, or measure anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import settings
+import utils
+from training import chat, machine, sft, student
+
+SEED, RANK = 42, 4
+
+
+def base() -> tuple:
+    """`(model, tokenizer, stop)`: the packaged student, before any training."""
+    utils.seed_everything(SEED)
+    model, tokenizer = student.load_base(settings.PACKAGED_STUDENT, machine.choose_device())
+    return model, tokenizer, chat.choose_stop(model, tokenizer)
+
+
+def trainer(model, tokenizer, encoded: list[dict], output: Path, callbacks=(), **changes):
+    """The trainer of `sft.trainer_class`, which keeps nothing and measures nothing unless told to.
+
+    Args:
+        encoded: rows of `chat.encode_all`.
+        output: folder for checkpoints.
+        changes: what SFTConfig is told beyond the settings here.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from trl import SFTConfig
+
+    device = machine.choose_device()
+    lora = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = {
+        "output_dir": str(output),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "optim": "adamw_torch_fused",
+        "bf16": device.dtype == "bfloat16",
+        "gradient_checkpointing": False,
+        "padding_free": True,
+        "max_length": None,
+        "use_cpu": device.name == "cpu",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": SEED,
+    }
+    return sft.trainer_class()(
+        model=get_peft_model(model, lora),
+        args=SFTConfig(**config | changes),
+        train_dataset=Dataset.from_list(encoded),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
