@@ -139,6 +139,13 @@ def read(path: Path) -> Language:
 LANGUAGES = {path.stem: read(path) for path in sorted(FILES.glob("*.toml"))}
 
 
+def around(language: str) -> str:
+    """The language of a page's words around a text in this one: the reader's, or the text's for a
+    reader who has chosen none (English for one that the course does not know)."""
+    code = language if utils.reader() == "en" else utils.reader()
+    return code if code in LANGUAGES else "en"
+
+
 def known(languages: Iterable[str], purpose: str) -> None:
     """CourseError where the course has no texts in one of `languages`, which `purpose` needs."""
     if missing := [code for code in languages if code not in LANGUAGES]:

@@ -107,7 +107,7 @@ def page(records: Sequence[dict], results: dict) -> str:
 {_facts(results, label, code)}
 {_bar(records, label)}
 </header>
-{_filters(records, label)}
+{_filters(records, label, code)}
 <main>
 {cards}
 </main>"""
@@ -115,10 +115,9 @@ def page(records: Sequence[dict], results: dict) -> str:
 
 
 def _language(records: Sequence[dict]) -> str:
-    """The language of the page around the prompts: theirs if they share one, else the reader's."""
+    """The language of the page around the prompts: the reader's, or theirs if they share one."""
     codes = {record["language"] for record in records}
-    one = len(codes) == 1 and codes <= prompts.LANGUAGES.keys()
-    return codes.pop() if one else utils.reader()
+    return prompts.around(codes.pop()) if len(codes) == 1 else utils.reader()
 
 
 def _labels(code: str, names: tuple[str, str]) -> dict[str, str]:
@@ -135,7 +134,8 @@ def _labels(code: str, names: tuple[str, str]) -> dict[str, str]:
 def _said(text: str, language: str) -> str:
     """What a person or a model wrote, with its own direction of writing and all its line breaks."""
     if not text.strip():
-        return f'<div class="said"><em>{shown(_labels(language, ("", ""))["empty"])}</em></div>'
+        label = _labels(prompts.around(language), ("", ""))
+        return f'<div class="said"><em>{shown(label["empty"])}</em></div>'
     return f'<div class="said" dir="auto" lang="{attribute(language)}">{shown(text)}</div>'
 
 
@@ -182,20 +182,21 @@ def _bar(records: Sequence[dict], label: dict[str, str]) -> str:
     )
 
 
-def _filters(records: Sequence[dict], label: dict[str, str]) -> str:
+def _filters(records: Sequence[dict], label: dict[str, str], language: str) -> str:
     """Hidden until the script runs, because without it they would do nothing."""
     languages = sorted({record["language"] for record in records})
     categories = sorted({record["category"] for record in records})
     choices = {
         "outcome": {kind.value: label[kind] for kind in WORST_FIRST},
         "language": {code: settings.LANGUAGES.get(code, code) for code in languages},
-        "category": {name: name.replace("_", " ") for name in categories},
+        "category": {name: name for name in categories},
     }
     lists = []
     for field, values in choices.items():
         counts = Counter(record[field] for record in records)
         options = "".join(
-            f'<option value="{attribute(value)}">{shown(text)} ({counts[value]})</option>'
+            f'<option value="{attribute(value)}">{shown(_word(text, language))} '
+            f"({counts[value]})</option>"
             for value, text in values.items()
         )
         lists.append(
@@ -209,20 +210,25 @@ def _filters(records: Sequence[dict], label: dict[str, str]) -> str:
     )
 
 
+def _word(word: str, language: str) -> str:
+    """A word of the data, such as the name of a category, as a page shows it."""
+    return utils.translated(word, language).replace("_", " ")
+
+
 # --- one prompt -----------------------------------------------------------------------------------
 
 
 def _card(record: dict, contradiction: bool, names: tuple[str, str] = ("base", "tuned")) -> str:
     language, kind = record["language"], Outcome(record["outcome"])
-    label = _labels(language, names)
+    code = prompts.around(language)
+    label = _labels(code, names)
     chips = [f'<span class="chip {kind}">{shown(label[kind])}</span>']
     for told in (settings.LANGUAGES.get(language, language), record["category"]):
-        chip = utils.translated(told, language).replace("_", " ")
-        chips.append(f'<span class="chip">{shown(chip)}</span>')
+        chips.append(f'<span class="chip">{shown(_word(told, code))}</span>')
     if contradiction:
         chips.append(f'<span class="chip failed">{label["opposite"]}</span>')
     parts = [
-        f'<article lang="{attribute(language)}" data-language="{attribute(language)}" '
+        f'<article lang="{attribute(code)}" data-language="{attribute(language)}" '
         f'data-outcome="{kind}" data-category="{attribute(record["category"])}">',
         f'<h2>{shown(record["id"])}</h2><p class="chips">{"".join(chips)}</p>',
     ]
@@ -243,7 +249,7 @@ def _card(record: dict, contradiction: bool, names: tuple[str, str] = ("base", "
 
 def _pair(base: str, tuned: str, record: dict, scores: dict, names: tuple[str, str]) -> str:
     language = record["language"]
-    label = _labels(language, names)
+    label = _labels(prompts.around(language), names)
     columns = []
     for name, key, answer in zip(names, ("base", "tuned"), (base, tuned), strict=True):
         score = ""

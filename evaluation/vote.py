@@ -69,7 +69,7 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
             else ["tuned", "base"]
         )
         language = record.get("language") or _language(record["prompt"])
-        label = prompts.LANGUAGES[_spoken(language)].page
+        label = prompts.LANGUAGES[prompts.around(language)].page
         later = f"\n\n--- {label['follow_up_answer']} ---\n\n"
         first, second = (later.join(texts[name]) for name in names)
         turns = [record, *record.get("follow_ups", ())]
@@ -93,13 +93,6 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
 def _language(text: str) -> str:
     """The language of the course in whose script a text is written."""
     return max(prompts.LANGUAGES, key=lambda code: prompts.LANGUAGES[code].share(text))
-
-
-def _spoken(language: str) -> str:
-    """The language of the words around a pair: the reader's, or the pair's for a reader who has
-    chosen none (English for one that the course does not know)."""
-    code = language if utils.reader() == "en" else utils.reader()
-    return code if code in prompts.LANGUAGES else "en"
 
 
 def _texts(answer) -> list[str]:
@@ -259,7 +252,7 @@ form { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr))
 def page(ballot: Ballot) -> str:
     """The next pair as a page with three buttons; the last page thanks."""
     pair, done, total = ballot.next(), len(ballot.votes), len(ballot.pairs)
-    code = _spoken(pair.language if pair else "en")
+    code = prompts.around(pair.language if pair else "en")
     label = prompts.LANGUAGES[code].page
     if pair is None:
         body = f'<p role="status">{label["thanks"].format(all=total)}</p>'

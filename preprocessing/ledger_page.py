@@ -30,13 +30,13 @@ def write(ledger: Sequence[dict], known: Sequence[dict], run: str, path: str | P
     """
     by_id = {row["id"]: row for row in [*known, *ledger]}
     languages = {row["language"] for row in ledger}
-    code = languages.pop() if len(languages) == 1 else utils.reader()
+    code = prompts.around(languages.pop()) if len(languages) == 1 else utils.reader()
     label = _labels(code)
     cards = "\n".join(_card(row, by_id) for row in ledger)
     title = label["ledger"].replace("{run}", run)
-    body = f"<header><h1>{shown(title)}</h1></header>{_filters(ledger, label)}<main>{cards}</main>"
+    head = f"<header><h1>{shown(title)}</h1></header>{_filters(ledger, label, code)}"
     with utils.atomic(path) as file:
-        file.write(document(title, code, body))
+        file.write(document(title, code, f"{head}<main>{cards}</main>"))
     return Path(path)
 
 
@@ -44,16 +44,17 @@ def _labels(code: str) -> dict[str, str]:
     return prompts.LANGUAGES.get(code, prompts.LANGUAGES["en"]).page
 
 
-def _filters(ledger: Sequence[dict], label: dict[str, str]) -> str:
+def _filters(ledger: Sequence[dict], label: dict[str, str], language: str) -> str:
     """One list for each of stage, language and category; hidden until the script runs."""
     lists = []
     for name, field in (("stage", "fate"), ("language", "language"), ("category", "category")):
         counts = Counter(str(row[field]) for row in ledger)
         options = []
         for value, count in counts.most_common():
-            told = settings.LANGUAGES.get(value, value).replace("_", " ")
+            told = utils.translated(settings.LANGUAGES.get(value, value), language)
             if value == "kept":
                 told = label["kept"]
+            told = told.replace("_", " ")
             options.append(f'<option value="{attribute(value)}">{shown(told)} ({count})</option>')
         lists.append(
             f'<label>{label[name]}<select name="{name}"><option value="">{label["all"]}</option>'
@@ -68,21 +69,22 @@ def _filters(ledger: Sequence[dict], label: dict[str, str]) -> str:
 
 
 def _card(row: dict, by_id: dict[str, dict]) -> str:
-    label, language = _labels(row["language"]), row["language"]
-    fate = row["fate"]
+    language, fate = row["language"], row["fate"]
+    code = prompts.around(language)
+    label = _labels(code)
     kind = "win" if fate == "kept" else "loss"
-    stage = label["kept"] if fate == "kept" else utils.translated(fate, language)
+    stage = label["kept"] if fate == "kept" else utils.translated(fate, code)
     chips = [f'<span class="chip {kind}">{shown(stage)}</span>']
     for told in (settings.LANGUAGES.get(language, language), str(row["category"])):
-        chip = utils.translated(told, language).replace("_", " ")
+        chip = utils.translated(told, code).replace("_", " ")
         chips.append(f'<span class="chip">{shown(chip)}</span>')
     parts = [
-        f'<article lang="{attribute(language)}" data-language="{attribute(language)}" '
+        f'<article lang="{attribute(code)}" data-language="{attribute(language)}" '
         f'data-stage="{attribute(fate)}" data-category="{attribute(row["category"])}">',
         f'<h2>{shown(row["id"])}</h2><p class="chips">{"".join(chips)}</p>',
     ]
     if row.get("reason"):
-        parts.append(f'<p class="error">{shown(utils.translated(row["reason"], language))}</p>')
+        parts.append(f'<p class="error">{shown(utils.translated(row["reason"], code))}</p>')
     neighbour = by_id.get(row.get("neighbour", ""))
     if neighbour:
         beside = label["neighbour"].replace("{score}", f"{row['score']:.2f}")

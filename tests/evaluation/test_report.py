@@ -477,3 +477,11 @@ def test_all_is_shown_without_a_script(browser, tmp_path):
     browser.get((tmp_path / "r.html").as_uri())
     assert len(shown(browser)) == len(RECORDS)
     assert not browser.find_element("tag name", "form").is_displayed()
+
+
+def test_a_korean_reader_has_korean_words_around_english_prompts(monkeypatch):
+    monkeypatch.setattr(utils, "_reader", "ko")
+    english = record("x") | {"language": "en", "category": "open_qa"}
+    said = report.page([english], {"headline": "한 문장", "judge": "j"})
+    assert '<html lang="ko">' in said and '<article lang="ko"' in said
+    assert ">질문 답하기 (1)</option>" in said and ">요청</h3>" in said and "Prompt" not in said
