@@ -63,15 +63,19 @@ def read_in(language: str) -> None:
     _reader = language
 
 
+def _letters_outside_braces(text: str) -> int:
+    return sum(len(literal) for literal, *_ in string.Formatter().parse(text))
+
+
 @functools.cache
 def _messages(language: str, table: str) -> list[tuple[re.Pattern, str]]:
     """A table of data/languages/<language>.toml: a pattern for each English text, in which names in
     braces stand for anything (those of one letter: for a number), and its translation. The most
-    particular ones come first."""
+    particular ones, by what stands outside of braces, come first."""
     path = DATA / "languages" / f"{language}.toml"
     known = read_toml(path).get(table, {}) if path.exists() else {}
     found = []
-    for english in sorted(known, key=len, reverse=True):
+    for english in sorted(known, key=_letters_outside_braces, reverse=True):
         pattern = ""
         for literal, name, _, _ in string.Formatter().parse(english):
             pattern += re.escape(literal)

@@ -389,5 +389,6 @@ def test_a_korean_reader_votes_in_korean(folder, monkeypatch):
     body = f"key={ballot(folder).next().key}&position=first"
     pages_read += [client.post("/vote", content=body).text, client.get("/agreement").text]
     assert "고맙습니다" in pages_read[2] and "우연히 일치할 비율 33%" in pages_read[3]
+    assert "S2, 둘 다 무승부라고 하지 않은 것만: 1표 가운데" in pages_read[3]
     for page in pages_read:
         assert '<html lang="ko">' in page and "vote" not in re.sub("<[^>]*>|/?`.*`", "", page)
