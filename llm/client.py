@@ -254,7 +254,7 @@ class Client:
         # be kept, for nobody knows yet whether it keeps to max_completion_tokens
         first = 1 if self._budget.limit_usd is not None and self._priced else FIRST
         proven = self.usage.requests > 0
-        work = _Work(asyncio.Semaphore(len(todo) if proven else first), proven)
+        work = Work(asyncio.Semaphore(len(todo) if proven else first), proven)
         slots, found = asyncio.Semaphore(self.max_concurrency), {}
         estimated = self.usage.estimated
         async with self._endpoint.open() as sdk:
@@ -290,7 +290,7 @@ class Client:
             raise self._stopped(work.stop)
         return found
 
-    async def _ask(self, sdk, request: Request, work: _Work) -> dict:
+    async def _ask(self, sdk, request: Request, work: Work) -> dict:
         """One attempt: reserve, wait for a turn, note the risk, send, book. The journal's record of
         the answer."""
         try:
@@ -298,7 +298,8 @@ class Client:
                 await self.limits.acquire(request.tokens)
                 with work.sending(), self._at_risk(request) as risked:
                     started = time.time()
-                    answer = await self._endpoint.send(sdk, request.body)
+                    with self._endpoint.failures():  # what never arrived is not at risk
+                        answer = await self._endpoint.send(sdk, request.body)
                     more = {"seconds": round(time.time() - started, 3)} | risked
                     entry = self._book(request, answer, **more)
         except Failure as failure:
@@ -467,7 +468,7 @@ class Client:
 
 
 @dataclass
-class _Work:
+class Work:
     """One call of `complete`: its tasks, those with a request under way, and the error that stops
     it. Before the first answer only a few requests are under way."""
 

@@ -127,6 +127,16 @@ def test_an_answer_after_a_lost_one_does_not_forget_it(tmp_path):
     assert again.spent_usd == one.spent_usd == pytest.approx(0.05)
 
 
+def test_what_never_arrived_is_not_lost(tmp_path):
+    one = client(
+        "http://127.0.0.1:9/v1", budget_usd=2.5, journal=tmp_path / "j", attempts=3, **LIMIT
+    )
+    with pytest.raises(utils.CourseError, match="cannot be reached"):
+        run(one, ask(1))
+    again = client("http://127.0.0.1:9/v1", journal=tmp_path / "j", **LIMIT)
+    assert again.lost_usd == one.lost_usd == one.usage.lost == 0
+
+
 def test_what_was_refused_is_not_lost(tmp_path):
     with serving(Said({"error": {"message": "slow down"}}, 429)) as server:
         one = client(server.url, budget_usd=9, attempts=2, journal=tmp_path / "j", **LIMIT)

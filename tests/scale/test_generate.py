@@ -1,266 +1,451 @@
-"""Generation and judging over a pool: an endpoint that dies, a worker that dies, a hard budget, and
-a program that is killed."""
+"""Generation and judging at several servers: servers that fail in every way, a hard budget, nothing
+paid for twice whatever the layout, and a program that is killed."""
 
 import asyncio
 import contextlib
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from raw_server import Said, completion, serving
 
 import utils
+from llm import endpoint
 from llm.budget import BudgetExceeded
 from llm.client import Client
-from scale import cluster, generate, pool
+from rehearsal import stand_ins
+from scale import generate, pool
 
-SKIP = "this test needs Ray: run `make scale-test`"
-KEY = {"api_key": "rehearsal"}
-DEAR = {
-    "prices": (100.0, 100.0, 100.0)
-}  # dollars per million tokens, so that a rehearsal costs something
-
-
-@pytest.fixture(scope="module")
-def ray():
-    pytest.importorskip("ray", reason=SKIP)
-    with cluster.connected(cpus=2, store_gib=0.2):
-        yield sys.modules["ray"]
+MODEL = stand_ins.MODEL
+BOTH = ("en", "ko")
+# Dollars per million tokens: a request costs about a dollar at worst
+DEAR = (50.0, 50.0, 50.0)
+FAILS = Said({"error": {"message": "내부 오류"}}, 500)
 
 
-def items(requests: int, size: int) -> list[list[dict]]:
-    return generate.sharded(generate.teach_items(requests, ("en", "ko")), size)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.02)
+    monkeypatch.setenv("OPENAI_API_KEY", stand_ins.KEY)
 
 
-def journal(output) -> list[str]:
-    """The keys of all that was paid for, in all journals; one may be at its last line now."""
-    return [
-        entry["key"]
-        for path in sorted((output / "journal").glob("*.jsonl"))
-        for entry in utils.read_jsonl(path, whole_lines=True)
-        if "reply" in entry
-    ]
+def rehearse(path: str, body: dict, number: int) -> Said:
+    """The rehearsal teacher and judge, but for the wire."""
+    if not path.endswith("/chat/completions"):
+        return Said({"error": {"message": "Not found"}}, 404)
+    status, said = stand_ins.respond(body, number)
+    return Said(said, status, delay=0.02)
+
+
+def teach(output, urls, requests: int = 24, seed: int = 42, languages=BOTH, size=1000, **options):
+    """What `python -m scale.generate teach` does, and its report."""
+    with generate.alone(output, "teach", MODEL):
+        client = pool.Pool(MODEL, urls, output / "requests.jsonl", **{"concurrency": 8} | options)
+        items = generate.teach_items(requests, languages, seed)
+        return generate.run(client, "teach", items, output, size)
+
+
+def paid(output) -> list[str]:
+    """The keys of all that was answered; a writer may be at its last line now."""
+    if not (output / "requests.jsonl").exists():
+        return []
+    records = utils.read_jsonl(output / "requests.jsonl", whole_lines=True)
+    return [record["key"] for record in records if "reply" in record]
 
 
 def rows(output) -> list[dict]:
     return [row for path in sorted(output.glob("0*.jsonl")) for row in utils.read_jsonl(path)]
 
 
-def good(records: list[dict]) -> list[dict]:
-    return [record for record in records if "error" not in record and "problem" not in record]
+def by_one_client(requests: int, tmp_path) -> list[dict]:
+    with serving(rehearse) as server:
+        client = Client(MODEL, server.url, journal=tmp_path / "alone.jsonl")
+        return asyncio.run(generate.teach(client, generate.teach_items(requests, BOTH)))
 
 
-def test_an_endpoint_that_dies_hands_its_shards_to_the_other(ray, tmp_path):
-    from rehearsal import stand_ins
+# --- servers that fail ----------------------------------------------------------------------------
 
-    with contextlib.ExitStack() as stack, stand_ins.separate(latency=0.1) as stays:
-        dies = stack.enter_context(stand_ins.separate(latency=0.1))
-        where = pool.Pool(
-            "rehearsal", [dies, stays], client=KEY | {"max_concurrency": 1, "attempts": 2}
-        )
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (FAILS, r"failed.* \(500: 내부 오류\)"),
+        (Said({"error": {"message": "slow down"}}, 429), r"failed.* \(429: slow"),
+        (Said({"error": {"message": "busy"}}, 429, {"retry-after": "9999"}), "no more requests"),
+        (Said("<html><title>Bad gateway</title>", 502), r"\(502: a web page: Bad gateway\)"),
+        (Said({"error": {"message": "no schemas"}}, 400), "does not accept the request"),
+        (Said({"error": {"message": "who?"}}, 401), "rejects the API key"),
+        (Said({"error": {"message": "no such model"}}, 404), "has no model"),
+        (Said(hang_up_before=True), "broke the connection"),
+        (Said(completion(), hang_up=True), "broke the connection"),
+        (Said(completion(), delay=4), "did not answer for 1 seconds"),
+        (Said("not JSON"), r"failed.* \(200: malformed JSON"),
+    ],
+)
+def test_what_a_server_leaves_goes_to_the_others_in_the_same_run(answers, says, tmp_path):
+    with serving(answers) as fails, serving(rehearse) as stays:
+        report = teach(tmp_path, [fails.url, stays.url], 40, timeout=1.0)
+    assert list(report["failing"]) == [fails.url]
+    assert re.search(says, report["failing"][fails.url])
+    assert (report["asked"], report["unanswered"]) == (40, 0)
+    assert len(set(paid(tmp_path))) == len(paid(tmp_path)) == len(stays.asked) == 40
+    assert len(fails.asked) <= 4 * pool.ATTEMPTS  # and not forty times five
+    expected = by_one_client(40, tmp_path)
+    assert rows(tmp_path) == [row for row in expected if not generate.rejected(row)]
+    assert rows(tmp_path / "rejected") == [row for row in expected if generate.rejected(row)]
+    assert any(utils.hangul_share(row["instruction"]) > 0.5 for row in rows(tmp_path))
+
+
+def test_a_server_that_nobody_runs_is_left_out(tmp_path):
+    with serving(rehearse) as stays, serving(FAILS) as gone:
+        gone.stop()
+        report = teach(tmp_path, [gone.url, stays.url], prices=DEAR, budget_usd=1000)
+    assert "cannot be reached" in report["failing"][gone.url]
+    assert report["lost_usd"] == 0 and report["unanswered"] == 0  # nothing was ever sent there
+
+
+def test_a_server_that_is_killed_in_the_middle(tmp_path):
+    with contextlib.ExitStack() as dying, serving(rehearse) as stays:
+        dies = dying.enter_context(stand_ins.separate(latency=0.1))
 
         def kill():
-            while len(journal(tmp_path)) < 3:
+            while len(paid(tmp_path)) < 20:
                 time.sleep(0.02)
-            stack.close()
+            dying.close()
 
         killer = threading.Thread(target=kill)
         killer.start()
-        report = pool.run(where, generate.JOBS["teach"], items(32, 4), tmp_path)
+        report = teach(tmp_path, [dies, stays.url], 200, concurrency=2)
         killer.join()
-        expected = asyncio.run(
-            generate.teach(
-                Client("rehearsal", stays, **KEY), generate.teach_items(32, ("en", "ko"))
-            )
+    assert list(report["failing"]) == [dies] and report["unanswered"] == 0
+    assert 0 < len(stays.asked) < 200  # some were answered by the other before it was gone
+    assert len(set(paid(tmp_path))) == len(paid(tmp_path)) == 200
+
+
+def test_a_slow_server_is_no_broken_one_and_holds_up_none(tmp_path):
+    def slowly(path, body, number):
+        return Said(rehearse(path, body, number).body, delay=0.5)
+
+    with serving(slowly) as slow, serving(rehearse) as fast:
+        started = time.monotonic()
+        report = teach(tmp_path, [slow.url, fast.url], 60, concurrency=2, timeout=5)
+    assert report["failing"] == {} and report["unanswered"] == 0
+    assert 0 < len(slow.asked) < len(fast.asked) / 3
+    assert time.monotonic() - started < 60 / 4 * 0.5  # as long as half of them would take there
+
+
+def test_a_server_that_fails_now_and_then_is_kept(tmp_path):
+    def flaky(path, body, number):
+        return FAILS if number % 3 == 1 else rehearse(path, body, number)
+
+    with serving(flaky) as server:
+        report = teach(tmp_path, [server.url], 40)
+    assert report["failing"] == {} and report["unanswered"] == 0 and report["asked"] == 40
+
+
+def test_a_request_that_no_server_answers_costs_that_request_only(tmp_path):
+    def poisoned(path, body, number):
+        return FAILS if body.get("seed") == 3 else rehearse(path, body, number)
+
+    with serving(poisoned) as one, serving(poisoned) as other:
+        report = teach(tmp_path, [one.url, other.url], 200, concurrency=1)
+        assert report["failing"] == {} and report["unanswered"] == 1
+        (left,) = [row for row in rows(tmp_path / "rejected") if row["id"] == "ko-0000003"]
+        assert left["error"].startswith(pool.UNANSWERED) and "내부 오류" in left["error"]
+        asked = len(one.asked) + len(other.asked)
+        assert 199 + pool.ATTEMPTS <= asked <= 199 + 2 * pool.ATTEMPTS
+    with serving(rehearse) as mended:
+        report = teach(tmp_path, [mended.url], 200)
+    assert (report["asked"], report["unanswered"], len(mended.asked)) == (1, 0, 1)
+
+
+def command(monkeypatch, output, *options: str) -> None:
+    arguments = ["generate", "teach", "--model", MODEL, "--output", str(output), *options]
+    monkeypatch.setattr(sys, "argv", arguments)
+    generate.main()
+
+
+def test_a_run_in_which_all_fails_says_why_of_each_server_and_exits_non_zero(
+    monkeypatch, tmp_path, capsys
+):
+    no_key = Said({"error": {"message": "who?"}}, 401)
+    with serving(FAILS) as one, serving(no_key) as other, pytest.raises(SystemExit) as ended:
+        command(monkeypatch, tmp_path, "--endpoint", one.url, other.url)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in said
+    assert f"No server answers any more: {one.url} failed 5 times in a row (500: 내부 오류)" in said
+    assert f"{other.url} rejects the API key (401)" in said and said.count("\n") == 1
+    assert paid(tmp_path) == [] and rows(tmp_path) == []
+
+
+def test_what_was_answered_before_all_servers_broke_is_written(monkeypatch, tmp_path, capsys):
+    def breaks(path, body, number):
+        return rehearse(path, body, number) if number < 20 else FAILS
+
+    with serving(breaks) as server, pytest.raises(SystemExit) as ended:
+        command(monkeypatch, tmp_path, "--endpoint", server.url, "--requests", "50")
+    assert ended.value.code == 2 and "run again to go on" in capsys.readouterr().err
+    report = utils.read_json(tmp_path / "report.json")
+    assert len(paid(tmp_path)) == 20 and len(rows(tmp_path)) == report["kept"] > 100
+    assert report["unanswered"] == 30
+    with serving(rehearse) as mended:
+        command(monkeypatch, tmp_path, "--endpoint", mended.url, "--requests", "50")
+    assert len(mended.asked) == 30 and len(set(paid(tmp_path))) == len(paid(tmp_path)) == 50
+
+
+def test_requests_that_are_all_refused_are_an_error(tmp_path):
+    too_long = Said({"error": {"message": "maximum context length", "code": "x"}}, 400)
+    with serving(too_long) as server, pytest.raises(utils.CourseError, match="None of 4 requests"):
+        teach(tmp_path, [server.url], 4)
+
+
+def test_replies_that_are_all_junk_stop_after_the_first_few(tmp_path):
+    with serving(Said(completion("음, 글쎄요."))) as server:
+        with pytest.raises(utils.CourseError, match="None of 8 replies of rehearsal can be read"):
+            teach(tmp_path, [server.url], 100)
+        assert len(server.asked) == generate.TRIAL
+    with serving(rehearse) as mended:
+        report = teach(tmp_path, [mended.url], 10, retry_failed=True)
+    assert report["unanswered"] == 0 and len(mended.asked) == 10
+
+
+# --- money ----------------------------------------------------------------------------------------
+
+
+def test_another_layout_in_the_same_folder_asks_only_what_is_new(tmp_path):
+    with serving(rehearse) as server:
+        first = teach(tmp_path, [server.url], 20, size=50, prices=DEAR)
+        names = sorted(path.name for path in tmp_path.glob("0*.jsonl"))
+        before = rows(tmp_path)
+        assert len(names) == -(-first["kept"] // 50) > 4
+        # Another size of the shards: none is asked, and no shard of the old layout is left
+        again = teach(tmp_path, [server.url], 20, size=200, prices=DEAR)
+        assert again["asked"] == 0 and again["spent_usd"] == first["spent_usd"]
+        assert len(list(tmp_path.glob("0*.jsonl"))) == -(-first["kept"] // 200)
+        assert rows(tmp_path) == before
+        # Fewer, then more of them
+        assert teach(tmp_path, [server.url], 10)["asked"] == 0
+        assert len(rows(tmp_path)) < len(before)
+        assert teach(tmp_path, [server.url], 30)["asked"] == 10
+        assert rows(tmp_path)[: len(before)] == before
+        # Another seed, another language, and back
+        assert teach(tmp_path, [server.url], 10, seed=7)["asked"] == 10
+        assert teach(tmp_path, [server.url], 10, languages=("ko",))["asked"] >= 5
+        back = teach(tmp_path, [server.url], 30, prices=DEAR)
+    assert back["asked"] == 0
+    assert back["spent_usd"] == pytest.approx(sum(costs(tmp_path)))  # that of all layouts
+    assert len(set(paid(tmp_path))) == len(paid(tmp_path)) == len(server.asked)
+
+
+def costs(output) -> list[float]:
+    records = utils.read_jsonl(output / "requests.jsonl")
+    return [record["cost_usd"] for record in records if "reply" in record]
+
+
+def test_the_budget_is_hard_over_all_calls_whatever_they_ask(tmp_path):
+    with serving(rehearse) as server, serving(rehearse) as other:
+        urls = [server.url, other.url]
+        for budget in (2.0, 3.5):
+            for seed in (1, 2, 3):
+                with pytest.raises(BudgetExceeded, match=r"raise BUDGET_USD .* run again to go on"):
+                    teach(tmp_path, urls, 100, seed, prices=DEAR, budget_usd=budget)
+                assert 0 < sum(costs(tmp_path)) <= budget
+        records = utils.read_jsonl(tmp_path / "requests.jsonl")
+        assert budget - sum(costs(tmp_path)) < max(
+            record["worst_usd"] for record in records if "reply" in record
         )
-    assert report["dead"] == [dies] and report["moved"] >= 1
-    assert rows(tmp_path) == good(expected)  # those of one client, in the same order
-    assert len(rows(tmp_path / "rejected")) == len(expected) - len(good(expected)) > 0
-    assert not report[
-        "unanswered"
-    ]  # malformed replies are among the rejected, and they are answers
-    keys = journal(tmp_path)
-    assert len(set(keys)) == len(keys) == 32  # nothing is paid for twice, and nothing is missing
+        assert len(set(paid(tmp_path))) == len(paid(tmp_path))
+        assert len(paid(tmp_path)) == len(server.asked) + len(other.asked)
+        assert rows(tmp_path)  # a call for which nothing is left takes away no rows
 
 
-def test_no_endpoint_left_is_one_sentence_and_keeps_what_was_answered(ray, tmp_path):
-    from rehearsal import stand_ins
-
-    with stand_ins.separate() as url:
-        pool.run(
-            pool.Pool("rehearsal", [url], client=KEY),
-            generate.JOBS["teach"],
-            items(4, 2)[:1],
-            tmp_path,
-        )
-    gone = pool.Pool("rehearsal", [url], client=KEY | {"attempts": 1})
-    with pytest.raises(
-        utils.CourseError,
-        match="None of the 1 endpoints answers any more.*cannot be reached.*run again",
-    ):
-        pool.run(gone, generate.JOBS["teach"], items(4, 2), tmp_path)
-    assert len(journal(tmp_path)) == 2
+def test_lost_answers_count_and_a_hanging_server_costs_few_of_them(tmp_path):
+    with serving(Said(completion(), delay=4)) as hangs, serving(rehearse) as stays:
+        urls = [hangs.url, stays.url]
+        report = teach(tmp_path, urls, 20, prices=DEAR, budget_usd=1000, timeout=1.0)
+    # With a budget, one at a time is under way at a server that has not answered yet
+    assert len(hangs.asked) == 1 and 0 < report["lost_usd"] < 1.5
+    assert report["unanswered"] == 0
 
 
-def test_the_budget_is_hard_over_all_shards_and_runs(ray, tmp_path):
-    from rehearsal import stand_ins
+def test_a_server_that_does_not_count_is_booked_at_its_worst_case(tmp_path):
+    def uncounted(path, body, number):
+        said = rehearse(path, body, number)
+        return Said(json.loads(said.content) | {"usage": None}) if said.status == 200 else said
 
-    with stand_ins.separate() as url:
-        where = pool.Pool("rehearsal", [url], at_once=3, client=KEY | DEAR)
-        job, shards = generate.JOBS["teach"], items(12, 2)
-        one = job.worst(where.connect(url, tmp_path / "none", None), shards[0])
-        for budget in (
-            1.2 * one,
-            1.6 * one,
-        ):  # room for one shard at worst, so for a few that turn out cheaper
-            with pytest.raises(
-                BudgetExceeded, match=r"Shard \d of 6 may cost .*raise --budget-usd"
-            ):
-                pool.run(where, job, shards, tmp_path, budget)
-            paid = [pool.account(path) for path in (tmp_path / "journal").glob("*.jsonl")]
-            assert 0 < sum(spent + lost for spent, lost in paid) <= budget
-        before = journal(tmp_path)
-        report = pool.run(where, job, shards, tmp_path, 20 * one)
-    assert (
-        report["resumed"] >= 1
-        and len(set(journal(tmp_path))) == len(journal(tmp_path)) == 12
-        and set(before) < set(journal(tmp_path))
-    )
+    with serving(uncounted) as server:
+        report = teach(tmp_path, [server.url], 4, prices=DEAR)
+    worst = [record["worst_usd"] for record in utils.read_jsonl(tmp_path / "requests.jsonl")[-1:]]
+    assert report["estimated"] == 4 and report["spent_usd"] > 3.9 * worst[0]
 
 
-def test_a_worker_that_dies_costs_its_worst_case_and_the_shard_is_done_again(ray, tmp_path):
-    from rehearsal import stand_ins
-
-    async def die(client):
-        while not client._journal.records:  # until a request is noted, and under way
-            await asyncio.sleep(0.01)
-        os.kill(os.getpid(), 9)
-
-    async def once(client, shard):
-        flag = tmp_path / "died"
-        if not flag.exists():
-            flag.touch()
-            return (await asyncio.gather(generate.teach(client, shard), die(client)))[0]
-        return await generate.teach(client, shard)
-
+def test_a_killed_program_goes_on_and_what_was_under_way_counts_as_spent(tmp_path):
     with stand_ins.separate(latency=0.5) as url:
-        where = pool.Pool("rehearsal", [url], client=KEY | DEAR | {"max_concurrency": 1})
-        report = pool.run(
-            where,
-            pool.Job("teach", once, generate.teach_worst),
-            items(4, 2),
-            tmp_path / "out",
-            100.0,
-        )
-        one = generate.teach_worst(where.connect(url, tmp_path / "none", None), items(4, 2)[0]) / 2
-    assert report["shards"] == 2 and len(journal(tmp_path / "out")) == 4
-    assert report["lost_usd"] == pytest.approx(one, rel=0.02)  # one request was under way
-
-
-def test_a_killed_program_goes_on_from_its_journals(tmp_path):
-    pytest.importorskip("ray", reason=SKIP)
-    from rehearsal import stand_ins
-
-    with stand_ins.separate(latency=0.2) as url:
-        command = [
-            sys.executable,
-            "-m",
-            "scale.generate",
-            "teach",
-            "--requests",
-            "24",
-            "--model",
-            "rehearsal",
-            "--endpoint",
-            url,
-        ]
-        command += ["--output", str(tmp_path), "--shard", "4", "--concurrency", "1"]
-        environment = os.environ | {"OPENAI_API_KEY": "rehearsal"}
-        first = subprocess.Popen(
-            command,
-            cwd=utils.ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        deadline = time.time() + 400
-        while not (tmp_path / "journal").exists() or len(journal(tmp_path)) < 6:
-            assert first.poll() is None and time.time() < deadline, first.communicate()[0][-2000:]
-            time.sleep(0.05)
-        first.kill()
-        first.wait()
-        before = journal(tmp_path)
-        done = subprocess.run(
-            command, cwd=utils.ROOT, env=environment, capture_output=True, text=True, timeout=300
-        )
+        arguments = [sys.executable, "-m", "scale.generate", "teach", "--requests", "60"]
+        arguments += ["--model", MODEL, "--endpoint", url, "--output", str(tmp_path)]
+        arguments += ["--concurrency", "2", "--prices", "50, 50, 50", "--budget-usd", "100"]
+        options = {"cwd": utils.ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        first = subprocess.Popen(arguments, **options)
+        deadline = time.time() + 120
+        while len(paid(tmp_path)) < 2:
+            assert first.poll() is None and time.time() < deadline, first.communicate()
+            time.sleep(0.02)
+        # Meanwhile another one is refused, with whose folder it is
+        other = subprocess.run(arguments, cwd=utils.ROOT, capture_output=True, encoding="utf-8")
+        assert other.returncode == 2 and f"by process {first.pid} on " in other.stderr
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        before = paid(tmp_path)
+        done = subprocess.run(arguments, cwd=utils.ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
-    keys = journal(tmp_path)
-    # The request that was under way may have been answered without being written: it is asked
-    # again, and only that one
-    assert 6 <= len(before) < 24 and len(set(keys)) == len(keys) == 24 and set(before) <= set(keys)
+    report = utils.read_json(tmp_path / "report.json")
+    assert 2 <= len(before) < 60 and len(set(paid(tmp_path))) == len(paid(tmp_path)) == 60
+    assert set(before) < set(paid(tmp_path)) and report["asked"] == 60 - len(before)
+    assert 0 < report["lost_usd"] < 2.5  # two requests were under way, at a dollar each
 
 
-def test_judging_gives_the_records_of_one_machine(ray, tmp_path):
-    from evaluation import judge
-    from llm.client import Client
-    from rehearsal import stand_ins
+# --- the folder -----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_model_job_or_layout_is_refused_before_anything_is_asked(tmp_path):
+    with serving(rehearse) as server:
+        teach(tmp_path, [server.url], 2)
+    for job, model, says in (
+        ("teach", "qwen", "is of the model 'rehearsal', and this would be of 'qwen'"),
+        ("judge", MODEL, "is of the job 'teach', and this would be of 'judge'"),
+    ):
+        with (
+            pytest.raises(utils.CourseError, match=says),
+            generate.alone(tmp_path, job, model),
+        ):
+            pass
+    old = tmp_path / "old"
+    utils.write_jsonl(old / "journal" / "00000.jsonl", [])
+    with (
+        pytest.raises(utils.CourseError, match="not made by this version.*another --output"),
+        generate.alone(old, "teach", MODEL),
+    ):
+        pass
+
+
+def test_what_an_older_version_paid_for_can_be_taken_along(tmp_path):
+    """As scale/README.md says: its journals, one after the other, are the journal."""
+    with serving(rehearse) as server:
+        teach(tmp_path / "made", [server.url], 6)
+        new = tmp_path / "new"
+        new.mkdir()
+        lines = (tmp_path / "made" / "requests.jsonl").read_text().splitlines(keepends=True)
+        (new / "requests.jsonl").write_text("".join(lines[3:] + lines[:3]))
+        assert teach(new, [server.url], 6)["asked"] == 0
+    assert rows(new) == rows(tmp_path / "made")
+
+
+def test_a_held_folder_is_said_after_a_second_with_who_holds_it(tmp_path):
+    with generate.alone(tmp_path, "teach", MODEL):
+        started = time.monotonic()
+        says = rf"is being written by process {os.getpid()} on .+, since 20.*both would ask and pay"
+        with pytest.raises(utils.CourseError, match=says), generate.alone(tmp_path, "teach", "x"):
+            pass
+        assert time.monotonic() - started < 5
+    with generate.alone(tmp_path, "teach", MODEL):  # and it is free again
+        pass
+
+
+@pytest.mark.parametrize("url", ["http://gpu.example.com:8000/v1", "http://10.0.0.5:8000/v1"])
+def test_only_openai_needs_a_key(url, monkeypatch, tmp_path):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setattr(utils, "_from_dotenv", lambda name: None)
+    assert pool.Pool("qwen", [url], tmp_path / "j").servers[0].name == url
+    with pytest.raises(utils.CourseError, match="needs an API key"):
+        pool.Pool("gpt-4o", [None], tmp_path / "j")
+
+
+def test_a_budget_needs_a_price_where_one_server_may_ask_for_one(tmp_path):
+    urls = ["http://10.0.0.5:8000/v1", "https://gpu.example.com/v1"]
+    with pytest.raises(utils.CourseError, match="price of qwen is unknown"):
+        pool.Pool("qwen", urls, tmp_path / "j", budget_usd=1)
+    assert pool.Pool("qwen", urls[:1], tmp_path / "j", budget_usd=1).prices == (0, 0, 0)
+
+
+def test_bad_options_are_one_sentence(monkeypatch, tmp_path, capsys):
+    for options, says in (
+        (["--endpoint", "localhost:8000/v1"], "names no server"),
+        (["--requests", "0"], "--requests is 0"),
+        (["--budget-usd", "-1", "--prices", "1, 1, 1"], "The budget is -1.0"),
+    ):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, tmp_path, *options)
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def answered(tmp_path, count: int = 3) -> list[dict]:
     from training import generation
 
     prompts = [
         item
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
         if not item.get("follow_ups")
-    ][:3]
-    base = [[generation.Answer("Yes.", True, 3)]] * len(prompts)
-    tuned = [[generation.Answer("A longer answer, to be sure.", True, 3)]] * len(prompts)
-    place = tmp_path / "answers.jsonl"
-    generation.write_answers(place, prompts, base, tuned, generation.Decoding())
-    with stand_ins.separate() as url:
-        listed = generate.judge_items(tmp_path / "answers.jsonl")
-        pool.run(
-            pool.Pool("rehearsal", [url], client=KEY),
-            generate.JOBS["judge"],
-            generate.sharded(listed, 2),
-            tmp_path / "out",
-        )
-        client = Client("rehearsal", url, **KEY)
-        expected = asyncio.run(
-            judge.Judge(client).compare(
-                prompts, [["A longer answer, to be sure."]] * 3, [["Yes."]] * 3
-            )
-        )
+    ][:count]
+    base = [[generation.Answer("네.", True, 3)]] * count
+    tuned = [[generation.Answer("A longer answer, to be sure.", True, 3)]] * count
+    generation.write_answers(
+        tmp_path / "answers.jsonl", prompts, base, tuned, generation.Decoding()
+    )
+    return prompts
+
+
+def judge_all(tmp_path, url: str) -> dict:
+    with generate.alone(tmp_path / "out", "judge", MODEL):
+        client = pool.Pool(MODEL, [url], tmp_path / "out" / "requests.jsonl", concurrency=2)
+        items = generate.judge_items(tmp_path / "answers.jsonl")
+        return generate.run(client, "judge", items, tmp_path / "out")
+
+
+def test_judging_gives_the_records_of_one_client(tmp_path):
+    from evaluation import judge
+
+    prompts = answered(tmp_path)
+    with serving(rehearse) as server:
+        judge_all(tmp_path, server.url)
+        client = Client(MODEL, server.url)
+        tuned, base = [["A longer answer, to be sure."]] * 3, [["네."]] * 3
+        expected = asyncio.run(judge.Judge(client).compare(prompts, tuned, base))
     assert rows(tmp_path / "out") == expected
 
 
-def test_every_worker_makes_the_same_request():
-    listed = generate.teach_items(10, ("en", "ko"))
-    assert generate._requests(listed)[4:6] == generate._requests(listed[4:6])
-    assert len({str(request) for request in generate._requests(listed)}) == 10
+def test_a_verdict_that_was_not_given_is_no_failed_one(tmp_path):
+    answered(tmp_path)
 
+    def breaks(path, body, number):
+        return rehearse(path, body, number) if number < 3 else FAILS
 
-def test_a_shard_of_a_crashed_program_waits_for_its_old_worker(tmp_path):
-    order = []
-
-    def old():
-        with pool.alone(tmp_path / "0.jsonl"):
-            started.set()
-            time.sleep(0.2)
-            order.append("old")
-
-    started = threading.Event()
-    thread = threading.Thread(target=old)
-    thread.start()
-    started.wait()
-    with pool.alone(tmp_path / "0.jsonl"):
-        order.append("new")
-    thread.join()
-    assert order == ["old", "new"]
+    with serving(breaks) as server, pytest.raises(utils.CourseError, match="No server answers"):
+        judge_all(tmp_path, server.url)
+    assert len(paid(tmp_path / "out")) == 3
+    assert len(rows(tmp_path / "out")) <= 1 and len(rows(tmp_path / "out" / "rejected")) >= 2
+    assert all(record["outcome"] != "failed" for record in rows(tmp_path / "out"))
+    with serving(rehearse) as mended:
+        assert judge_all(tmp_path, mended.url)["asked"] == 3
+    assert len(rows(tmp_path / "out")) == 3 and rows(tmp_path / "out" / "rejected") == []
 
 
 def test_answers_to_unknown_prompts_are_refused(tmp_path):
     utils.write_jsonl(tmp_path / "answers.jsonl", [{"id": "nobody"}])
     with pytest.raises(utils.CourseError, match="'nobody', which is no prompt"):
         generate.judge_items(tmp_path / "answers.jsonl")
+
+
+def test_every_call_makes_the_same_request():
+    listed = generate.teach_items(10, ("en", "ko"))
+    assert generate._requests(listed)[4:6] == generate._requests(listed[4:6])
+    assert len({str(request) for request in generate._requests(listed)}) == 10
