@@ -20,10 +20,49 @@ from pathlib import Path
 
 import utils
 from llm.client import Client
+from llm.endpoint import Endpoint, Failure
+from llm.limits import Limits
 from training import generation
 from training.export import KINDS, to_gguf
 from training.generation import Answer, Conversation, Decoding
 from utils import CourseError
+
+
+@dataclass(frozen=True)
+class ServedDecoding(Decoding):
+    """How and by whom: the two models as they call themselves in their replies. A server may have
+    another model behind the name that it had yesterday."""
+
+    engine: str = "served"
+    base_model: str = ""
+    tuned_model: str = ""
+
+
+def answering(model: str, url: str) -> str:
+    """The model that answers to a name, as its replies call it; one token is asked for.
+
+    Raises:
+        CourseError: none answers.
+    """
+    limits = Limits()
+    server = Endpoint(model, url, _key(), limits, attempts=3, timeout=300)
+    hello = {"messages": [{"role": "user", "content": "Hello?"}], "max_completion_tokens": 1}
+
+    async def ask() -> str:
+        await limits.acquire(1)
+        async with server.open() as sdk:
+            answer = await server.persist(lambda: server.send(sdk, {"model": model} | hello))
+        return answer.model or model
+
+    try:
+        return asyncio.run(ask())
+    except Failure as failure:
+        raise CourseError(f"{model} at {url} does not answer: {failure}") from None
+
+
+def _key() -> str:
+    """A server of one's own may have been given a key, or have none."""
+    return utils.secret("OPENAI_API_KEY") or "none"
 
 
 @dataclass
@@ -113,21 +152,22 @@ def main() -> None:
         if a.command == "gguf":
             print(to_gguf(a.merged, a.base, a.output, a.kind))
             return
-        urls = {a.base: a.endpoint, a.tuned: a.tuned_endpoint or a.endpoint}
-        base, tuned = [
-            Client(
-                name,
-                urls[name],
-                journal=a.output.with_name(f"served_{k}.jsonl"),
-                max_concurrency=a.concurrency,
-            )
-            for k, name in enumerate((a.base, a.tuned))
-        ]
-        writer = Served(base, tuned, Decoding(a.max_new_tokens, engine="served"))
+        base, base_model = _client("base", a.base, a.endpoint, a)
+        tuned, tuned_model = _client("tuned", a.tuned, a.tuned_endpoint or a.endpoint, a)
+        how = ServedDecoding(a.max_new_tokens, base_model=base_model, tuned_model=tuned_model)
+        writer = Served(base, tuned, how)
         print(answer(writer, utils.read_jsonl(a.prompts, ("id", "prompt")), a.output))
     except CourseError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _client(role: str, name: str, url: str, a: argparse.Namespace) -> tuple[Client, str]:
+    """A client of one of the two models, with a journal of the model that answers there, and what
+    that one calls itself."""
+    model = answering(name, url)
+    journal = a.output.with_name(f"served_{role}_{utils.fingerprint(name, model)}.jsonl")
+    return Client(name, url, _key(), journal, max_concurrency=a.concurrency), model
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 the evaluation reads them."""
 
 import dataclasses
+import json
+import sys
 
 import numpy as np
 import pytest
+from raw_server import Said, completion, serving
 
 import settings
 import utils
@@ -130,3 +133,71 @@ def test_a_server_that_is_gone_is_one_sentence():
     gone = Client("tuned", "http://127.0.0.1:9/v1", "none", attempts=1)
     with pytest.raises(utils.CourseError, match="cannot be reached"):
         serve.Served(gone, gone, Decoding(8)).answers(["Hello?"], adapter=True)
+
+
+def answer_all(monkeypatch, output, url: str, *options: str) -> list[dict]:
+    arguments = ["serve", "answers", "--endpoint", url, "--base", "base", "--tuned", "tuned"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(output), *options])
+    serve.main()
+    return utils.read_jsonl(output)
+
+
+def test_another_model_behind_the_same_name_answers_anew_and_is_named(monkeypatch, tmp_path):
+    prompts = utils.write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [
+            {
+                "id": "k1",
+                "prompt": "전세와 월세는 어떻게 다른가요?",
+                "reference": "보증금이 다릅니다.",
+            }
+        ],
+    )
+    loaded = ["gemma-1"]
+
+    def answers(path, body, number):
+        if not path.endswith("/chat/completions"):
+            return Said({"error": {"message": "Not found"}}, 404)
+        said = completion(f"{loaded[0]}의 {body['model']} 답") | {"model": loaded[0]}
+        return Said(json.dumps(said))
+
+    output = tmp_path / "served" / "answers.jsonl"
+    options = ("--prompts", str(prompts))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(answers) as server:
+        (first,) = answer_all(monkeypatch, output, server.url, *options)
+        asked = len(server.asked)
+        assert answer_all(monkeypatch, output, server.url, *options) == [first]
+        assert len(server.asked) == asked + 2  # who answers, of each name, and nothing else
+        loaded[0] = "gemma-2"
+        (second,) = answer_all(monkeypatch, output, server.url, *options)
+        loaded[0] = "gemma-1"
+        assert answer_all(monkeypatch, output, server.url, *options) == [first]
+        assert len(server.asked) == 4 * 2 + 2 * 2  # who, four times, and the answers of two models
+    assert first["base"][0]["text"] == "gemma-1의 base 답"
+    assert second["tuned"][0]["text"] == "gemma-2의 tuned 답"
+    assert first["decoding"]["base_model"] == "gemma-1" != second["decoding"]["tuned_model"]
+    assert first["job"] != second["job"]
+
+
+def test_two_servers_may_call_their_models_the_same(monkeypatch, tmp_path):
+    prompts = utils.write_jsonl(
+        tmp_path / "prompts.jsonl", [{"id": "k1", "prompt": "안녕?", "reference": ""}]
+    )
+    with serving(Said(completion("하나"))) as one, serving(Said(completion("둘"))) as other:
+        (record,) = answer_all(
+            monkeypatch,
+            tmp_path / "answers.jsonl",
+            one.url,
+            *("--tuned-endpoint", other.url, "--tuned", "base", "--prompts", str(prompts)),
+        )
+    assert (record["base"][0]["text"], record["tuned"][0]["text"]) == ("하나", "둘")
+
+
+def test_a_server_that_fails_is_one_sentence_with_its_name(monkeypatch, tmp_path, capsys):
+    with serving(Said({"error": {"message": "아직"}}, 503)) as server:
+        with pytest.raises(SystemExit):
+            answer_all(monkeypatch, tmp_path / "answers.jsonl", server.url)
+        said = capsys.readouterr().err
+    assert f"base at {server.url} does not answer: server error 503" in said
+    assert said.count("\n") == 1
