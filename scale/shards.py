@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,11 @@ def name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
+def shown(text: str) -> str:
+    """A text for people, in which addresses are without keys and options."""
+    return re.sub(r"(\w+://)(?:[^/\s@]*@)?([^?\s]*)(\?\S*)?", r"\1\2", text)
+
+
 def _storage(path: str):
     """`(filesystem, path in it)`."""
     import pyarrow as pa
@@ -59,8 +65,8 @@ def _storage(path: str):
         return FileSystem.from_uri(path)
     except (pa.ArrowException, OSError) as error:
         raise CourseError(
-            f"{path} is no address of a storage that can be used here ({str(error)[:160]}): write "
-            "it as s3://bucket/folder or gs://bucket/folder."
+            f"{shown(path)} is no address of a storage that can be used here "
+            f"({shown(str(error))[:160]}): write it as s3://bucket/folder or gs://bucket/folder."
         ) from None
 
 
@@ -73,8 +79,8 @@ def _storage_errors(path: str) -> Iterator[None]:
         if "://" not in path:
             raise
         raise CourseError(
-            f"{path} cannot be reached ({str(error)[:200]}): check the address, and the "
-            "credentials on every node."
+            f"{shown(path)} cannot be reached ({shown(str(error))[:200]}): check the address, and "
+            "the credentials on every node."
         ) from None
 
 
@@ -131,14 +137,15 @@ def find(paths: Iterable[str | Path]) -> list[str]:
         found = [path] if listed is None else [s for s in listed if name(s).endswith(KINDS)]
         if not found or not _exists(path):
             raise CourseError(
-                f"{path} has no shards (files ending in .jsonl or .parquet): check the path, on "
-                "every node of the cluster."
+                f"{shown(path)} has no shards (files ending in .jsonl or .parquet): check the path, "
+                "on every node of the cluster."
             )
         shards += found
     for shard in shards:
         if not name(shard).endswith(KINDS):
             raise CourseError(
-                f"{shard} is neither .jsonl nor .parquet: convert it, or name the right folder."
+                f"{shown(shard)} is neither .jsonl nor .parquet: convert it, or name the right "
+                "folder."
             )
     names = list(map(name, shards))
     if twice := next((one for one in names if names.count(one) > 1), None):
@@ -159,13 +166,13 @@ def start_output(output: str | Path, shards: list[str]) -> str:
     above = {parent(shard) for shard in shards}
     if inside(output, "").partition("?")[0].rstrip("/") in above | set(map(parent, above)):
         raise CourseError(
-            f"The output {output} is the folder of the shards, or above it: choose another."
+            f"The output {shown(output)} is the folder of the shards, or above it: choose another."
         )
     kept = {name(path) for path in _listed(inside(output, "kept")) or []}
     if other := kept - set(map(name, shards)):
         raise CourseError(
-            f"{output}/kept holds {min(other)}, which is no shard of this input: choose another "
-            "output folder."
+            f"{shown(output)}/kept holds {min(other)}, which is no shard of this input: choose "
+            "another output folder."
         )
     report = inside(output, REPORT)
     if _exists(report):
@@ -218,8 +225,8 @@ def _values(shard: str, field: str) -> Iterator[tuple[int, str, str | None]]:
     """`(number, text, what is wrong)` for every row."""
     if not _exists(shard):
         raise CourseError(
-            f"{shard} does not exist on this node: every node must see the shards under the same "
-            "path."
+            f"{shown(shard)} does not exist on this node: every node must see the shards under the "
+            "same path."
         )
     if shard_is_json(shard):
         for number, line in _lines(shard):

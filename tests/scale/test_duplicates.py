@@ -442,8 +442,12 @@ def test_a_storage_that_is_unknown_or_does_not_answer_is_one_sentence(tmp_path):
     with pytest.raises(utils.CourseError, match="ftp://a/b is no address of a storage"):
         shards.find(["ftp://a/b"])
     away = "s3://key:secret@bucket/rows?endpoint_override=127.0.0.1:9&scheme=http&region=eu"
-    with pytest.raises(utils.CourseError, match="cannot be reached"):
+    with pytest.raises(utils.CourseError, match="s3://bucket/rows cannot be reached") as stopped:
         shards.find([away])
+    assert "secret" not in str(stopped.value)
+    with pytest.raises(utils.CourseError, match="ftp://a/b is no address") as stopped:
+        shards.find(["ftp://key:secret@a/b"])
+    assert "secret" not in str(stopped.value)
 
 
 def test_options_of_an_address_stay_at_its_end():
