@@ -137,8 +137,8 @@ def find(paths: Iterable[str | Path]) -> list[str]:
         found = [path] if listed is None else [s for s in listed if name(s).endswith(KINDS)]
         if not found or not _exists(path):
             raise CourseError(
-                f"{shown(path)} has no shards (files ending in .jsonl or .parquet): check the path, "
-                "on every node of the cluster."
+                f"{shown(path)} has no shards (files ending in .jsonl or .parquet): check the "
+                "path, on every node of the cluster."
             )
         shards += found
     for shard in shards:
