@@ -229,14 +229,20 @@ def state(data: Path) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     """`python -m preprocessing.contamination data/instruction.jsonl`: check a data set and write
     its record beside it (`make gate` for the shipped one). With `--held-out` rows of any form are
-    compared with one's own, and nothing is written. A mistake ends in one sentence and status 2."""
+    compared with one's own, and nothing is written; `--output` writes those that resemble nothing
+    of the evaluation. A mistake ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.contamination")
     parser.add_argument("rows", metavar="FILE", help="rows to train on, in any form, or a hub id")
     parser.add_argument(
         "--held-out", nargs="+", metavar="FILE", help="your own evaluation rows, in any form"
     )
+    parser.add_argument("--output", metavar="FILE", help="write the rows that may be trained on")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.output:
+            kept = clean(reader.read(chosen.rows))
+            print(f"{len(kept):,} rows: {utils.write_jsonl(chosen.output, kept)}")
+            return 0
         semantic = curation.gate_threshold(LEXICAL)
         if chosen.held_out:
             return _compare(chosen.rows, chosen.held_out, semantic)

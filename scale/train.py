@@ -327,7 +327,7 @@ def card(chosen: settings.Settings, record: dict) -> str:
 def main() -> None:
     """The command line: the notebook's settings by name, each also as COURSE_<NAME>."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("run", "base-model", "train-on", "language", "adapter", "quantize", "tracking"):
+    for name in ("run", "base-model", "data", "language", "adapter", "quantize", "tracking"):
         parser.add_argument(f"--{name}")
     parser.add_argument(
         "--global-batch", type=int, default=8, help="rows of one optimizer step, over all processes"
