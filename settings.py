@@ -445,17 +445,17 @@ class Settings:
     )
     train_rows: int = _size(300, 32, "rows to train on; 0: all", gpu=0)
     held_out_rows: int = _size(48, 8, "rows that are never trained on")
-    row_tokens: int = _size(1152, 128, "tokens of a row; longer ones are left out")
+    row_tokens: int = _size(1152, 112, "tokens of a row; longer ones are left out")
     max_steps: int = _size(0, 4, "training steps; 0: as epochs and rows give")
-    sample_tokens: int = _size(96, 24, "tokens of an answer while training is watched")
+    sample_tokens: int = _size(96, 16, "tokens of an answer while training is watched")
     measured_prompts: int = _size(24, 6, "held-out prompts answered before and after training")
-    watched_prompts: int = _size(12, 4, "held-out prompts answered at each evaluation")
+    watched_prompts: int = _size(12, 2, "held-out prompts answered at each evaluation")
     loss_rows: int = _size(4, 2, "rows on which three ways to the loss are measured")
     loss_repeats: int = _size(2, 1, "measurements of each way")
     prompts: int = _size(60, 12, "evaluation prompts; 0: all", gpu=0)
-    answer_tokens: int = _size(96, 32, "tokens of an answer that is judged", gpu=512)
+    answer_tokens: int = _size(96, 24, "tokens of an answer that is judged", gpu=512)
     long_answer_tokens: int = _size(
-        512, 64, "the same where the reference is longer than that", gpu=1024
+        512, 40, "the same where the reference is longer than that", gpu=1024
     )
     calibration_pairs: int = _size(0, 24, "labelled pairs for the judge; 0: all")
     probe_pairs: int = _size(12, 3, "labelled pairs for each attack on the judge")

@@ -586,7 +586,7 @@ def encode_all(
     if not encoded:
         raise CourseError(
             f"No row is left of {len(rows)}: every one is longer than {max_length} tokens, so "
-            "raise MAX_LENGTH."
+            "raise ROW_TOKENS."
         )
     return encoded, too_long
 

@@ -251,7 +251,7 @@ def shipped(rows: list[dict], tokenizer, ends: dict[int, str]) -> tuple[str, str
         f"has {lengths[len(lengths) // 2]}."
     )
     if len(too_long) > len(rows) / 50:
-        return "warn", f"{sentence} The others would be left out: raise MAX_LENGTH.", encoded
+        return "warn", f"{sentence} The others would be left out: raise ROW_TOKENS.", encoded
     return "ok", sentence, encoded
 
 

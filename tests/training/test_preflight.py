@@ -383,9 +383,9 @@ def test_on_a_cpu_the_advice_is_a_shorter_row(course):
         course, device=dataclasses.replace(CPU), length=512, loss="trained positions"
     )
     with pytest.raises(
-        utils.CourseError, match=r"of RAM .* MAX_LENGTH = 256 \(then about"
+        utils.CourseError, match=r"of RAM .* ROW_TOKENS = 256 \(then about"
     ) as error:
-        check(cpu, free=dataclasses.replace(cpu, batch=1, length=256).gb + 0.01)
+        check(cpu, free=dataclasses.replace(cpu, batch=1, length=256).wanted_gb + 0.01)
     assert "QUANTIZE" not in str(error.value)
 
 
