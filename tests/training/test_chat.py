@@ -166,7 +166,7 @@ def test_long_rows_are_left_out_not_cut(student):
     assert all(example["labels"][-1] == stop.id for example in encoded)
     with pytest.raises(
         utils.CourseError,
-        match="No row is left of 3: every one is longer than 3 tokens, so raise MAX_LENGTH",
+        match="No row is left of 3: every one is longer than 3 tokens, so raise ROW_TOKENS",
     ):
         chat.encode_all(ROWS, tokenizer, stop, max_length=3)
     with pytest.raises(utils.CourseError, match="The data set is empty"):

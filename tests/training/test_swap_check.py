@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_a_warning_where_a_setting_helps_and_fails_where_no
         "predict",
         lambda *args, **options: made.append(forecast(*args, **options, loss="full")) or made[-1],
     )
-    monkeypatch.setattr(preflight, "free_gb", lambda device: made[-1].gb - 0.001)
+    monkeypatch.setattr(preflight, "free_gb", lambda device: made[-1].wanted_gb - 0.001)
     findings = found(llama)
     assert (
         findings["memory"].status == "warn"
