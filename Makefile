@@ -10,8 +10,8 @@ ARGS ?=
 run: $(VENV)/.ready ## run the three notebooks, headless, without key or GPU, into runs/default/ (ARGS="--profile smoke")
 	$(BIN)/python run.py $(ARGS)
 
+# One thread each: two processes that both compute on two cores would wait for each other at every step
 test: $(VENV)/.ready ## run the tests, two files at a time
-	# one thread each: two processes that both compute on two cores would wait for each other at every step
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 scale-test: $(VENV)/scale/.ready ## run the tests of scale/, with Ray (`make test` skips those that need it)
@@ -101,10 +101,10 @@ help: ## show this list
 $(VENV)/.ready: requirements.txt requirements/student.txt requirements/rehearsal.txt requirements/dev.txt constraints.txt
 	$(PYTHON) run.py --setup
 
-# Ray, in an environment that sees the packages of .venv behind its own
+# Ray, in an environment that sees the packages of .venv behind its own. In each of Ray's processes jsonschema
+# would build a grammar that none of them uses, for 2.4 seconds: without that package it does without
 $(VENV)/scale/.ready: $(VENV)/.ready requirements/scale.txt
 	$(BIN)/python -m venv $(VENV)/scale
 	$(VENV)/scale/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/scale.txt
-	# jsonschema would build a grammar for 2.4 seconds in each of Ray's processes, which do not use it
 	$(BIN)/python -c 'import site; print("import sys; sys.modules[\"rfc3987_syntax\"] = None"); print(site.getsitepackages()[0])' > "$$($(VENV)/scale/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
 	@touch $@

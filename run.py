@@ -17,7 +17,6 @@ import asyncio
 import atexit
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
@@ -283,7 +282,7 @@ def write(notebook, name: str, folder) -> None:
             cell.outputs = merge([output for output in cell.outputs if not progress(output)])
     nbformat.validate(notebook)
     with utils.atomic(folder / f"{name}.ipynb") as file:
-        file.write(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
+        nbformat.write(notebook, file)  # a line of a cell is a line of the file, as git wants it
     with utils.atomic(folder / f"{name}.html") as file:
         file.write(pages.of_notebook(notebook))
 

@@ -30,11 +30,11 @@ def trainer(model, tokenizer, encoded: list[dict], output: Path, callbacks=(), *
         output: folder for checkpoints.
         changes: what SFTConfig is told beyond the settings here.
     """
+    import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig
 
-    device = machine.choose_device()
     lora = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     config = {
         "output_dir": str(output),
@@ -43,11 +43,11 @@ def trainer(model, tokenizer, encoded: list[dict], output: Path, callbacks=(), *
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,
         "optim": "adamw_torch_fused",
-        "bf16": device.dtype == "bfloat16",
+        "bf16": model.dtype == torch.bfloat16,
         "gradient_checkpointing": False,
         "padding_free": True,
         "max_length": None,
-        "use_cpu": device.name == "cpu",
+        "use_cpu": model.device.type == "cpu",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

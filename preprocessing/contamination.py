@@ -233,15 +233,17 @@ def main(arguments: list[str] | None = None) -> int:
     of the evaluation. A mistake ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.contamination")
     parser.add_argument("rows", metavar="FILE", help="rows to train on, in any form, or a hub id")
-    parser.add_argument(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
         "--held-out", nargs="+", metavar="FILE", help="your own evaluation rows, in any form"
     )
-    parser.add_argument("--output", metavar="FILE", help="write the rows that may be trained on")
+    ways.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the rows that may be trained on"
+    )
     chosen = parser.parse_args(arguments)
     try:
         if chosen.output:
-            kept = clean(reader.read(chosen.rows))
-            print(f"{len(kept):,} rows: {utils.write_jsonl(chosen.output, kept)}")
+            _write_clean(chosen.rows, chosen.output)
             return 0
         semantic = curation.gate_threshold(LEXICAL)
         if chosen.held_out:
@@ -252,6 +254,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Stopped: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _write_clean(source: str, output: Path) -> None:
+    """Write the rows of a source that may be trained on into another file."""
+    read, written = Path(source).resolve(), output.resolve()
+    if written == read or read in written.parents:
+        raise utils.CourseError(
+            f"--output {output} lies in what is read, {source}, which is never written to: give "
+            "another place."
+        )
+    kept = clean(reader.read(source))
+    print(f"{len(kept):,} rows: {utils.write_jsonl(output, kept)}")
 
 
 def _compare(source: str, held_sources: list[str], semantic: float) -> int:

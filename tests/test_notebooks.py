@@ -2,12 +2,14 @@
 without it."""
 
 import ast
+import copy
 import json
 import re
 
 import nbformat
 import pytest
 
+import run
 import settings
 import utils
 from settings import NOTEBOOKS
@@ -33,6 +35,18 @@ def parsed(source: str):
     """A cell's syntax tree; cells may await at the top."""
     flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     return compile(source, "cell", "exec", flags)
+
+
+def in_lines(path) -> bool:
+    """Whether a notebook's file has a line for each line of its cells, as Jupyter writes it."""
+    return all(isinstance(cell["source"], list) for cell in utils.read_json(path)["cells"])
+
+
+@EVERY
+def test_a_changed_line_is_a_changed_line_to_git(name, tmp_path):
+    assert in_lines(utils.ROOT / f"{name}.ipynb")
+    run.write(copy.deepcopy(BOOKS[name]), name, tmp_path)
+    assert in_lines(tmp_path / f"{name}.ipynb"), "`make outputs` copies what a run has written"
 
 
 @EVERY

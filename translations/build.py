@@ -250,11 +250,18 @@ def _heading(found: re.Match) -> str:
 
 
 def _put_in(cell: NotebookNode, twin: Path) -> None:
-    """The figure below a cell as its Korean twin shows it, if there is one."""
+    """The figure below a cell as its Korean twin shows it, if there is one, as wide as the English
+    one: the twin has more pixels, for it stands on other pages too."""
     if twin.exists():
         for output in cell.outputs:
-            if "image/png" in output.get("data", {}):
+            if english := output.get("data", {}).get("image/png"):
+                output.metadata["image/png"] = {"width": _width(base64.b64decode(english))}
                 output.data["image/png"] = base64.b64encode(twin.read_bytes()).decode() + "\n"
+
+
+def _width(png: bytes) -> int:
+    """Pixels, which stand behind the sixteen bytes that every PNG begins with."""
+    return int.from_bytes(png[16:20], "big")
 
 
 def differences(built: NotebookNode, found: NotebookNode) -> list[str]:

@@ -87,3 +87,30 @@ def test_how_long_a_long_file_takes_is_another_machines_time(monkeypatch, tmp_pa
     rows = [{"id": str(n), "instruction": f"{n}번 질문", "output": "답"} for n in range(2000)]
     assert contamination.clean(rows) == rows
     assert "2,000 rows with the evaluation, once: about 2.0 minutes on" in capsys.readouterr().out
+
+
+def test_clean_rows_go_to_another_file_than_the_users_own(tmp_path, capsys):
+    """The file that is read is never written to, nor a folder that is read as a whole."""
+    rows = [
+        {
+            "id": "new",
+            "instruction": "우산이 세 개 있는데 하나를 잃어버리면 몇 개인가요?",
+            "output": "두 개요.",
+        },
+        {
+            "id": "asked",
+            "instruction": utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")[0]["prompt"],
+            "output": "x",
+        },
+    ]
+    folder = tmp_path / "kept"
+    source = utils.write_jsonl(folder / "rows.jsonl", rows)
+    before = source.read_bytes()
+    for place in (source, folder / "." / "rows.jsonl", folder / "clean.jsonl"):
+        read = source if place.name == "rows.jsonl" else folder
+        assert contamination.main([str(read), "--output", str(place)]) == 2
+        assert "is never written to" in capsys.readouterr().err
+    assert source.read_bytes() == before and list(folder.iterdir()) == [source]
+    assert contamination.main([str(source), "--output", str(tmp_path / "clean.jsonl")]) == 0
+    assert [row["id"] for row in utils.read_jsonl(tmp_path / "clean.jsonl")] == ["new"]
+    assert source.read_bytes() == before
