@@ -48,9 +48,10 @@ EAGER_BYTES = 8
 # oneDNN's compiled matrix products on a CPU in bf16: one for each new shape, 0.7 MB each, up to
 # 1,024 of them
 KERNELS_GB = 0.75
-# What should be free on a CPU, in shares of the prediction: the same training, train.ipynb's, took
-# 4.5 GB in one run and 5.3 in another, where the arithmetic says 4.2. Why it takes more is not
-# known; freed blocks that lie scattered in the C library's heap would do it.
+# What should be free on a CPU, in shares of the prediction. glibc keeps holes between the blocks
+# that are freed: train.ipynb's training took 4.5 GB in one run and 5.3 in another, where the
+# arithmetic says 4.2; its fullest batch alone took 5.1 GB, and 4.16 with
+# MALLOC_MMAP_THRESHOLD_=1000000, which gives freed blocks back at once.
 CPU_MARGIN = 1.3
 LOSSES = ("trained positions", "trl", "full")
 
