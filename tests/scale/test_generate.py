@@ -59,6 +59,12 @@ def paid(output) -> list[str]:
     return [record["key"] for record in records if "reply" in record]
 
 
+def under_way(output) -> set[str]:
+    """The keys of what was sent and is not answered."""
+    records = utils.read_jsonl(output / "requests.jsonl", whole_lines=True)
+    return {record["key"] for record in records} - set(paid(output))
+
+
 def rows(output) -> list[dict]:
     return [row for path in sorted(output.glob("0*.jsonl")) for row in utils.read_jsonl(path)]
 
@@ -299,6 +305,10 @@ def test_a_killed_program_goes_on_and_what_was_under_way_counts_as_spent(tmp_pat
         # Meanwhile another one is refused, with whose folder it is
         other = subprocess.run(arguments, cwd=utils.ROOT, capture_output=True, encoding="utf-8")
         assert other.returncode == 2 and f"by process {first.pid} on " in other.stderr
+        # Between one answer and the next request nothing is under way: not a moment to kill it at
+        while not under_way(tmp_path):
+            assert first.poll() is None and time.time() < deadline, first.communicate()
+            time.sleep(0.02)
         first.send_signal(signal.SIGKILL)
         first.communicate()
         before = paid(tmp_path)
