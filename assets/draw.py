@@ -545,7 +545,7 @@ def label_mask(korean: bool) -> str:
     return p.svg()
 
 
-def adapter_shapes(layer: str = "layers.0.self_attn.q_proj") -> tuple[int, int, int, int]:
+def adapter_shapes() -> tuple[int, int, int, int]:
     """`(d_out, d_in, r, alpha)` of one layer of the example adapter, read from the header of its
     safetensors file."""
     folder = ROOT / "data" / "example_adapter"
@@ -555,7 +555,7 @@ def adapter_shapes(layer: str = "layers.0.self_attn.q_proj") -> tuple[int, int, 
     shapes = {
         kind: value["shape"]
         for name, value in header.items()
-        if layer in name
+        if "layers.0.self_attn.q_proj" in name
         for kind in "AB"
         if f"lora_{kind}." in name
     }

@@ -77,15 +77,12 @@ class Picture:
         """One line; `y` is its baseline. `room` is the width that it may take; without it: up to
         the edge of the card."""
         said = self.say(words)
-        spare = {"start": WIDTH - 16 - x, "end": x - 16, "middle": 2 * min(x - 16, WIDTH - 16 - x)}[
-            anchor
-        ]
+        left, right = x - 16, WIDTH - 16 - x
+        spare = {"start": right, "end": left, "middle": 2 * min(left, right)}[anchor]
         limit = spare if room is None else min(room, spare)
-        if width(said, size, mono) > limit:
-            raise ValueError(
-                f"{said!r} is about {width(said, size, mono):.0f} pixels wide, and {limit:.0f} "
-                "are free"
-            )
+        wide = width(said, size, mono)
+        if wide > limit:
+            raise ValueError(f"{said!r} is about {wide:.0f} pixels wide, and {limit:.0f} are free")
         style = (
             f' class="{tone}{" mono" if mono else ""}{" bold" if bold else ""}" '
             f'font-size="{size}" text-anchor="{anchor}"'
@@ -96,7 +93,7 @@ class Picture:
         )
 
     def box(
-        self, x, y, w, h, *lines: Words, tone="plain", size=15, mono=False, bold=True, dashed=False
+        self, x, y, w, h, *lines: Words, tone="plain", size=15, mono=False, dashed=False
     ) -> None:
         """A rounded box with centred lines: the first in bold, the others smaller and softer."""
         dash = ' stroke-dasharray="5 4"' if dashed else ""
@@ -107,22 +104,19 @@ class Picture:
         top = y + (h - sum(1.35 * s for s in sizes)) / 2
         for i, line in enumerate(lines):
             baseline = top + sum(1.35 * s for s in sizes[:i]) + 1.02 * sizes[i]
-            tones = {
-                "tone": "ink" if i == 0 or tone != "plain" else "soft",
-                "bold": bold and i == 0 and len(lines) > 1,
-            }
             self.text(
                 x + w / 2,
                 baseline,
                 line,
                 sizes[i],
                 "middle",
+                tone="ink" if i == 0 or tone != "plain" else "soft",
                 mono=mono and i == 0,
+                bold=i == 0 and len(lines) > 1,
                 room=w - 6,
-                **tones,
             )
 
-    def arrow(self, *points: tuple[float, float], tone="soft") -> None:
+    def arrow(self, *points: tuple[float, float]) -> None:
         """A line through the points with a head at the last one."""
         (x0, y0), (x1, y1) = points[-2:]
         angle = math.atan2(y1 - y0, x1 - x0)
@@ -133,8 +127,7 @@ class Picture:
         head = " ".join(f"{x:.1f},{y:.1f}" for x, y in ((x1, y1), *sides))
         way = " ".join(f"{x:.1f},{y:.1f}" for x, y in (*points[:-1], back))
         self.parts.append(
-            f'<polyline class="line-{tone}" points="{way}"/><polygon class="{tone}" '
-            f'points="{head}"/>'
+            f'<polyline class="line-soft" points="{way}"/><polygon class="soft" points="{head}"/>'
         )
 
     def svg(self) -> str:
@@ -190,11 +183,11 @@ def _share(character: str, mono: bool) -> float:
     return 0.8 if character in "mwMW%@×→" or character.isupper() else 0.6
 
 
-def wrapped(text: str, room: float, size: float, mono: bool = False) -> list[str]:
+def wrapped(text: str, room: float, size: float) -> list[str]:
     """The text in lines of at most `room` pixels, broken at spaces."""
     lines = [""]
     for word in text.split(" "):
-        if lines[-1] and width(f"{lines[-1]} {word}", size, mono) > room:
+        if lines[-1] and width(f"{lines[-1]} {word}", size) > room:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} {word}".strip()
