@@ -23,7 +23,7 @@ import secrets
 import string
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -42,6 +42,16 @@ class CourseError(Exception):
         self,
     ) -> list[str]:  # IPython asks the exception itself how it wants to be shown
         return [f"{translated('Stopped')}: {self}"]
+
+
+def run_command(main: Callable[[], int | None], mistake: int = 1) -> None:
+    """End a command line with the status that its `main` returns, or after a mistake of the
+    reader's with its sentence and the status `mistake`."""
+    try:
+        sys.exit(main())
+    except CourseError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        sys.exit(mistake)
 
 
 # --- the reader's language ------------------------------------------------------------------------

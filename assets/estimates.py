@@ -11,7 +11,6 @@ installing, downloading and answering.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import settings
@@ -163,5 +162,9 @@ def slots(folder: Path) -> dict:
     }
 
 
+def main() -> None:
+    rewrite(__doc__.splitlines()[0], (GUIDE,), "estimate", slots)
+
+
 if __name__ == "__main__":
-    sys.exit(rewrite(__doc__.splitlines()[0], (GUIDE,), "estimate", slots))
+    utils.run_command(main)

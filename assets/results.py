@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -156,35 +155,30 @@ def slots_of(folder: Path) -> dict[str, str | Callable[[str], str]]:
 
 def rewrite(
     description: str, pages: Sequence[str], mark: str, contents: Callable[[Path], dict]
-) -> int:
+) -> None:
     """The command line of the programs that put numbers into pages: `contents` of the folder of
     `--run` into all `pages`, or into none."""
     parser = argparse.ArgumentParser(description=description)
     settings.add_run_options(parser)
     options = parser.parse_args()
-    try:
-        folder = settings.run_folder(options.run, options.save_to)
-        new = contents(folder)
-        filled = {
-            name: fill((utils.ROOT / name).read_text(encoding="utf-8"), new, mark, name)
-            for name in pages
-        }
-        for name, page in filled.items():
-            with utils.atomic(utils.ROOT / name) as file:
-                file.write(page)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
+    folder = settings.run_folder(options.run, options.save_to)
+    new = contents(folder)
+    filled = {
+        name: fill((utils.ROOT / name).read_text(encoding="utf-8"), new, mark, name)
+        for name in pages
+    }
+    for name, page in filled.items():
+        with utils.atomic(utils.ROOT / name) as file:
+            file.write(page)
     print(
         f"{', '.join(pages)}: the figures of {utils.short(folder)}/. Read the sentences around "
         "them again."
     )
-    return 0
 
 
-def main() -> int:
-    return rewrite(__doc__.splitlines()[0], PAGES, "results", slots_of)
+def main() -> None:
+    rewrite(__doc__.splitlines()[0], PAGES, "results", slots_of)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,12 +44,7 @@ class Row:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
-    folder = parser.parse_args(arguments).folder
-    try:
-        rows = check(folder)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
+    rows = check(parser.parse_args(arguments).folder)
     print("| figure | expected | measured | same |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row.what} | {row.expected} | {row.measured} | {'yes' if row.met else 'NO'} |")
@@ -361,4 +355,4 @@ def pair_record(pair: dict) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

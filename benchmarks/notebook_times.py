@@ -269,7 +269,4 @@ def broken(found: dict, rows: dict[str, list[str]], profile: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except utils.CourseError as error:
-        sys.exit(f"Stopped: {error}")
+    utils.run_command(main)

@@ -201,7 +201,7 @@ def row(what: str, value: str, note: str) -> None:
     print(f"| {what} | {value} | {note} |", flush=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--recall", type=int, default=52_000, help="texts for the recall; 0: leave it out"
@@ -211,14 +211,14 @@ if __name__ == "__main__":
     parser.add_argument("--store-gib", type=float, default=2.0)
     parser.add_argument("--size", type=int, help="internal: one size, as JSON")
     a = parser.parse_args()
-    try:
-        if a.size:
-            print(json.dumps(measure(a.size, a.kinds[0], a.store_gib)))
-        else:
-            print("| what | measured | |\n|---|---|---|")
-            for kind in a.kinds if a.recall else ():
-                recall(a.recall, kind, a.store_gib)
-            growth(a.sizes, a.kinds, a.store_gib)
-    except utils.CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    if a.size:
+        print(json.dumps(measure(a.size, a.kinds[0], a.store_gib)))
+    else:
+        print("| what | measured | |\n|---|---|---|")
+        for kind in a.kinds if a.recall else ():
+            recall(a.recall, kind, a.store_gib)
+        growth(a.sizes, a.kinds, a.store_gib)
+
+
+if __name__ == "__main__":
+    utils.run_command(main, mistake=2)

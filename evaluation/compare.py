@@ -345,7 +345,7 @@ def stand_in(chosen: settings.Settings) -> Iterator[None]:
             process.kill()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("answers", nargs="+", help="a file of answers a model, two or more")
     parser.add_argument("--names", nargs="+", default=(), help="of the models, in that order")
@@ -359,15 +359,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget-usd", default="auto")
     parser.add_argument("--run", default="compare", help="folder under runs/ for the journal")
     parser.add_argument("--report", type=Path, help="write a page to read")
-    options = parser.parse_args(arguments)
-    try:
-        return run(options)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
+    run(parser.parse_args(arguments))
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """One comparison, from the files to the page. Raises CourseError before anything is paid."""
     if len(options.answers) < 2:
         raise CourseError("A comparison needs the answers of two models or more.")
@@ -411,8 +406,7 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         written = write_reports(options.report, judged, gate, models, items, verdicts, notes)
         print(f"To read: {', '.join(map(str, written))}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

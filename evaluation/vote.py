@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import random
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -375,7 +374,7 @@ def serve(ballot: Ballot, folder: Path, port: int = 0) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     settings.add_run_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the order and the sides")
@@ -387,17 +386,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = settings.run_folder(chosen.run, chosen.save_to)
     settings.speak_to_reader({})
     utils.print_to_reader()
-    try:
-        ballot = Ballot(pairs(folder, chosen.seed), folder / "votes.jsonl")
-        if chosen.result:
-            print(result(ballot, folder))
-        else:
-            serve(ballot, folder, chosen.port)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
-    return 0
+    ballot = Ballot(pairs(folder, chosen.seed), folder / "votes.jsonl")
+    if chosen.result:
+        print(result(ballot, folder))
+    else:
+        serve(ballot, folder, chosen.port)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

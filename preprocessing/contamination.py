@@ -10,7 +10,6 @@ ones it finds is measured (`recall`) and stands in the record.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -230,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`python -m preprocessing.contamination data/instruction.jsonl`: check a data set and write
     its record beside it (`make gate` for the shipped one). With `--held-out` rows of any form are
     compared with one's own, and nothing is written; `--output` writes those that resemble nothing
-    of the evaluation. A mistake ends in one sentence and status 2."""
+    of the evaluation."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.contamination")
     parser.add_argument("rows", metavar="FILE", help="rows to train on, in any form, or a hub id")
     ways = parser.add_mutually_exclusive_group()
@@ -241,18 +240,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, metavar="FILE", help="write the rows that may be trained on"
     )
     chosen = parser.parse_args(arguments)
-    try:
-        if chosen.output:
-            _write_clean(chosen.rows, chosen.output)
-            return 0
-        semantic = curation.gate_threshold(LEXICAL)
-        if chosen.held_out:
-            return _compare(chosen.rows, chosen.held_out, semantic)
-        report = pass_gate(Path(chosen.rows), LEXICAL, semantic)
-        print(", ".join(f"{name} {value}" for name, value in report.items()))
-    except utils.CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 2
+    if chosen.output:
+        _write_clean(chosen.rows, chosen.output)
+        return 0
+    semantic = curation.gate_threshold(LEXICAL)
+    if chosen.held_out:
+        return _compare(chosen.rows, chosen.held_out, semantic)
+    report = pass_gate(Path(chosen.rows), LEXICAL, semantic)
+    print(", ".join(f"{name} {value}" for name, value in report.items()))
     return 0
 
 
@@ -288,4 +283,4 @@ def _compare(source: str, held_sources: list[str], semantic: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main, mistake=2)

@@ -309,28 +309,21 @@ def rejections(rows: list[dict]) -> tuple[Counter, dict[str, list[str]]]:
     return counts, examples
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """`python -m preprocessing.curation FILE ...`: what the rules would reject of rows in any form
     that `rows.py` knows, by rule and with examples. Nothing is written."""
     sources = sys.argv[1:] if arguments is None else arguments
-    try:
-        if not sources:
-            raise utils.CourseError(
-                "Name a file of rows: python -m preprocessing.curation FILE ..."
-            )
-        for source in sources:
-            rows = reader.read(source)
-            counts, examples = rejections(rows)
-            print(f"{source}: {counts.total():,} of {len(rows):,} rows are rejected by a rule")
-            for rule, count in counts.most_common():
-                print(f"{count / len(rows):6.1%}  {rule}")
-                for said in examples[rule]:
-                    print(f"          {said!r}")
-    except utils.CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not sources:
+        raise utils.CourseError("Name a file of rows: python -m preprocessing.curation FILE ...")
+    for source in sources:
+        rows = reader.read(source)
+        counts, examples = rejections(rows)
+        print(f"{source}: {counts.total():,} of {len(rows):,} rows are rejected by a rule")
+        for rule, count in counts.most_common():
+            print(f"{count / len(rows):6.1%}  {rule}")
+            for said in examples[rule]:
+                print(f"          {said!r}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main, mistake=2)

@@ -11,7 +11,6 @@ that file is removed, but what resembles its rows is. What it does not do: write
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +115,7 @@ def unlike(rows: list[dict], others: list[dict]) -> list[dict]:
     return left
 
 
-def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m preprocessing.deduplicate", description=__doc__.splitlines()[0]
     )
@@ -129,10 +128,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", metavar="FILE", help="write the pairs found, a line each")
     parser.add_argument("--out", metavar="FILE", help="write the rows kept; must not exist yet")
     parser.add_argument("--dry-run", action="store_true", help="find and report, write no rows")
-    return parser.parse_args(arguments)
-
-
-def _run(chosen: argparse.Namespace) -> None:
+    chosen = parser.parse_args(arguments)
     targets = [Path(name) for name in (chosen.out, chosen.report) if name]
     for path in targets:
         if path.exists():
@@ -156,15 +152,5 @@ def _run(chosen: argparse.Namespace) -> None:
         print(f"rows: {utils.write_jsonl(chosen.out, kept)}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; a mistake of the reader's ends in one sentence and status 2."""
-    try:
-        _run(_arguments(arguments))
-    except utils.CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main, mistake=2)

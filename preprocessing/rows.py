@@ -21,7 +21,6 @@ import io
 import json
 import random
 import re
-import sys
 import unicodedata
 import zlib
 from collections import Counter
@@ -788,20 +787,15 @@ def _part(parts: dict, source: str):
 # --- the command line -----------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m preprocessing.rows FILE`: what would be taken for what, before anything is run."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.rows")
     parser.add_argument("source", help="a file, a folder or owner/name of the hub")
     parser.add_argument("--prompts", action="store_true", help="read evaluation prompts")
     chosen = parser.parse_args(arguments)
-    try:
-        found = prompts(chosen.source) if chosen.prompts else read(chosen.source)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
+    found = prompts(chosen.source) if chosen.prompts else read(chosen.source)
     print(json.dumps(found[0], ensure_ascii=False, indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

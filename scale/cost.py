@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -256,19 +255,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=utils.ROOT / "assets" / "scale.png")
     options = parser.parse_args()
     a = dataclasses.replace(Assumptions(), kept_share=options.kept_share)
-    try:
-        print(
-            table(
-                [of(size, a, options.teacher, options.gpu) for size in SIZES],
-                options.teacher,
-                options.gpu,
-                a,
-            )
-        )
-        figure(a, options.teacher, options.gpu).savefig(options.figure)
-    except utils.CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    costs = [of(size, a, options.teacher, options.gpu) for size in SIZES]
+    print(table(costs, options.teacher, options.gpu, a))
+    figure(a, options.teacher, options.gpu).savefig(options.figure)
     print(
         "\nOn paper, with: "
         + ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(a).items())
@@ -276,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    utils.run_command(main, mistake=2)

@@ -30,7 +30,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from typing import NamedTuple
 import numpy as np
 
 import rouge
+import utils
 from scale import cluster, shards
 from utils import CourseError
 
@@ -579,7 +579,6 @@ def merged(edges: list):
 
 
 def main() -> None:
-    """The command line; a mistake of the reader's ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", nargs="+", help="files or folders of .jsonl or .parquet")
     parser.add_argument(
@@ -599,19 +598,15 @@ def main() -> None:
         "--store-gib", type=float, help="shared memory of this machine before Ray spills to disk"
     )
     a = parser.parse_args()
-    try:
-        chosen = Filter(a.threshold, a.tokenizer)
-        if a.address and (a.cpus or a.store_gib):
-            raise CourseError(
-                "--cpus and --store-gib belong to a Ray of this machine's own, and the nodes of a "
-                "cluster have theirs: leave them out, or give --num-cpus and "
-                "--object-store-memory to `ray start`."
-            )
-        with cluster.connected(a.address, a.store_gib, a.cpus):
-            report = run(a.shards, a.output, a.field, chosen, a.skip_torn)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    chosen = Filter(a.threshold, a.tokenizer)
+    if a.address and (a.cpus or a.store_gib):
+        raise CourseError(
+            "--cpus and --store-gib belong to a Ray of this machine's own, and the nodes of a "
+            "cluster have theirs: leave them out, or give --num-cpus and --object-store-memory to "
+            "`ray start`."
+        )
+    with cluster.connected(a.address, a.store_gib, a.cpus):
+        report = run(a.shards, a.output, a.field, chosen, a.skip_torn)
     print(json.dumps(report, indent=1))
     if report["pairs_left_out"]:
         print(
@@ -621,4 +616,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    utils.run_command(main, mistake=2)

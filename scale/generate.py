@@ -25,7 +25,6 @@ import json
 import os
 import random
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,7 +259,6 @@ def run(client: pool.Pool, job: str, items: list[dict], output: Path, size: int 
 
 
 def main() -> None:
-    """The command line; a mistake of the reader's ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("--model", required=True, help="its name at the servers")
@@ -290,24 +288,20 @@ def main() -> None:
         "--retry-failed", action="store_true", help="ask again where a reply cannot be used"
     )
     a = parser.parse_args()
-    try:
-        items = _items(a)
-        prices = settings.as_prices("--prices", a.prices) if a.prices else None
-        with alone(a.output, a.job, a.model):
-            client = pool.Pool(
-                a.model,
-                a.endpoint or [None],
-                a.output / "requests.jsonl",
-                a.budget_usd,
-                prices,
-                a.concurrency,
-                a.timeout,
-                a.retry_failed,
-            )
-            report = run(client, a.job, items, a.output, a.shard)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    items = _items(a)
+    prices = settings.as_prices("--prices", a.prices) if a.prices else None
+    with alone(a.output, a.job, a.model):
+        client = pool.Pool(
+            a.model,
+            a.endpoint or [None],
+            a.output / "requests.jsonl",
+            a.budget_usd,
+            prices,
+            a.concurrency,
+            a.timeout,
+            a.retry_failed,
+        )
+        report = run(client, a.job, items, a.output, a.shard)
     print(json.dumps(report, indent=1))
 
 
@@ -325,4 +319,4 @@ def _items(a: argparse.Namespace) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    utils.run_command(main, mistake=2)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +130,6 @@ def answer(writer: Served, items: list[dict], output: Path) -> Path:
 
 
 def main() -> None:
-    """The command line; a mistake of the reader's ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("gguf", help="merged weights into a copy of their base's GGUF")
@@ -148,18 +146,14 @@ def main() -> None:
     asked.add_argument("--max-new-tokens", type=int, default=128)
     asked.add_argument("--concurrency", type=int, default=16)
     a = parser.parse_args()
-    try:
-        if a.command == "gguf":
-            print(to_gguf(a.merged, a.base, a.output, a.kind))
-            return
-        base, base_model = _client("base", a.base, a.endpoint, a)
-        tuned, tuned_model = _client("tuned", a.tuned, a.tuned_endpoint or a.endpoint, a)
-        how = ServedDecoding(a.max_new_tokens, base_model=base_model, tuned_model=tuned_model)
-        writer = Served(base, tuned, how)
-        print(answer(writer, utils.read_jsonl(a.prompts, ("id", "prompt")), a.output))
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    if a.command == "gguf":
+        print(to_gguf(a.merged, a.base, a.output, a.kind))
+        return
+    base, base_model = _client("base", a.base, a.endpoint, a)
+    tuned, tuned_model = _client("tuned", a.tuned, a.tuned_endpoint or a.endpoint, a)
+    how = ServedDecoding(a.max_new_tokens, base_model=base_model, tuned_model=tuned_model)
+    writer = Served(base, tuned, how)
+    print(answer(writer, utils.read_jsonl(a.prompts, ("id", "prompt")), a.output))
 
 
 def _client(role: str, name: str, url: str, a: argparse.Namespace) -> tuple[Client, str]:
@@ -171,4 +165,4 @@ def _client(role: str, name: str, url: str, a: argparse.Namespace) -> tuple[Clie
 
 
 if __name__ == "__main__":
-    main()
+    utils.run_command(main, mistake=2)

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import sys
 import types
 from pathlib import Path
 
@@ -337,16 +336,9 @@ def main() -> None:
     a = vars(parser.parse_args())
     sizes, steps = (a.pop("global_batch"), a.pop("batch")), a.pop("max_steps")
     changes = {"max_steps": steps} if steps else {}
-    try:
-        train(
-            settings.resolve({name.upper(): value for name, value in a.items() if value}),
-            *sizes,
-            **changes,
-        )
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    chosen = settings.resolve({name.upper(): value for name, value in a.items() if value})
+    train(chosen, *sizes, **changes)
 
 
 if __name__ == "__main__":
-    main()
+    utils.run_command(main, mistake=2)

@@ -289,7 +289,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main())
-    except utils.CourseError as error:
-        sys.exit(f"Stopped: {error}")
+    utils.run_command(lambda: asyncio.run(main()))

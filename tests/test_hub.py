@@ -37,7 +37,11 @@ def home(tmp_path):
 
 
 def read(hub, home, source: str, **variables: str):
-    code = f"import sys; from preprocessing import rows; sys.exit(rows.main([{source!r}]))"
+    code = f"""
+import utils
+from preprocessing import rows
+utils.run_command(lambda: rows.main([{source!r}]))
+"""
     return hub.run(code, home, **variables)
 
 

@@ -510,12 +510,11 @@ def test_results_that_do_not_belong_together_are_refused():
         results.cells("| a | b |\n|---|---|\n| x | 1 |\n| y | 2 |", [("3",)])
 
 
-def test_results_without_a_run_say_what_to_do(course, monkeypatch, capsys):
+def test_results_without_a_run_say_what_to_do(course, monkeypatch):
     monkeypatch.setattr("sys.argv", ["results.py"])
-    assert (
-        results.main() == 1
-        and "results.json is missing or torn: `make run` writes it" in capsys.readouterr().err
-    )
+    sentence = "results.json is missing or torn: `make run` writes it"
+    with pytest.raises(utils.CourseError, match=sentence):
+        results.main()
 
 
 def test_the_readmes_show_the_committed_run():

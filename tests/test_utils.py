@@ -401,6 +401,17 @@ def test_fingerprint_of_a_set_is_the_same_in_every_process():
     assert len({run.stdout for run in runs}) == 1 and runs[0].stdout.strip()
 
 
+def test_a_mistake_ends_a_command_in_one_sentence_and_its_status(capsys):
+    def mistaken():
+        raise utils.CourseError("No key: set one.")
+
+    for main, status in ((mistaken, 2), (lambda: None, None), (lambda: 1, 1)):
+        with pytest.raises(SystemExit) as ended:
+            utils.run_command(main, mistake=2)
+        assert ended.value.code == status
+    assert capsys.readouterr().err == "Stopped: No key: set one.\n"
+
+
 def test_course_error_is_shown_as_one_sentence():
     """IPython asks the exception for its traceback."""
     assert utils.CourseError("No key: set one.")._render_traceback_() == [

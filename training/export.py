@@ -398,17 +398,12 @@ def described(tokenizer, stops: Sequence[int], gguf: str, more: str = "") -> str
     return f"FROM ./{gguf}\n" + more + "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.export")
     settings.add_run_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        export(settings.resolve({"RUN": options.run, "SAVE_TO": options.save_to}))
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
-    return 0
+    export(settings.resolve({"RUN": options.run, "SAVE_TO": options.save_to}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

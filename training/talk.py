@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -248,7 +247,7 @@ def load(run: str, merged: bool = False, tokens: int = 300, save_to: str = "") -
     return Talk(adapter.load_adapter(model, folder), tokenizer, stops, tokens)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.talk", description="Talk with what a run has trained."
     )
@@ -258,15 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (lines can be edited, and earlier ones fetched)
-    try:
-        talk = load(chosen.run, chosen.merged, chosen.tokens, chosen.save_to)
-        print(f"{Path(str(talk.model.config.name_or_path)).name}: ask, or /both, /system, /reset")
-        converse(talk)
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
-    return 0
+    talk = load(chosen.run, chosen.merged, chosen.tokens, chosen.save_to)
+    print(f"{Path(str(talk.model.config.name_or_path)).name}: ask, or /both, /system, /reset")
+    converse(talk)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

@@ -20,7 +20,6 @@ import argparse
 import base64
 import html
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -274,20 +273,15 @@ def differences(built: NotebookNode, found: NotebookNode) -> list[str]:
     return ids or ["(order or metadata)"]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--update", action="store_true", help="bring the .po files up to the English cells"
     )
     parser.add_argument("--only", nargs="+", choices=settings.NOTEBOOKS, default=settings.NOTEBOOKS)
     chosen = parser.parse_args(arguments)
-    try:
-        for name in chosen.only:
-            write(name, chosen.update)
-    except utils.CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for name in chosen.only:
+        write(name, chosen.update)
 
 
 def write(name: str, only_update: bool) -> None:
@@ -307,4 +301,4 @@ def write(name: str, only_update: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.run_command(main)

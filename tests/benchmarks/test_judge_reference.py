@@ -60,9 +60,7 @@ def test_a_wrong_function_is_noticed(script, data, monkeypatch):
     assert sum(not row.met for row in script.pandalm(data / "pandalm")) >= 3
 
 
-def test_without_the_data_one_sentence_says_so(script, tmp_path, capsys):
-    assert script.main([str(tmp_path)]) == 1
-    assert (
-        "llmbar does not exist: give the folder that holds llmbar/, pandalm/ and mt_bench/."
-        in capsys.readouterr().err
-    )
+def test_without_the_data_one_sentence_says_so(script, tmp_path):
+    sentence = "llmbar does not exist: give the folder that holds llmbar/, pandalm/ and mt_bench/."
+    with pytest.raises(utils.CourseError, match=sentence):
+        script.main([str(tmp_path)])

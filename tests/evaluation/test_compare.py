@@ -1,7 +1,6 @@
 """Answers of one's own models: what is read, what is refused in a sentence, and what comes out."""
 
 import json
-import re
 
 import pytest
 
@@ -102,16 +101,15 @@ def drop_answer(row):
         (lambda row: row | {"answer": ["one", "two"]}, "another number of turns"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(files, tmp_path, capsys, change, sentence):
+def test_what_does_not_fit_is_one_sentence(files, tmp_path, change, sentence):
     bad = answer_file(tmp_path, "bad", "bad", change)
     for order in ([files[0], bad], [bad, files[0]]):
-        assert compare.main([*map(str, order), "--judge", "rehearsal"]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("Stopped: ") and said.count("\n") == 1
-        assert re.search(sentence, said), said
+        with pytest.raises(utils.CourseError, match=sentence) as refused:
+            compare.main([*map(str, order), "--judge", "rehearsal"])
+        assert "\n" not in str(refused.value)
 
 
-def test_german_prompts_are_refused_and_not_judged_as_english(files, tmp_path, capsys):
+def test_german_prompts_are_refused_and_not_judged_as_english(files, tmp_path):
     def german(row):
         return row | {"prompt": "Nenne drei Gründe, warum der Himmel abends rot wird."}
 
@@ -119,14 +117,14 @@ def test_german_prompts_are_refused_and_not_judged_as_english(files, tmp_path, c
         return german(row) if row["id"] != "p2" else row
 
     both = [answer_file(tmp_path, name, name, half) for name in ("eins", "zwei")]
-    assert compare.main([*map(str, both), "--judge", "rehearsal"]) == 1
-    said = capsys.readouterr().err
-    assert "2 of 3 prompts are in a language that is not judged" in said and "(de)" in said
+    told = r"2 of 3 prompts are in a language that is not judged.*\(de\)"
+    with pytest.raises(utils.CourseError, match=told):
+        compare.main([*map(str, both), "--judge", "rehearsal"])
     _, items = read(*both)
     assert {item["language"] for item in compare.complete(items, [], "en")} == {"en"}
     named = [answer_file(tmp_path, n, n, None, language="fr") for n in ("un", "deux")]
-    assert compare.main([*map(str, named), "--judge", "rehearsal"]) == 1
-    assert "3 of 3 prompts are in a language" in capsys.readouterr().err
+    with pytest.raises(utils.CourseError, match="3 of 3 prompts are in a language"):
+        compare.main([*map(str, named), "--judge", "rehearsal"])
 
 
 def test_a_stray_guess_stops_nothing_and_is_said(capsys):
@@ -141,9 +139,9 @@ def test_a_stray_guess_stops_nothing_and_is_said(capsys):
         compare.complete([*items[:-1], items[-1] | {"language": "de"}], [])
 
 
-def test_the_stand_in_refuses_prompts_without_references(files, capsys):
-    assert compare.main([*map(str, files[:2]), "--judge", "rehearsal"]) == 1
-    assert "some of these prompts have none" in capsys.readouterr().err
+def test_the_stand_in_refuses_prompts_without_references(files):
+    with pytest.raises(utils.CourseError, match="some of these prompts have none"):
+        compare.main([*map(str, files[:2]), "--judge", "rehearsal"])
 
 
 @pytest.mark.parametrize(
@@ -157,10 +155,10 @@ def test_the_stand_in_refuses_prompts_without_references(files, capsys):
         (["{0}", "{1}", "--prompts", "{2}", "--judge", "rehearsal"], "references"),
     ],
 )
-def test_arguments_that_cannot_be_are_one_sentence(files, capsys, arguments, sentence):
-    assert compare.main([argument.format(*files) for argument in arguments]) == 1
-    said = capsys.readouterr().err
-    assert sentence in said and said.count("\n") == 1
+def test_arguments_that_cannot_be_are_one_sentence(files, arguments, sentence):
+    with pytest.raises(utils.CourseError, match=sentence) as refused:
+        compare.main([argument.format(*files) for argument in arguments])
+    assert "\n" not in str(refused.value)
 
 
 def test_prompts_that_were_trained_on_are_named(files, tmp_path):
@@ -245,12 +243,12 @@ def test_follow_ups_are_judged_with_a_list_of_answers(judged_by, tmp_path):
     assert len(records[1]["orders"]) == 2
 
 
-def test_a_number_of_answers_that_is_not_the_number_of_turns_is_refused(files, tmp_path, capsys):
+def test_a_number_of_answers_that_is_not_the_number_of_turns_is_refused(files, tmp_path):
     later = [{"prompt": "And a small one?", "reference": ""}]
     utils.write_jsonl(tmp_path / "p.jsonl", [{"id": "p1", "follow_ups": later}])
     arguments = ["--prompts", str(tmp_path / "p.jsonl"), "--judge", "rehearsal"]
-    assert compare.main([*map(str, files[:2]), *arguments]) == 1
-    assert "'p1' has 1 answers of a model and 2 turns" in capsys.readouterr().err
+    with pytest.raises(utils.CourseError, match="'p1' has 1 answers of a model and 2 turns"):
+        compare.main([*map(str, files[:2]), *arguments])
 
 
 @pytest.mark.slow
@@ -264,6 +262,6 @@ def test_the_command_with_the_stand_in(course, tmp_path, capsys):
     files = [answer_file(tmp_path, name, name) for name in ("plum", "pear")]
     page = tmp_path / "report.html"
     arguments = ["--prompts", str(tmp_path / "prompts.jsonl"), "--judge", "rehearsal"]
-    assert compare.main([*map(str, files), *arguments, "--report", str(page), "--rows"]) == 0
+    compare.main([*map(str, files), *arguments, "--report", str(page), "--rows"])
     said = capsys.readouterr().out
     assert "No win rate in English: rehearsal (stand-in" in said and page.exists()

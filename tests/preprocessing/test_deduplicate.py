@@ -34,28 +34,27 @@ def mine(tmp_path):
 def test_rows_are_compared_with_their_input_and_nothing_is_overwritten(mine, tmp_path, capsys):
     before = mine.read_bytes()
     out, report = tmp_path / "kept.jsonl", tmp_path / "pairs.jsonl"
-    assert deduplicate.main([str(mine), "--out", str(out), "--report", str(report)]) == 0
+    deduplicate.main([str(mine), "--out", str(out), "--report", str(report)])
     kept = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row.get("input") for row in kept][2:] == ["Good morning.", "See you in May."]
     pairs = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
     assert len(kept) == 4 and [pair["removed_text"][:4] for pair in pairs] == ["전세와 ", "Name"]
     assert "2 of 6 rows resemble another; 4 are left" in capsys.readouterr().out
     assert mine.read_bytes() == before
-    assert deduplicate.main([str(mine), "--out", str(out)]) == 2, "a file is never overwritten"
-    assert "exists already" in capsys.readouterr().err
+    with pytest.raises(utils.CourseError, match="exists already"):
+        deduplicate.main([str(mine), "--out", str(out)])
 
 
 def test_against_removes_what_resembles_other_rows_only(mine, tmp_path, capsys):
     other = tmp_path / "other.jsonl"
     utils.write_jsonl(other, [{"question": "Name three rivers in Korea.", "answer": "Han."}])
-    assert deduplicate.main([str(mine), "--against", str(other), "--dry-run"]) == 0
+    deduplicate.main([str(mine), "--against", str(other), "--dry-run"])
     assert "3 of 6 rows resemble another" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "other.jsonl"]
 
 
 def test_by_embedding_a_cosine_decides(mine, capsys):
-    arguments = [str(mine), "--dry-run", "--by", "embedding", "--threshold", "0.97"]
-    assert deduplicate.main(arguments) == 0
+    deduplicate.main([str(mine), "--dry-run", "--by", "embedding", "--threshold", "0.97"])
     assert "rows resemble another" in capsys.readouterr().out
 
 
@@ -111,17 +110,16 @@ def test_the_cosine_for_the_same_question_is_what_the_labelled_pairs_say():
         ([], "with --out, or only look with --dry-run"),
     ],
 )
-def test_a_mistake_is_one_sentence(mine, capsys, arguments, said):
-    assert deduplicate.main([str(mine), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+def test_a_mistake_is_one_sentence(mine, arguments, said):
+    with pytest.raises(utils.CourseError, match=said):
+        deduplicate.main([str(mine), *arguments])
 
 
-def test_a_file_that_is_not_there_is_one_sentence(tmp_path, capsys):
-    for program in (deduplicate, curation):
-        missing = [str(tmp_path / "no.jsonl")]
-        assert program.main(missing if program is curation else [*missing, "--dry-run"]) == 2
-        assert "Traceback" not in capsys.readouterr().err
+def test_a_file_that_is_not_there_is_one_sentence(tmp_path):
+    missing = str(tmp_path / "no.jsonl")
+    for program, options in ((deduplicate, ["--dry-run"]), (curation, [])):
+        with pytest.raises(utils.CourseError, match="does not exist"):
+            program.main([missing, *options])
 
 
 def test_what_the_rules_do_to_a_file_is_told_by_rule(tmp_path, capsys):
@@ -129,7 +127,7 @@ def test_what_the_rules_do_to_a_file_is_told_by_rule(tmp_path, capsys):
     drawn = {"instruction": "마을 지도를 그려서 보여 주세요.", "output": "(그림)"}
     french = {"instruction": "Что такое депозит?", "output": "Залог."}
     utils.write_jsonl(path, [*ROWS, CHAT, drawn, french])
-    assert curation.main([str(path)]) == 0
+    curation.main([str(path)])
     out = capsys.readouterr().out
     assert "4 of 8 rows are rejected by a rule" in out
     assert "a text model cannot do it" in out and "no rules for the language 'ru'" in out

@@ -194,10 +194,8 @@ def test_two_servers_may_call_their_models_the_same(monkeypatch, tmp_path):
     assert (record["base"][0]["text"], record["tuned"][0]["text"]) == ("하나", "둘")
 
 
-def test_a_server_that_fails_is_one_sentence_with_its_name(monkeypatch, tmp_path, capsys):
+def test_a_server_that_fails_is_one_sentence_with_its_name(monkeypatch, tmp_path):
     with serving(Said({"error": {"message": "아직"}}, 503)) as server:
-        with pytest.raises(SystemExit):
+        said = f"base at {server.url} does not answer: server error 503"
+        with pytest.raises(utils.CourseError, match=said):
             answer_all(monkeypatch, tmp_path / "answers.jsonl", server.url)
-        said = capsys.readouterr().err
-    assert f"base at {server.url} does not answer: server error 503" in said
-    assert said.count("\n") == 1
