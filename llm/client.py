@@ -131,6 +131,12 @@ class Client:
         return self.prices is not None and max(self.prices) > 0
 
     @property
+    def _first(self) -> int:
+        """Requests under way at a server that has not answered yet: one only where a budget is to
+        be kept, for nobody knows yet whether it keeps to max_completion_tokens."""
+        return 1 if self._budget.limit_usd is not None and self._priced else FIRST
+
+    @property
     def spent_usd(self) -> float:
         """Dollars paid for everything in the journal, this session included."""
         return self._budget.spent_usd
@@ -148,14 +154,11 @@ class Client:
         said = f"${self.spent_usd:.2f}, {tokens / 1000:,.0f}k tokens"
         return f"{said}, up to ${self.lost_usd:.2f} lost" if self.lost_usd > 0 else said
 
-    def estimate(
-        self, requests: list[dict], schema: type[BaseModel] | None = None, batch: bool = False
-    ) -> float:
+    def estimate(self, requests: list[dict], schema: type[BaseModel] | None = None) -> float:
         """Worst-case dollars for `requests` that are not in the journal yet: every answer as long
         as it may be."""
         made = [self._request(one, schema) for one in requests]
-        full = sum(one.worst_usd for one in self._unanswered(made).values())
-        return full * models.BATCH_SHARE if batch else full
+        return sum(one.worst_usd for one in self._unanswered(made).values())
 
     async def complete(
         self,
@@ -250,11 +253,8 @@ class Client:
 
     async def _ask_all(self, todo: dict[str, Request]) -> dict[str, Reply]:
         """Replies to all of `todo`, by key."""
-        # A server that has not answered yet gets a few at a time; and one only where a budget is to
-        # be kept, for nobody knows yet whether it keeps to max_completion_tokens
-        first = 1 if self._budget.limit_usd is not None and self._priced else FIRST
         proven = self.usage.requests > 0
-        work = Work(asyncio.Semaphore(len(todo) if proven else first), proven)
+        work = Work(asyncio.Semaphore(len(todo) if proven else self._first), proven)
         slots, found = asyncio.Semaphore(self.max_concurrency), {}
         estimated = self.usage.estimated
         async with self._endpoint.open() as sdk:

@@ -15,7 +15,7 @@ import ipaddress
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
@@ -91,15 +91,7 @@ class Failure(Exception):
 
 
 class Endpoint:
-    """One model at one server.
-
-    Args:
-        model: its name there, for messages.
-        base_url: None for OpenAI.
-        attempts: tries per request for errors that may pass (429, 5xx, lost connections, unreadable
-            answers).
-        timeout: seconds without a byte after which an answer counts as lost.
-    """
+    """One model at one server; the arguments are those of `client.Client`."""
 
     def __init__(
         self,
@@ -156,7 +148,6 @@ class Endpoint:
     async def _post(self, sdk, body: dict) -> Answer:
         import openai
 
-        headers: Mapping[str, str] = {}
         try:
             # The raw response, because the SDK's own reading raises on what it does not expect and
             # forgets what was billed; and its plain `post`, because `create` copies typed
@@ -165,12 +156,9 @@ class Endpoint:
                 "/chat/completions", cast_to=object, body=body, options={"headers": RAW}
             )
             answer = _answer(raw.http_response)
-            headers = answer.headers
         except openai.APIStatusError as error:
             answer = _answer(error.response)
-            headers = answer.headers
-        finally:
-            self.limits.learn(headers)
+        self.limits.learn(answer.headers)
         return answer
 
     def _accepted(self, body: dict) -> dict:

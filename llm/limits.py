@@ -25,7 +25,6 @@ from utils import CourseError
 SHARE = 0.98  # of a limit that is used, since requests do not arrive as evenly as they are sent ...
 MINUTE = 61.0  # ... and seconds in which no more than the limit is sent, for the same reason
 LATE = 0.02  # seconds a request may be late without delaying all after it: timers are not exact
-COLD = 4  # requests sent before the first answer has said what the limits are
 LONGEST = 120.0  # seconds that a server's own count of what is left may hold us back
 
 
@@ -107,7 +106,6 @@ class Limits:
     ) -> None:
         self.requests, self.tokens = Limit(requests_per_minute), Limit(tokens_per_minute)
         self._resume = 0.0  # when the server wants to hear from us again
-        self._started, self._told = 0, False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def refuse_oversize(self, tokens: int) -> None:
@@ -124,24 +122,21 @@ class Limits:
         they came."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # locks belong to one event loop; scripts may start several
-            self._loop, self._turn, self._heard = loop, asyncio.Lock(), asyncio.Event()
+            self._loop, self._turn = loop, asyncio.Lock()
         async with self._turn:
-            if self._started >= COLD and not self._told:
-                await self._heard.wait()
             self.refuse_oversize(tokens)
             while (wait := self._wait(tokens)) > 0:
                 await asyncio.sleep(wait)
             now = time.monotonic()
             self.requests.take(1, now)
             self.tokens.take(tokens, now)
-            self._started += 1
 
     def _wait(self, tokens: int) -> float:
         now = time.monotonic()
         return max(self._resume - now, self.requests.wait(1, now), self.tokens.wait(tokens, now))
 
     def learn(self, headers: Mapping[str, str]) -> None:
-        """Read what an answer says about the limits; an empty mapping where there was no answer."""
+        """Read what an answer says about the limits."""
         now = time.monotonic()
         for limit, name in ((self.requests, "requests"), (self.tokens, "tokens")):
             limit.learn(
@@ -150,8 +145,6 @@ class Limits:
                 headers.get(f"x-ratelimit-reset-{name}"),
                 now,
             )
-        self._told = True
-        self._heard.set()
 
     def pause(self, wait: float) -> None:
         """Hold all requests back for so many seconds."""

@@ -87,18 +87,17 @@ def price(model: str) -> tuple[float, float, float] | None:
     return table.get(name) or table.get(undated)
 
 
-def cost(prices: tuple[float, float, float] | None, tokens: dict, batch: bool = False) -> float:
+def cost(prices: tuple[float, float, float] | None, tokens: dict) -> float:
     """Dollars for `prompt_tokens`, `cached_tokens` (part of them) and `completion_tokens`; 0 where
     no price is known."""
     if prices is None:
         return 0.0
     cached = min(tokens.get("cached_tokens", 0), tokens["prompt_tokens"])
-    dollars = (
+    return (
         (tokens["prompt_tokens"] - cached) * prices[0]
         + cached * prices[1]
         + tokens["completion_tokens"] * prices[2]
     ) / 1e6
-    return dollars * BATCH_SHARE if batch else dollars
 
 
 def retirement(model: str, today: date | None = None) -> str | None:

@@ -44,7 +44,28 @@ class Request:
     def read(self, entry: dict) -> Reply:
         """The reply in a journal record, with the schema checked now, so that a stored bad answer
         stays a bad answer."""
-        reply = read(entry, self.schema)
+        stored = entry["reply"]
+        reply = Reply(
+            text=stored["content"] or "",
+            finish_reason=stored["finish_reason"],
+            usage=entry["usage"],
+            cost_usd=entry["cost_usd"],
+            key=entry["key"],
+        )
+        cut = _cut(entry)
+        if stored.get("refusal"):
+            reply.error = f"refused: {stored['refusal'][:100]}"
+        elif not reply.text.strip():
+            reason = stored.get("problem") or cut or f"finish_reason is {reply.finish_reason}"
+            reply.error = f"an empty reply ({reason})"
+        elif self.schema is None:
+            reply.error = cut or None
+        else:
+            from llm import objects
+
+            reply.parsed, reply.unread, problem = objects.read(reply.text, self.schema, bool(cut))
+            if reply.parsed is None:
+                reply.error = f"{cut + ', ' if cut else ''}does not match the schema{problem}"
         return self.parse(reply) if self.parse else reply
 
 
@@ -134,33 +155,6 @@ def loss(request: Request, lost_usd: float) -> dict:
 
 def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def read(entry: dict, schema: type[BaseModel] | None) -> Reply:
-    """A journal record as a Reply."""
-    stored = entry["reply"]
-    reply = Reply(
-        text=stored["content"] or "",
-        finish_reason=stored["finish_reason"],
-        usage=entry["usage"],
-        cost_usd=entry["cost_usd"],
-        key=entry["key"],
-    )
-    cut = _cut(entry)
-    if stored.get("refusal"):
-        reply.error = f"refused: {stored['refusal'][:100]}"
-    elif not reply.text.strip():
-        reason = stored.get("problem") or cut or f"finish_reason is {reply.finish_reason}"
-        reply.error = f"an empty reply ({reason})"
-    elif schema is None:
-        reply.error = cut or None
-    else:
-        from llm import objects
-
-        reply.parsed, reply.unread, problem = objects.read(reply.text, schema, bool(cut))
-        if reply.parsed is None:
-            reply.error = f"{cut + ', ' if cut else ''}does not match the schema{problem}"
-    return reply
 
 
 def _cut(entry: dict) -> str:

@@ -123,6 +123,7 @@ def of(
     prompt = asked * (a.prompt_tokens / generate.TASKS + a.critique_prompt_tokens)
     written = asked * (a.task_tokens + a.critique_tokens)
     tokens = {"prompt_tokens": prompt, "completion_tokens": written}
+    dollars = models.cost(models.PRICES[teacher], tokens)
     prediction = training(a, gpu)
     trained = rows * (a.row_tokens + a.template_tokens) * a.epochs
     return Cost(
@@ -130,8 +131,8 @@ def of(
         asked=asked,
         prompt_tokens=prompt,
         written_tokens=written,
-        dollars=models.cost(models.PRICES[teacher], tokens),
-        dollars_batch=models.cost(models.PRICES[teacher], tokens, batch=True),
+        dollars=dollars,
+        dollars_batch=dollars * models.BATCH_SHARE,
         own_gpu_hours=written / a.teacher_tokens_per_second / 3600,
         exact_hours=exact_seconds(asked, a) / 3600,
         exact_gb=asked * a.exact_bytes / 1e9,

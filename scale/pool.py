@@ -24,7 +24,7 @@ import utils
 from llm import endpoint
 from llm.client import Client, Work
 from llm.endpoint import Endpoint, Failure, Kind
-from llm.limits import COLD, Limits
+from llm.limits import Limits
 from llm.replies import Reply, Request
 from utils import CourseError
 
@@ -187,9 +187,7 @@ class Pool(Client):
 
     async def _serve(self, server: Server, sdk, number: int, waiting, tries, bar) -> None:
         """Ask one server one request after the other, until this task is cancelled."""
-        # Of a server that may not keep to max_completion_tokens a budget can bear one request only
-        first = 1 if self._budget.limit_usd is not None and self._priced else COLD
-        if number >= first:
+        if number >= self._first:
             await server.proven.wait()
         while server.work.stop is None:
             await server.rest()

@@ -43,14 +43,13 @@ def answering(model: str, url: str) -> str:
     Raises:
         CourseError: none answers.
     """
-    limits = Limits()
-    server = Endpoint(model, url, _key(), limits, attempts=3, timeout=300)
-    hello = {"messages": [{"role": "user", "content": "Hello?"}], "max_completion_tokens": 1}
+    server = Endpoint(model, url, _key(), Limits(), attempts=3, timeout=300)
+    said = [{"role": "user", "content": "Hello?"}]
+    hello = {"model": model, "messages": said, "max_completion_tokens": 1}
 
     async def ask() -> str:
-        await limits.acquire(1)
         async with server.open() as sdk:
-            answer = await server.persist(lambda: server.send(sdk, {"model": model} | hello))
+            answer = await server.persist(lambda: server.send(sdk, hello))
         return answer.model or model
 
     try:

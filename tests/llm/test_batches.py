@@ -10,7 +10,7 @@ import pytest
 from client_tools import PRICES, ask, asked, client, run, served, spawn, work_in_a_batch
 
 import utils
-from llm import batches
+from llm import batches, models
 from llm.budget import BudgetExceeded
 from llm.client import Client
 from llm.replies import Reply, Request
@@ -151,7 +151,7 @@ def test_complete_does_not_ask_what_waits_in_a_batch(tmp_path):
 
 def test_budget_is_asked_before_anything_is_submitted(tmp_path):
     url = stand_ins.start(batch_seconds=60)
-    worst = client(url, prices=PRICES).estimate(ask(10), batch=True)
+    worst = client(url, prices=PRICES).estimate(ask(10)) * models.BATCH_SHARE
     options = {"journal": tmp_path / "j", "prices": PRICES}
     with pytest.raises(BudgetExceeded, match=r"A batch of 10 requests may cost"):
         batch(client(url, budget_usd=worst * 0.99, **options), ask(10))

@@ -22,7 +22,7 @@ import utils
 from evaluation import judge
 from llm import journal, limits, models, replies
 from llm.budget import BudgetExceeded
-from llm.client import Client
+from llm.client import FIRST, Client
 from llm.journal import Journal
 from preprocessing import self_instruct
 from preprocessing.self_instruct import TaskBatch
@@ -409,7 +409,7 @@ def test_a_429_holds_all_requests_back():
     replies = run(client(url, max_concurrency=32), ask(60))
     assert (
         all(reply.error is None for reply in replies)
-        and 1 <= served(url)["rate_limited"] <= limits.COLD + 2
+        and 1 <= served(url)["rate_limited"] <= FIRST + 2
     )
 
 
@@ -452,11 +452,7 @@ def test_parameters_are_set_and_dropped_and_part_of_the_key():
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-6-luna"])
 def test_both_models_have_a_price(model):
-    one = Client(model, api_key="x", budget_usd=2)
-    assert (
-        0 < one.estimate(ask(100)) < 2
-        and one.estimate(ask(100), batch=True) == one.estimate(ask(100)) / 2
-    )
+    assert 0 < Client(model, api_key="x", budget_usd=2).estimate(ask(100)) < 2
 
 
 @pytest.mark.parametrize(
