@@ -364,39 +364,37 @@ def keyed(table):
     )
 
 
-def answered(table) -> tuple:
-    """Of rows that hold keys wholly those that ask, sorted by key, and the place of the answer of
-    each among the texts, which come third."""
+def answered(table):
+    """Of rows that hold keys wholly those that ask, some at a time: `key`, `other`, the text that
+    each brings and the one that answers it."""
     import pyarrow.compute as pc
 
     asks = pc.greater_equal(table["other"], 0)
     pairs, texts = table.filter(asks).sort_by("key"), table.filter(pc.invert(asks)).sort_by("key")
-    return pairs, np.searchsorted(texts["key"].to_numpy(), pairs["key"].to_numpy()), texts["text"]
+    places = np.searchsorted(texts["key"].to_numpy(), pairs["key"].to_numpy())
+    step = PAIRS_AT_ONCE // 10
+    for start in range(0, max(len(pairs), 1), step):
+        some = pairs.slice(start, step)
+        answers = texts["text"].take(places[start : start + step])
+        yield some["key"].to_numpy(), some["other"].to_numpy(), some["text"], answers
 
 
 def attached(table):
     """Pairs with the text of their first, as rows that ask for that of their second."""
     import pyarrow as pa
 
-    pairs, places, texts = answered(table)
-    for start in range(0, max(len(pairs), 1), PAIRS_AT_ONCE // 10):
-        part = slice(start, start + PAIRS_AT_ONCE // 10)
-        left, right = (pairs[name].to_numpy()[part] for name in ("key", "other"))
-        yield pa.table({"key": right, "other": left, "text": texts.take(places[part])})
+    for left, right, _, text in answered(table):
+        yield pa.table({"key": right, "other": left, "text": text})
 
 
 def verified(table, chosen: Filter):
     """`left`, `right` and `score` of the pairs that ROUGE-L puts above the threshold."""
     import pyarrow as pa
 
-    pairs, places, texts = answered(table)
-    for start in range(0, max(len(pairs), 1), PAIRS_AT_ONCE // 10):
-        part = slice(start, start + PAIRS_AT_ONCE // 10)
-        left, right = (pairs[name].to_numpy()[part] for name in ("other", "key"))
+    for right, left, first, second in answered(table):
         positions, numbers = np.unique(np.concatenate([left, right]), return_inverse=True)
-        first = pairs["text"].slice(start, len(left))
         known = dict(zip(left.tolist(), decoded(first), strict=True))
-        known |= zip(right.tolist(), decoded(texts.take(places[part])), strict=True)
+        known |= zip(right.tolist(), decoded(second), strict=True)
         i, j, score = rouge.rouge_l_above(
             [known[position] for position in positions.tolist()],
             (numbers[: len(left)], numbers[len(left) :]),

@@ -53,50 +53,33 @@ TASKS = 20  # of one request, as in Alpaca
 def teach_items(
     requests: int, languages: tuple[str, ...], seed: int = 42, domain: str = ""
 ) -> list[dict]:
-    """What tells one request from another; the demonstrations follow from it, so that every call
-    makes the same request."""
-    return [
-        {
-            "language": languages[number % len(languages)],
-            "number": number,
-            "seed": seed,
-            "domain": domain,
-            "languages": list(languages),
-        }
-        for number in range(requests)
-    ]
-
-
-def _requests(items: list[dict]) -> list[dict]:
-    seeds = self_instruct.load_seeds(tuple(items[0]["languages"]))
-    made = []
-    for item in items:
-        rng = random.Random(f"{item['seed']} {item['number']}")
-        shown = self_instruct.sample_demonstrations(seeds, item["language"], 3, rng)
-        made.append(
-            self_instruct.batch_request(
-                shown, item["language"], TASKS, item["number"], item["domain"]
-            )
-        )
-    return made
+    """Requests, each with its `language` and a `name`. The demonstrations follow from seed and
+    number, so that every call makes the same ones."""
+    seeds = self_instruct.load_seeds(languages)
+    items = []
+    for number in range(requests):
+        language = languages[number % len(languages)]
+        rng = random.Random(f"{seed} {number}")
+        shown = self_instruct.sample_demonstrations(seeds, language, 3, rng)
+        request = self_instruct.batch_request(shown, language, TASKS, number, domain)
+        name = f"{language}-{number:07d}"
+        items.append({"name": name, "language": language, "request": request})
+    return items
 
 
 async def teach(client: Client, items: list[dict]) -> list[dict]:
     """Rows of `id, language, category, instruction, input, output, teacher`, with `problem` where
     one of the course's rules rejects it; for a reply that cannot be used, one record with
     `error`."""
+    requests = [item["request"] for item in items]
+    replies = await self_instruct.ask(client, requests, self_instruct.TaskBatch)
     rows = []
-    for item, reply in zip(
-        items,
-        await self_instruct.ask(client, _requests(items), self_instruct.TaskBatch),
-        strict=True,
-    ):
-        name = f"{item['language']}-{item['number']:07d}"
+    for item, reply in zip(items, replies, strict=True):
         if reply.error:
-            rows.append({"id": name, "error": reply.error})
+            rows.append({"id": item["name"], "error": reply.error})
         for place, task in enumerate(self_instruct.tasks_of(reply)):
             row = {
-                "id": f"{name}-{place:02d}",
+                "id": f"{item['name']}-{place:02d}",
                 "language": item["language"],
                 "teacher": client.model,
                 **task,
@@ -108,41 +91,30 @@ async def teach(client: Client, items: list[dict]) -> list[dict]:
 # --- verdicts -------------------------------------------------------------------------------------
 
 
-def judge_items(answers: Path, prompts: Path | None = None) -> list[dict]:
+def judge_items(answers: Path) -> list[dict]:
     """The evaluation prompts with the answers of both models, one text a turn."""
-    records = {
-        item["id"]: item
-        for item in utils.read_jsonl(prompts or utils.DATA / "eval_prompts.jsonl", ("id", "prompt"))
-    }
+    prompts = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl", ("id", "prompt"))
+    known = {item["id"]: item for item in prompts}
     asked = [record["id"] for record in utils.read_jsonl(answers, ("id",))]
-    if unknown := [name for name in asked if name not in records]:
+    if unknown := [name for name in asked if name not in known]:
         raise CourseError(
             f"{utils.short(answers)} answers {unknown[0]!r}, which is no prompt of "
-            f"{prompts or 'data/eval_prompts.jsonl'}."
+            "data/eval_prompts.jsonl."
         )
-    items = [records[name] for name in asked]
-    base, tuned = generation.read_answers(answers, items)
+    items = [known[name] for name in asked]
+    base, tuned = map(generation.texts, generation.read_answers(answers, items))
     return [
-        {"item": item, "base": _texts(before), "tuned": _texts(after)}
+        {"item": item, "base": before, "tuned": after}
         for item, before, after in zip(items, base, tuned, strict=True)
     ]
 
 
-def _texts(turns: list[generation.Answer]) -> list[str]:
-    return [turn.text for turn in turns]
-
-
-def _columns(items: list[dict]) -> tuple[list, list, list]:
-    return (
-        [item["item"] for item in items],
-        [item["tuned"] for item in items],
-        [item["base"] for item in items],
-    )
-
-
 async def verdicts(client: Client, items: list[dict]) -> list[dict]:
     """The records of `judge.Judge.compare`; a verdict that failed is in its `orders`."""
-    return await judge.Judge(client).compare(*_columns(items))
+    prompts = [item["item"] for item in items]
+    tuned = [item["tuned"] for item in items]
+    base = [item["base"] for item in items]
+    return await judge.Judge(client).compare(prompts, tuned, base)
 
 
 JOBS = {"teach": teach, "judge": verdicts}

@@ -43,7 +43,7 @@ def test_token_counts_are_those_of_the_data(count):
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[::4]
     texts = ["".join(turn["content"] for turn in chat.conversation(row)) for row in rows]
     assert mean(texts) == pytest.approx(A.row_tokens, rel=0.1)
-    requests = generate._requests(generate.teach_items(40, ("en", "ko")))
+    requests = [item["request"] for item in generate.teach_items(40, ("en", "ko"))]
     assert mean(map(asked, requests)) == pytest.approx(A.prompt_tokens, rel=0.1)
     # A teacher writes and scores rows of one turn
     requests = [curation.critique_request(row) for row in rows if "instruction" in row]

@@ -453,5 +453,5 @@ def test_answers_to_unknown_prompts_are_refused(tmp_path):
 
 def test_every_call_makes_the_same_request():
     listed = generate.teach_items(10, ("en", "ko"))
-    assert generate._requests(listed)[4:6] == generate._requests(listed[4:6])
-    assert len({str(request) for request in generate._requests(listed)}) == 10
+    assert listed[:6] == generate.teach_items(6, ("en", "ko"))
+    assert len({str(item["request"]) for item in listed}) == 10
