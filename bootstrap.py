@@ -204,11 +204,8 @@ def mend() -> None:
     Raises:
         CourseError: the libraries do not work together here, with the error.
     """
-    versions = sorted(
-        f"{package.name} {package.version}" for package in importlib.metadata.distributions()
-    )
     marker = utils.CACHE / "tried_out.json"
-    if utils.read_json(marker).get("versions") == utils.fingerprint(versions):
+    if utils.read_json(marker).get("versions") == _all_versions():
         return
     print("Trying the libraries out, once on this machine ...", flush=True)
     problem = _tried_out()
@@ -228,10 +225,13 @@ def mend() -> None:
             f"The libraries that are installed here do not work together ({problem}): {RESTART}; "
             "if it stays so, install the versions of constraints.txt (not torch) and open an issue."
         )
-    versions = sorted(
-        f"{package.name} {package.version}" for package in importlib.metadata.distributions()
-    )
-    utils.write_json(marker, {"versions": utils.fingerprint(versions)})
+    utils.write_json(marker, {"versions": _all_versions()})
+
+
+def _all_versions() -> str:
+    """A fingerprint of all that is installed."""
+    packages = importlib.metadata.distributions()
+    return utils.fingerprint(sorted(f"{package.name} {package.version}" for package in packages))
 
 
 def named_in(problem: str) -> str | None:

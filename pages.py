@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import regex
@@ -46,6 +47,17 @@ def shown(value) -> str:
 def attribute(value) -> str:
     """Anything as the value of an attribute."""
     return html.escape(UNSEEN.sub("\ufffd", str(value)))
+
+
+def choice(label: str, name: str, everything: str, options: Iterable[tuple[str, str]]) -> str:
+    """A list of `(value, text)` to choose from, and before them what stands for all."""
+    listed = "".join(
+        f'<option value="{attribute(value)}">{shown(text)}</option>' for value, text in options
+    )
+    return (
+        f'<label>{label}<select name="{name}"><option value="">{everything}</option>{listed}'
+        "</select></label>"
+    )
 
 
 def document(title: str, language: str, body: str) -> str:

@@ -66,12 +66,17 @@ def as_switch(name: str, value: object) -> bool:
     return str(value) == "on"
 
 
-def as_dollars(name: str, value: object) -> float:
+def _number(value: object) -> float:
+    """A number, or for what is none NaN, which lies between no two bounds."""
     try:
-        dollars = float(str(value))
+        return float(str(value))
     except ValueError:
-        dollars = -1.0
-    if not math.isfinite(dollars) or dollars < 0:
+        return math.nan
+
+
+def as_dollars(name: str, value: object) -> float:
+    dollars = _number(value)
+    if not 0 <= dollars < math.inf:
         raise CourseError(f"{name} is {value!r}; give an amount in dollars, 0 or more.")
     return dollars
 
@@ -87,11 +92,8 @@ def as_count(name: str, value: object) -> int:
 
 
 def as_seconds(name: str, value: object) -> float:
-    try:
-        seconds = float(str(value))
-    except ValueError:
-        seconds = 0.0
-    if not math.isfinite(seconds) or seconds <= 0:
+    seconds = _number(value)
+    if not 0 < seconds < math.inf:
         raise CourseError(f"{name} is {value!r}; give a number of seconds, more than 0.")
     return seconds
 
@@ -164,15 +166,13 @@ def as_languages(name: str, value: object) -> tuple[str, ...]:
 
 def as_prices(name: str, value: object) -> tuple[float, float, float]:
     """(input, cached input, output) in dollars per million tokens from "2.50, 1.25, 10"."""
-    try:
-        prompt, cached, output = (float(part) for part in str(value).split(","))
-    except ValueError:
-        prompt = cached = output = -1.0
-    if not all(math.isfinite(price) and price >= 0 for price in (prompt, cached, output)):
+    prices = [_number(part) for part in str(value).split(",")]
+    if len(prices) != 3 or not all(0 <= price < math.inf for price in prices):
         raise CourseError(
             f"{name} is {value!r}; give dollars per million tokens, 0 or more, as 'input, cached "
             "input, output', such as '2.50, 1.25, 10'."
         )
+    prompt, cached, output = prices
     return prompt, cached, output
 
 

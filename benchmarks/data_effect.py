@@ -54,12 +54,7 @@ def main() -> None:
         help="start no condition after so many; run again to go on",
     )
     options = parser.parse_args()
-    # On a shared machine, give way
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    short_training.give_way()
     deadline = time.time() + 60 * options.minutes
     for name in options.only:
         if name not in conditions() and time.time() < deadline:
@@ -191,16 +186,12 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def figure(record: dict | None = None):
+def figure():
     """The committed conditions: held-out loss of each language as dots, and above them the share of
-    answers that stop.
-
-    Args:
-        record: the content of data_effect.json; None reads the committed file.
-    """
+    answers that stop."""
     import matplotlib.pyplot as plt
 
-    measured = (record or utils.read_json(RESULTS))["conditions"]
+    measured = conditions()
     wide = {"width_ratios": [len(group) for group in GROUPS.values()]}
     drawing, panels = plt.subplots(1, len(GROUPS), figsize=(9, 3), sharey=True, gridspec_kw=wide)
     for axes, (title, group) in zip(panels, GROUPS.items(), strict=True):

@@ -86,7 +86,6 @@ def verdicts(items: list[dict]) -> list[tuple]:
 
 
 def answers(items: list[dict]) -> list[tuple]:
-
     device = machine.choose_device()
     base, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
     stop = chat.choose_stop(base, tokenizer)

@@ -12,7 +12,6 @@ An hour a condition on one core of a laptop.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONDITIONS, default=CONDITIONS)
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so many")
     options = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    short_training.give_way()
     deadline = time.time() + 60 * options.minutes
     for name in options.only:
         record = utils.read_json(RESULTS) or {"model": settings.PACKAGED_HUB_ID, "rows": ROWS}

@@ -6,6 +6,7 @@ with LoRA on all linear layers. What it does not do: choose rows, or measure any
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import settings
@@ -13,6 +14,16 @@ import utils
 from training import chat, machine, sft, student
 
 SEED, RANK = 42, 4
+
+
+def give_way() -> None:
+    """Work without a network, and on a shared machine let others go first; before torch is
+    imported."""
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
 
 
 def base() -> tuple:

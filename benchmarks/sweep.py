@@ -39,12 +39,7 @@ def main() -> None:
         "--minutes", type=float, default=1e9, help="stop after so many; run again to go on"
     )
     options = parser.parse_args()
-    # On a shared machine, give way
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    short_training.give_way()
     deadline = time.time() + 60 * options.minutes
     for rate in options.rates:
         if last_step(rate) < STEPS and time.time() < deadline:
@@ -162,16 +157,12 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def figure(record: dict | None = None):
+def figure():
     """The committed points: held-out and training loss on the left, stop rate on the right, a
-    colour for each learning rate.
-
-    Args:
-        record: the content of overfitting.json; None reads the committed file.
-    """
+    colour for each learning rate."""
     import matplotlib.pyplot as plt
 
-    record = record or utils.read_json(RESULTS)
+    record = utils.read_json(RESULTS)
     drawing, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     for (rate, measured), colour in zip(
         sorted(record["runs"].items(), key=lambda run: float(run[0])),

@@ -22,7 +22,7 @@ import settings
 import utils
 from evaluation import outcomes
 from evaluation.outcomes import Outcome
-from pages import attribute, document, shown
+from pages import attribute, choice, document, shown
 from utils import CourseError
 
 FIELDS = ("id", "language", "category", "prompt", "base", "tuned", "outcome", "orders")
@@ -194,15 +194,10 @@ def _filters(records: Sequence[dict], label: dict[str, str], language: str) -> s
     lists = []
     for field, values in choices.items():
         counts = Counter(record[field] for record in records)
-        options = "".join(
-            f'<option value="{attribute(value)}">{shown(_word(text, language))} '
-            f"({counts[value]})</option>"
-            for value, text in values.items()
-        )
-        lists.append(
-            f'<label>{label[field]}<select name="{field}"><option value="">{label["all"]}'
-            f"</option>{options}</select></label>"
-        )
+        options = [
+            (value, f"{_word(text, language)} ({counts[value]})") for value, text in values.items()
+        ]
+        lists.append(choice(label[field], field, label["all"], options))
     return (
         f'<form class="filters" aria-label="{label["filters"]}" hidden>{"".join(lists)}'
         f'<button type="reset">{label["show_all"]}</button>'

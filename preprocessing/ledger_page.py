@@ -15,7 +15,7 @@ from pathlib import Path
 import prompts
 import settings
 import utils
-from pages import attribute, document, shown
+from pages import attribute, choice, document, shown
 from preprocessing import rows as reader
 
 
@@ -54,12 +54,8 @@ def _filters(ledger: Sequence[dict], label: dict[str, str], language: str) -> st
             told = utils.translated(settings.LANGUAGES.get(value, value), language)
             if value == "kept":
                 told = label["kept"]
-            told = told.replace("_", " ")
-            options.append(f'<option value="{attribute(value)}">{shown(told)} ({count})</option>')
-        lists.append(
-            f'<label>{label[name]}<select name="{name}"><option value="">{label["all"]}</option>'
-            f"{''.join(options)}</select></label>"
-        )
+            options.append((value, f"{told.replace('_', ' ')} ({count})"))
+        lists.append(choice(label[name], name, label["all"], options))
     return (
         f'<form class="filters" aria-label="{label["filter_rows"]}" hidden>{"".join(lists)}'
         f'<button type="button" class="random">{label["random"]}</button>'

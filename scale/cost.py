@@ -19,7 +19,7 @@ from pathlib import Path
 
 import utils
 from llm import models
-from scale import generate
+from preprocessing import asking
 
 SIZES = (52_000, 1_000_000, 100_000_000)
 
@@ -120,7 +120,7 @@ def of(
             "it to llm/models.py."
         )
     asked = round(rows / a.kept_share)
-    prompt = asked * (a.prompt_tokens / generate.TASKS + a.critique_prompt_tokens)
+    prompt = asked * (a.prompt_tokens / asking.TASKS + a.critique_prompt_tokens)
     written = asked * (a.task_tokens + a.critique_tokens)
     tokens = {"prompt_tokens": prompt, "completion_tokens": written}
     dollars = models.cost(models.PRICES[teacher], tokens)

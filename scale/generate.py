@@ -36,6 +36,7 @@ import utils
 from evaluation import judge
 from llm.client import Client
 from preprocessing import curation, self_instruct
+from preprocessing.asking import TASKS
 from scale import pool
 from training import generation
 from utils import CourseError
@@ -44,7 +45,6 @@ LAYOUT = 2  # of the output folder
 SHARDS = "[0-9][0-9][0-9][0-9][0-9].jsonl"
 SHARD = 5000  # records
 TRIAL = 8  # requests or prompts that are asked before all others
-TASKS = 20  # of one request, as in Alpaca
 
 
 # --- tasks ----------------------------------------------------------------------------------------
