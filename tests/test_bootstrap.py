@@ -279,7 +279,8 @@ def test_a_failed_clone_is_one_sentence(published):
     git.write_text("", encoding="utf-8")
     done = start()
     shown = (done.stdout + done.stderr).strip()  # git's own line comes before
-    assert "Traceback" not in shown and shown.endswith(
+    assert "Traceback" not in shown
+    assert shown.endswith(
         "Stopped: no course at https://github.com/OWNER/instruction-tuning-from-scratch: check the "
         "network, and the account in it."
     )

@@ -112,9 +112,8 @@ def test_transformers():
     )
 
     assert GgufConfig(dequantize=True).dequantize is True
-    assert issubclass(PrinterCallback, TrainerCallback) and EarlyStoppingCallback(
-        early_stopping_patience=2
-    )
+    assert issubclass(PrinterCallback, TrainerCallback)
+    assert EarlyStoppingCallback(early_stopping_patience=2)
     names = (
         "load_in_4bit",
         "bnb_4bit_quant_type",
@@ -139,17 +138,15 @@ def test_wandb():
     names = {"project", "name", "dir", "mode", "settings", "reinit"}
     assert names <= set(inspect.signature(wandb.init).parameters)
     assert wandb.Settings(init_timeout=1, login_timeout=1, silent=True).init_timeout == 1
-    assert issubclass(wandb.errors.CommError, wandb.errors.Error) and issubclass(
-        wandb.errors.UsageError, wandb.errors.Error
-    )
+    assert issubclass(wandb.errors.CommError, wandb.errors.Error)
+    assert issubclass(wandb.errors.UsageError, wandb.errors.Error)
 
 
 def test_torch():
     import torch
 
-    assert isinstance(torch.cpu._is_amx_tile_supported(), bool) and isinstance(
-        torch.cpu._is_avx512_bf16_supported(), bool
-    )
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
+    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
     accepts(torch.autocast.__init__, "device_type", "dtype", "enabled")
 
 

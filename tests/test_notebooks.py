@@ -81,10 +81,8 @@ def test_outputs_are_there_clean_and_small(name):
     assert not any(
         output.output_type == "error" or output.get("name") == "stderr" for output in outputs
     )
-    assert (
-        all(cell.execution_count is None for cell in code(name))
-        and "widgets" not in BOOKS[name].metadata
-    )
+    assert all(cell.execution_count is None for cell in code(name))
+    assert "widgets" not in BOOKS[name].metadata
     assert not any("widget" in key for output in outputs for key in output.get("data", {}))
     assert len(json.dumps(outputs)) <= 125_000
 
@@ -129,10 +127,8 @@ def test_the_form_is_the_one_that_settings_makes(name):
 @EVERY
 def test_frame(name):
     text = prose(name)
-    assert (
-        f"blob/main/{name}.ipynb" in text.splitlines()[0]
-        and "colab-badge.svg" in text.splitlines()[0]
-    )
+    assert f"blob/main/{name}.ipynb" in text.splitlines()[0]
+    assert "colab-badge.svg" in text.splitlines()[0]
     for part in (
         "You will learn",
         "**Needs**",

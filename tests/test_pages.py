@@ -133,12 +133,10 @@ def test_both_readmes_have_the_same_commands_links_and_sections(folder):
             lambda page: sorted(set(re.findall(r"`([\w/]+\.(?:py|ipynb|md|jsonl))`", page))),
         )
     )
-    assert (
-        commands[0] == commands[1]
-        and links[0] == links[1]
-        and headings[0] == headings[1]
-        and files[0] == files[1]
-    )
+    assert commands[0] == commands[1]
+    assert links[0] == links[1]
+    assert headings[0] == headings[1]
+    assert files[0] == files[1]
 
 
 def test_no_number_is_left_open():
@@ -280,24 +278,21 @@ def test_figures_are_those_of_the_code(name):
 @pytest.mark.parametrize("name", sorted(DRAWN))
 def test_figures_are_small_and_legible_on_any_background(name):
     root = ElementTree.fromstring(DRAWN[name])
-    assert (
-        len(DRAWN[name].encode()) < 60_000
-        and root.get("role") == "img"
-        and len(root.get("aria-label")) > 10
-    )
+    assert len(DRAWN[name].encode()) < 60_000
+    assert root.get("role") == "img"
+    assert len(root.get("aria-label")) > 10
     style = root.find("{*}style").text
     card = root.find("{*}rect")  # the first thing drawn: all text lies on it
-    assert (
-        card.get("class") == "card"
-        and float(card.get("width")) >= svg.WIDTH - 1
-        and "@media (prefers-color-scheme: dark)" in style
-    )
+    assert card.get("class") == "card"
+    assert float(card.get("width")) >= svg.WIDTH - 1
+    assert "@media (prefers-color-scheme: dark)" in style
     written = [
         element
         for element in root.iter()
         if element.tag.endswith(("}text", "}tspan")) and element.text
     ]
-    assert written and {element.get("class").split()[0] for element in written} <= {
+    assert written
+    assert {element.get("class").split()[0] for element in written} <= {
         "ink",
         "soft",
         "deep",
@@ -412,9 +407,8 @@ def test_the_tokens_in_the_mask_figure_are_the_students():
         encoded = chat.encode({"instruction": instruction, "output": output}, tokenizer, stop)
         pieces = [tokenizer.decode([i]) for i in encoded["input_ids"]]
         learnt = [label != chat.IGNORED for label in encoded["labels"]]
-        assert pieces == asked.split("|") + answer.split("|") and learnt.index(True) == len(
-            asked.split("|")
-        )
+        assert pieces == asked.split("|") + answer.split("|")
+        assert learnt.index(True) == len(asked.split("|"))
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -569,9 +563,8 @@ def test_estimates_are_tokens_times_prices():
 def test_estimates_for_a_faster_gpu_are_shorter():
     forecasts = estimates.forecasts([100, 200, 300, 390], 0.5)
     speeds = {gpu: prediction.tokens_per_second for gpu, prediction in forecasts.items()}
-    assert speeds["T4"] < speeds["L4"] < speeds["A100"] and all(
-        prediction.gb < 16 for prediction in forecasts.values()
-    )
+    assert speeds["T4"] < speeds["L4"] < speeds["A100"]
+    assert all(prediction.gb < 16 for prediction in forecasts.values())
 
 
 # --- the other pages ------------------------------------------------------------------------------
@@ -620,9 +613,8 @@ def test_the_guide_names_every_badge_key_and_gpu():
         *grounding.HUB.keys,
         *grounding.DEVELOPERS.keys,
     )
-    assert all(f"`{key}`" in text for key in keys) and all(
-        f"| {gpu}" in text for gpu in estimates.GPUS
-    )
+    assert all(f"`{key}`" in text for key in keys)
+    assert all(f"| {gpu}" in text for gpu in estimates.GPUS)
     assert "not measured" in text and text.count("*estimate*") + text.count("*추정값*") == 2
 
 
@@ -630,11 +622,9 @@ def test_the_glossary_leads_to_sections_that_speak_of_the_word():
     lines = re.findall(
         r"^\| \*\*(.+?)\*\* \| (.+?) \| (.+?) \| (.+?) \|$", read("docs/glossary.md"), re.MULTILINE
     )
-    assert (
-        35 <= len(lines) <= 45
-        and f"The {len(lines)} words" in read("docs/glossary.md")
-        and len({line[0] for line in lines}) == len(lines)
-    )
+    assert 35 <= len(lines) <= 45
+    assert f"The {len(lines)} words" in read("docs/glossary.md")
+    assert len({line[0] for line in lines}) == len(lines)
     assert all(len(meaning.split()) >= 6 for _, _, meaning, _ in lines)
     for word, *_, where in lines:
         names = [name.strip() for name in re.split(r", | and |\(", word.lower().replace(")", ""))]

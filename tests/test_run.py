@@ -74,7 +74,8 @@ def test_executed_notebooks_are_clean(smoke):
         outputs = [
             output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
         ]
-        assert outputs and not any(
+        assert outputs
+        assert not any(
             output.get("name") == "stderr" or output.output_type == "error" for output in outputs
         )
 
@@ -150,11 +151,9 @@ def test_failing_cell_is_named_and_the_work_so_far_is_kept(tmp_path):
     try:
         assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
         last = done.stderr.strip().splitlines()[-1]
-        assert (
-            last.startswith("Stopped: train.ipynb, cell ")
-            and "./no-such-folder" in last
-            and "BASE_MODEL" in last
-        )
+        assert last.startswith("Stopped: train.ipynb, cell ")
+        assert "./no-such-folder" in last
+        assert "BASE_MODEL" in last
         assert (utils.ROOT / "runs" / name / "train.html").exists()
     finally:
         import shutil
@@ -191,7 +190,8 @@ def test_default_never_pays_even_with_a_key(monkeypatch, capsys):
         assert (chosen.teacher, chosen.judge) == (
             "rehearsal",
             "rehearsal",
-        ) and "sk-real" not in capsys.readouterr().out
+        )
+        assert "sk-real" not in capsys.readouterr().out
     finally:
         os.environ.clear()
         os.environ.update(before)

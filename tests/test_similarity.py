@@ -366,9 +366,8 @@ def test_nearest_equals_brute_force():
     texts, references = sentences(20, seed=4), sentences(15, seed=5)
     for text, match in zip(texts, similarity.rouge_l_nearest(texts, references), strict=True):
         scores = [plain_rouge_l(text, reference, "unicode") for reference in references]
-        assert match.score == pytest.approx(max(scores)) and match.index == scores.index(
-            max(scores)
-        )
+        assert match.score == pytest.approx(max(scores))
+        assert match.index == scores.index(max(scores))
 
 
 def test_unknown_tokenizer_is_named():

@@ -71,9 +71,8 @@ def test_outcome_of_two_turns(first, second, expected):
 
 def test_all_five_are_counted_and_no_failure_is_dropped():
     counts = outcomes.count(records(win=3, failed=2))
-    assert counts == {"win": 3, "loss": 0, "tie": 0, "inconsistent": 0, "failed": 2} and list(
-        counts
-    ) == [str(kind) for kind in Outcome]
+    assert counts == {"win": 3, "loss": 0, "tie": 0, "inconsistent": 0, "failed": 2}
+    assert list(counts) == [str(kind) for kind in Outcome]
     assert outcomes.values(records(win=3, failed=2)) == [1.0] * 3
 
 
@@ -84,9 +83,8 @@ def test_sign_test_without_decisive_prompts():
 def test_position_bias():
     found = outcomes.positions(records(inconsistent=9, win=10, tie=2, failed=1))
     assert (found.first, found.second, found.alike, found.n) == (9, 0, 12, 21)
-    assert found.p == pytest.approx(2 * 0.5**9) and found.consistency.value == pytest.approx(
-        12 / 21
-    )
+    assert found.p == pytest.approx(2 * 0.5**9)
+    assert found.consistency.value == pytest.approx(12 / 21)
     turned = records(inconsistent=1)[0]
     turned["orders"] = [order | {"verdict": "B"} for order in turned["orders"]]
     half = records(win=1)[0]

@@ -156,10 +156,8 @@ def test_model_text_adds_no_element_and_loses_no_character():
     assert kinds <= {tag for tag, _ in Elements(harmless).found} | {"p", "em", "span"}, (
         "an answer became markup"
     )
-    assert (
-        sum(tag == "script" for tag, _ in parsed.found) == 1
-        and sum(tag == "article" for tag, _ in parsed.found) == len(HOSTILE) + 1
-    )
+    assert sum(tag == "script" for tag, _ in parsed.found) == 1
+    assert sum(tag == "article" for tag, _ in parsed.found) == len(HOSTILE) + 1
     names = {name for _, attributes in parsed.found for name in attributes}
     assert not {
         name for name in names if name.startswith("on") or name in ("style", "href", "src")
@@ -210,11 +208,9 @@ def test_verdicts_are_told_from_the_models_not_from_the_letters():
     card = report._card(RECORDS[4], False)
     assert "tuned 먼저: <strong>tuned</strong>; tuned 나중: <strong>base</strong>" in card
     card = report._card(RECORDS[6], False)
-    assert (
-        "turn 2, tuned second: <strong>tuned</strong>" in card
-        and "Tuned on turn two." in card
-        and "And why?" in card
-    )
+    assert "turn 2, tuned second: <strong>tuned</strong>" in card
+    assert "Tuned on turn two." in card
+    assert "And why?" in card
 
 
 def test_contradiction_with_the_single_scores_is_flagged():
@@ -287,16 +283,12 @@ def test_join_puts_answers_beside_verdicts():
         "base": "b4",
         "tuned": "t4",
     }
-    assert (
-        joined[0]["follow_ups"][0]["base"] == "b2"
-        and joined[0]["tuned"] == "t1"
-        and joined[0]["prompt"] == "P"
-    )
-    assert (
-        joined[1]["tuned"] == "t3"
-        and joined[1]["reference"] == "R"
-        and "follow_ups" not in joined[1]
-    )
+    assert joined[0]["follow_ups"][0]["base"] == "b2"
+    assert joined[0]["tuned"] == "t1"
+    assert joined[0]["prompt"] == "P"
+    assert joined[1]["tuned"] == "t3"
+    assert joined[1]["reference"] == "R"
+    assert "follow_ups" not in joined[1]
     with pytest.raises(utils.CourseError, match="'b' is expected"):
         report.join(verdicts[:1], items[1:], ["x"], ["y"])
 
@@ -401,9 +393,8 @@ def test_filters_by_keyboard(browser, tmp_path):
     press(Keys.TAB, "Korean")
     assert shown(browser) == ["lost-badly"]
     press(Keys.TAB, "code")
-    assert (
-        shown(browser) == [] and browser.find_element("tag name", "output").text == "0 of 7 prompts"
-    )
+    assert shown(browser) == []
+    assert browser.find_element("tag name", "output").text == "0 of 7 prompts"
     press(Keys.TAB, Keys.ENTER)
     browser.implicitly_wait(2)
     browser.find_element("xpath", "//output[text()='7 of 7 prompts']")

@@ -67,10 +67,8 @@ def test_sides_and_order_depend_on_the_seed_only(folder):
     )
     assert 0.42 < share < 0.58  # four standard errors
     for pair in vote.pairs(folder, 3):
-        assert (
-            pair.first.startswith({"base": "pear", "tuned": "plum"}[pair.first_is])
-            and pair.first != pair.second
-        )
+        assert pair.first.startswith({"base": "pear", "tuned": "plum"}[pair.first_is])
+        assert pair.first != pair.second
 
 
 def test_side_of_a_prompt_does_not_depend_on_the_others(folder):
@@ -169,9 +167,8 @@ def test_two_setups_of_the_paper_by_hand():
         (0.2505, 0.8418), abs=1e-4
     )  # Wilson, 4 of 7
     assert (found.failed, found.unjudged) == (1, 1)
-    assert "57 % [25, 84] of 7 votes agree (chance 33 %)" in str(found) and "some judge" in str(
-        found
-    )
+    assert "57 % [25, 84] of 7 votes agree (chance 33 %)" in str(found)
+    assert "some judge" in str(found)
     assert "1 of your votes, on prompts that have no readable verdict" in str(found)
 
 
@@ -192,11 +189,9 @@ def test_random_voters_agree_by_chance():
 
 def test_all_ties_leave_the_second_setup_empty():
     found = vote.agreement(cast(a="tie", b="tie"), verdicts(a="win", b="inconsistent"))
-    assert (
-        found.s2 is None
-        and found.s1.n == 2
-        and "S2, only where neither called a tie: no votes." in str(found)
-    )
+    assert found.s2 is None
+    assert found.s1.n == 2
+    assert "S2, only where neither called a tie: no votes." in str(found)
 
 
 def test_own_position_bias_is_told():

@@ -37,9 +37,8 @@ def test_same_answers_at_half_the_price_and_one_journal(tmp_path):
     replies = batch(one, ask(9), TaskBatch)  # the server answers in another order
     assert [reply.text for reply in replies] == [reply.text for reply in expected]
     assert [reply.cached for reply in replies] == [True] * 2 + [False] * 7
-    assert replies[5].parsed.tasks == expected[5].parsed.tasks and replies[
-        5
-    ].cost_usd == pytest.approx(expected[5].cost_usd / 2)
+    assert replies[5].parsed.tasks == expected[5].parsed.tasks
+    assert replies[5].cost_usd == pytest.approx(expected[5].cost_usd / 2)
     assert (
         one.spent_usd
         == pytest.approx(sum(reply.cost_usd for reply in replies))
@@ -47,13 +46,10 @@ def test_same_answers_at_half_the_price_and_one_journal(tmp_path):
     )
 
     again = client(url, journal=tmp_path / "j")
-    assert (
-        all(reply.cached for reply in run(again, ask(9), TaskBatch)) and again.usage.requests == 0
-    )
-    assert (
-        all(reply.cached for reply in batch(again, ask(9), TaskBatch))
-        and served(url)["batches"] == 1
-    )
+    assert all(reply.cached for reply in run(again, ask(9), TaskBatch))
+    assert again.usage.requests == 0
+    assert all(reply.cached for reply in batch(again, ask(9), TaskBatch))
+    assert served(url)["batches"] == 1
 
 
 def test_large_inputs_are_split_by_number_and_by_size(tmp_path, monkeypatch):
@@ -64,9 +60,8 @@ def test_large_inputs_are_split_by_number_and_by_size(tmp_path, monkeypatch):
     assert [len(keys) for keys, _ in batches.files(bodies)] == [4, 4, 2]
     monkeypatch.setattr(batches, "MOST_BYTES", 3 * line + 1)
     parts = list(batches.files(bodies))
-    assert [len(keys) for keys, _ in parts] == [3, 3, 3, 1] and all(
-        len(content) <= 3 * line + 1 for _, content in parts
-    )
+    assert [len(keys) for keys, _ in parts] == [3, 3, 3, 1]
+    assert all(len(content) <= 3 * line + 1 for _, content in parts)
     url = stand_ins.start()
     assert not any(reply.error for reply in batch(client(url, journal=tmp_path / "j"), ask(10)))
     assert served(url)["batches"] >= 3
@@ -86,10 +81,8 @@ def test_what_was_answered_is_kept_and_the_rest_can_be_asked_again(tmp_path, fat
     }
     assert all(reason[fate] in reply.error for reply in missing)
     again = client(url, journal=tmp_path / "j")
-    assert (
-        not any(reply.error for reply in batch(again, ask(8)))
-        and again.usage.requests == again.usage.cached == 4
-    )
+    assert not any(reply.error for reply in batch(again, ask(8)))
+    assert again.usage.requests == again.usage.cached == 4
 
 
 def test_a_file_that_is_refused_as_a_whole_costs_nothing(tmp_path):
@@ -108,9 +101,9 @@ def test_one_request_that_is_refused_does_not_cost_the_others(tmp_path):
     good, bad, other = batch(
         client(url, journal=tmp_path / "j"), [*ask(1), {"messages": []}, *ask(1, temperature=0.5)]
     )
-    assert (
-        good.error is None and other.error is None and "'messages' is missing or empty" in bad.error
-    )
+    assert good.error is None
+    assert other.error is None
+    assert "'messages' is missing or empty" in bad.error
 
 
 def test_a_batch_whose_creation_was_not_heard_of_is_found_again(tmp_path):
@@ -126,11 +119,9 @@ def test_a_restart_waits_for_the_same_batch_even_with_other_requests(tmp_path):
     replies = batch(
         client(url, journal=tmp_path / "j"), ask(7)[3:]
     )  # two of those, and two new ones
-    assert (
-        not any(reply.error for reply in replies)
-        and served(url)["batches"] == 2
-        and served(url)["batch_served"] == 7
-    )
+    assert not any(reply.error for reply in replies)
+    assert served(url)["batches"] == 2
+    assert served(url)["batch_served"] == 7
     kept = client(url, journal=tmp_path / "j")
     assert not any(reply.error for reply in run(kept, ask(7))) and kept.usage.requests == 0, (
         "all that was paid for is kept"
@@ -202,9 +193,8 @@ def test_kill_9_submits_nothing_twice(tmp_path, fresh):
                     kills += 1
             rounds += 1
             after = client(url, journal=path)
-            assert [
-                reply.text for reply in run(after, asked(count))
-            ] == expected and after.usage.requests == 0
+            assert [reply.text for reply in run(after, asked(count))] == expected
+            assert after.usage.requests == 0
             keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
             assert len(keys) == len(set(keys)) == count
             assert served(url)["batches"] == rounds + 1, "one a journal, and the timed one"

@@ -194,10 +194,8 @@ def test_lasting_server_error_is_one_reply_and_not_the_end(tmp_path):
     url = stand_ins.start(faults=("500", "500", None))
     one = client(url, attempts=2, max_concurrency=1, journal=tmp_path / "j")
     replies = run(one, ask(2))
-    assert (
-        replies[0].error.startswith("server error 500 after 2 attempts")
-        and replies[1].error is None
-    )
+    assert replies[0].error.startswith("server error 500 after 2 attempts")
+    assert replies[1].error is None
     assert len((tmp_path / "j").read_text().splitlines()) == 1, (
         "a failed request is not journaled: it will be asked again"
     )
@@ -243,9 +241,8 @@ def test_budget_counts_what_earlier_sessions_spent(endpoint, tmp_path):
 def test_unusable_answers_are_paid_for(tmp_path, fault):
     one = client(stand_ins.start(faults=(fault,)), journal=tmp_path / "j", prices=(1.0, 1.0, 1.0))
     (reply,) = run(one, ask(), TaskBatch)
-    assert reply.parsed is None and reply.error.startswith(
-        {"refusal": "refused: I cannot", "cut": "cut off by max"}[fault]
-    )
+    assert reply.parsed is None
+    assert reply.error.startswith({"refusal": "refused: I cannot", "cut": "cut off by max"}[fault])
     assert one.spent_usd == reply.cost_usd > 0 and one.usage.prompt_tokens > 0
     again = client(
         "http://127.0.0.1:9" + one.base_url[one.base_url.index("/", 7) :], journal=tmp_path / "j"
@@ -407,10 +404,8 @@ def test_a_429_holds_all_requests_back():
 
     asyncio.run(others())
     replies = run(client(url, max_concurrency=32), ask(60))
-    assert (
-        all(reply.error is None for reply in replies)
-        and 1 <= served(url)["rate_limited"] <= FIRST + 2
-    )
+    assert all(reply.error is None for reply in replies)
+    assert 1 <= served(url)["rate_limited"] <= FIRST + 2
 
 
 # --- the second profile
@@ -468,9 +463,8 @@ def test_both_models_have_a_price(model):
 def test_a_shutdown_is_announced_in_time(day, says):
     sentence = models.retirement("gpt-4o", day)
     assert sentence is None if says is None else says in sentence
-    assert (
-        models.retirement("gpt-6-luna", day) is None and models.retirement("rehearsal", day) is None
-    )
+    assert models.retirement("gpt-6-luna", day) is None
+    assert models.retirement("rehearsal", day) is None
 
 
 # --- journal
@@ -519,9 +513,9 @@ def test_a_slow_disk_holds_up_neither_the_loop_nor_each_record(tmp_path, monkeyp
 
     started = time.monotonic()
     asyncio.run(main())
-    assert (
-        time.monotonic() - started < 2 and len(syncs) < 20 and threading.main_thread() not in syncs
-    )
+    assert time.monotonic() - started < 2
+    assert len(syncs) < 20
+    assert threading.main_thread() not in syncs
     assert sorted(lags)[len(lags) // 2] < 0.02
     assert len(journal.Journal(tmp_path / "j").entries) == 200
 
@@ -594,9 +588,8 @@ def test_kill_9_loses_nothing_and_pays_nothing_twice(tmp_path, fresh):
                     process.join()
                     killed += 1
             after = client(url, journal=path)
-            assert [
-                reply.text for reply in run(after, asked(count))
-            ] == expected and after.usage.requests == 0
+            assert [reply.text for reply in run(after, asked(count))] == expected
+            assert after.usage.requests == 0
             keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
             assert len(keys) == len(set(keys)) == count
             time.sleep(0.05)  # for what was under way at the last kill
@@ -611,11 +604,9 @@ def test_kill_9_loses_nothing_and_pays_nothing_twice(tmp_path, fresh):
 def test_schema_is_strict():
     schema = replies.response_format(TaskBatch)["json_schema"]
     task = schema["schema"]["$defs"]["Task"]
-    assert (
-        schema["strict"]
-        and schema["schema"]["additionalProperties"] is False
-        and task["additionalProperties"] is False
-    )
+    assert schema["strict"]
+    assert schema["schema"]["additionalProperties"] is False
+    assert task["additionalProperties"] is False
     assert set(task["required"]) == set(task["properties"])
 
 

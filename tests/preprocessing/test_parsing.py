@@ -140,10 +140,8 @@ def test_refusals_and_failures_stay_as_they_are():
         error="cut off by max_completion_tokens",
         finish_reason="length",
     )
-    assert (
-        parsing.filled(cut, Instructions).parsed.instructions == ["Name a river."]
-        and parsing.filled(cut, Instructions).error is None
-    )
+    assert parsing.filled(cut, Instructions).parsed.instructions == ["Name a river."]
+    assert parsing.filled(cut, Instructions).error is None
 
 
 # --- what stands around an answer, and what is wrong inside it ------------------------------------

@@ -41,14 +41,12 @@ def test_request_shows_demonstrations_and_is_reproducible(language):
     seeds = self_instruct.load_seeds(("en", "ko"))
     chosen = self_instruct.sample_demonstrations(seeds, language, 3, random.Random(5))
     assert chosen == self_instruct.sample_demonstrations(seeds, language, 3, random.Random(5))
-    assert len({one["category"] for one in chosen}) == 3 and {
-        one["language"] for one in chosen
-    } == {language}
+    assert len({one["category"] for one in chosen}) == 3
+    assert {one["language"] for one in chosen} == {language}
     request = self_instruct.batch_request(chosen, language, 20, seed=7)
     text = request["messages"][1]["content"]
-    assert (
-        all(one["instruction"] in text and one["output"] in text for one in chosen) and "20" in text
-    )
+    assert all(one["instruction"] in text and one["output"] in text for one in chosen)
+    assert "20" in text
     assert all(category in text for category in prompts.CATEGORIES) and request["seed"] == 7
 
 
@@ -106,17 +104,13 @@ def test_every_row_has_a_fate(tmp_path):
     path = ledger.save(tmp_path, least=1)
     rows, kept = utils.read_jsonl(tmp_path / "ledger.jsonl"), utils.read_jsonl(path)
     assert [row["fate"] for row in rows] == ["kept", "ROUGE-L", "malformed reply"]
-    assert (
-        rows[1]["neighbour"] == "run-en-0001"
-        and rows[1]["score"] == 0.91
-        and rows[2]["reason"] == "does not match the schema"
-    )
-    assert (
-        len(kept) == 1
-        and kept[0]["teacher"] == "gpt-4o"
-        and kept[0]["demonstrations"] == ["seed-1"]
-        and kept[0]["cost_usd"] == 0.01
-    )
+    assert rows[1]["neighbour"] == "run-en-0001"
+    assert rows[1]["score"] == 0.91
+    assert rows[2]["reason"] == "does not match the schema"
+    assert len(kept) == 1
+    assert kept[0]["teacher"] == "gpt-4o"
+    assert kept[0]["demonstrations"] == ["seed-1"]
+    assert kept[0]["cost_usd"] == 0.01
     assert kept[0]["urls"] == ["https://example.org/a"]
 
 
@@ -160,10 +154,8 @@ def test_instances_become_rows_of_their_own():
         ("그냥", "", "instances"),
     ]
     assert ledger.rows[2]["sibling"] == first["id"] and ledger.rows[3]["reason"] == "empty output"
-    assert (
-        sum(row["cost_usd"] for row in ledger.rows) == pytest.approx(0.06)
-        and "pending" not in first
-    )
+    assert sum(row["cost_usd"] for row in ledger.rows) == pytest.approx(0.06)
+    assert "pending" not in first
     ledger.open("embedding")
     ledger.drop(first, "embedding", "near-duplicate", "seed-ko-001", 0.95)
     assert not ledger.kept and ledger.rows[2]["neighbour"] == "seed-ko-001"
@@ -177,9 +169,8 @@ def test_an_instruction_stays_while_one_instance_is_good():
     (row,) = ledger.receive(answer, self_instruct.tasks_of(answer), "en", [], "gpt-4o")
     ledger.open("instances")
     ledger.complete(row, "classification", [("Nice.", ""), ("Awful.", "bad")], None, 0.0)
-    assert (row["input"], row["fate"]) == ("Awful.", "kept") and ledger.rows[1][
-        "reason"
-    ] == "empty output"
+    assert (row["input"], row["fate"]) == ("Awful.", "kept")
+    assert ledger.rows[1]["reason"] == "empty output"
 
 
 @pytest.mark.parametrize(
@@ -221,9 +212,8 @@ def test_both_methods_give_the_same_tasks_by_schema_and_as_text(endpoint, langua
     alone = self_instruct.instructions_request(seeds[:8], language, 20, seed=0, text=text)
     (listed,) = run(ask([alone], self_instruct.Instructions))
     pending = self_instruct.tasks_of(listed)
-    assert [one["instruction"] for one in pending] == [one["instruction"] for one in tasks] and len(
-        tasks
-    ) >= 20
+    assert [one["instruction"] for one in pending] == [one["instruction"] for one in tasks]
+    assert len(tasks) >= 20
     rows = [
         one | {"language": language}
         for one in pending[:4]
@@ -232,11 +222,9 @@ def test_both_methods_give_the_same_tasks_by_schema_and_as_text(endpoint, langua
     completed = run(self_instruct.complete_instructions(ask, rows, seeds, text))
     for row, (category, pairs, reason, _) in zip(rows, completed, strict=True):
         task = next(one for one in tasks if one["instruction"] == row["instruction"])
-        assert (
-            reason is None
-            and category == task["category"]
-            and pairs[0] == (task["input"], task["output"])
-        )
+        assert reason is None
+        assert category == task["category"]
+        assert pairs[0] == (task["input"], task["output"])
 
 
 def classified(tasks: list[dict]) -> str:
@@ -283,9 +271,8 @@ def test_demonstrations_are_eight_by_people_at_first_then_six_and_two():
     first, later = (
         self_instruct.mixed_demonstrations(seeds, made, "ko", rng) for made in ([], machine)
     )
-    assert len(first) == len(later) == 8 and not [
-        one for one in first if one["id"].startswith("run")
-    ]
+    assert len(first) == len(later) == 8
+    assert not [one for one in first if one["id"].startswith("run")]
     assert sum(one["id"].startswith("run") for one in later) == 2
 
 
@@ -296,9 +283,8 @@ def test_a_domain_limits_seeds_and_request():
         seeds[:3], "ko", 20, 0, domain="한국의 주거", material="[자료]\n1. 보증금"
     )
     text = request["messages"][1]["content"]
-    assert "모든 과제는 다음 분야에 속해야 합니다: 한국의 주거" in text and text.endswith(
-        "[자료]\n1. 보증금"
-    )
+    assert "모든 과제는 다음 분야에 속해야 합니다: 한국의 주거" in text
+    assert text.endswith("[자료]\n1. 보증금")
     with pytest.raises(utils.CourseError, match="No seed of .* is in the category"):
         self_instruct.load_seeds(("ko",), ("cooking",))
 
@@ -316,24 +302,19 @@ def test_critique_keeps_the_good_and_says_why_the_rest_goes():
     )
     for row, critique in zip(rows, (good, bad, Reply(error="refused: no")), strict=True):
         ledger.criticise(row, critique, least=4)
-    assert [row["fate"] for row in rows] == ["kept", "critique", "critique"] and rows[0][
-        "critique"
-    ]["score"] == 5
-    assert (
-        rows[1]["reason"] == "vague"
-        and rows[1]["score"] == 3
-        and rows[2]["reason"] == "no score: refused: no"
-    )
+    assert [row["fate"] for row in rows] == ["kept", "critique", "critique"]
+    assert rows[0]["critique"]["score"] == 5
+    assert rows[1]["reason"] == "vague"
+    assert rows[1]["score"] == 3
+    assert rows[2]["reason"] == "no score: refused: no"
 
 
 def test_threshold_reaches_the_precision_with_most_recall():
     import numpy as np
 
     scores, labels = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([True, True, False, True, False])
-    assert (
-        curation.calibrate(scores, labels, 0.9) == 0.7
-        and curation.calibrate(scores, labels, 0.75) == 0.5
-    )
+    assert curation.calibrate(scores, labels, 0.9) == 0.7
+    assert curation.calibrate(scores, labels, 0.75) == 0.5
     with pytest.raises(utils.CourseError, match="No threshold separates"):
         curation.calibrate(scores, ~labels, 0.9)
 
@@ -345,11 +326,9 @@ def test_labelled_pairs_are_enough_and_in_both_languages():
     count = {
         language: sum(pair["language"] == language for pair in pairs) for language in ("en", "ko")
     }
-    assert (
-        len(pairs) >= 120
-        and count["en"] == count["ko"]
-        and len({pair["id"] for pair in pairs}) == len(pairs)
-    )
+    assert len(pairs) >= 120
+    assert count["en"] == count["ko"]
+    assert len({pair["id"] for pair in pairs}) == len(pairs)
     assert 0.4 < sum(pair["duplicate"] for pair in pairs) / len(pairs) < 0.6
 
 
@@ -450,9 +429,8 @@ def test_contamination_is_found_word_for_word_and_reworded():
 def test_gate_is_recorded_and_a_contaminated_file_is_refused(tmp_path):
     clean = utils.write_jsonl(tmp_path / "instruction.jsonl", [task(id="a")])
     report = contamination.pass_gate(clean, 0.7, 0.95)
-    assert report == utils.read_json(tmp_path / "contamination.json") and report[
-        "data"
-    ] == utils.file_hash(clean)
+    assert report == utils.read_json(tmp_path / "contamination.json")
+    assert report["data"] == utils.file_hash(clean)
     utils.write_jsonl(
         clean,
         [

@@ -35,11 +35,9 @@ def hello(**extra) -> dict:
 
 def test_wire_format(endpoint):
     status, headers, body = post(endpoint, hello())
-    assert (
-        status == 200
-        and body["object"] == "chat.completion"
-        and "stand-in" in body["system_fingerprint"]
-    )
+    assert status == 200
+    assert body["object"] == "chat.completion"
+    assert "stand-in" in body["system_fingerprint"]
     assert (
         body["usage"]["total_tokens"]
         == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
@@ -78,18 +76,15 @@ def test_limits_are_enforced_and_announced():
         requests_per_minute=120, tokens_per_minute=10**7, window=1.0
     )  # two a second
     answers = [post(url, hello()) for _ in range(3)]
-    assert [status for status, _, _ in answers] == [200, 200, 429] and answers[2][2]["error"][
-        "code"
-    ] == "rate_limit_exceeded"
+    assert [status for status, _, _ in answers] == [200, 200, 429]
+    assert answers[2][2]["error"]["code"] == "rate_limit_exceeded"
     headers = answers[2][1]
     assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == (
         "120",
         "0",
     )
-    assert (
-        0 < float(headers["retry-after-ms"]) <= 1001
-        and limits.seconds(headers["x-ratelimit-reset-tokens"]) <= 1
-    )
+    assert 0 < float(headers["retry-after-ms"]) <= 1001
+    assert limits.seconds(headers["x-ratelimit-reset-tokens"]) <= 1
     time.sleep(float(headers["retry-after-ms"]) / 1000)
     assert post(url, hello())[0] == 200
 
@@ -249,18 +244,13 @@ def test_stand_in_serves_every_protocol(endpoint, language, reply_format):
     plain, turns = asyncio.run(
         stand_in.compare([one, two], [good, [BAD[language], good]], [echo, [good, BAD[language]]])
     )
-    assert (
-        plain["outcome"] == outcomes.Outcome.WIN
-        and "no reference" in plain["orders"][0]["explanation"]
-    )
-    assert [order["verdict"] for order in turns["orders"]] == ["B", "A", "A", "B"] and turns[
-        "value"
-    ] == 0.5
+    assert plain["outcome"] == outcomes.Outcome.WIN
+    assert "no reference" in plain["orders"][0]["explanation"]
+    assert [order["verdict"] for order in turns["orders"]] == ["B", "A", "A", "B"]
+    assert turns["value"] == 0.5
     scores = asyncio.run(stand_in.score([one, two], [good, [BAD[language], good]]))
-    assert (
-        all(1 <= turn["score"] <= 10 for record in scores for turn in record["turns"])
-        and len(scores[1]["turns"]) == 2
-    )
+    assert all(1 <= turn["score"] <= 10 for record in scores for turn in record["turns"])
+    assert len(scores[1]["turns"]) == 2
 
 
 def test_a_prompt_that_is_no_judge_prompt_is_a_400(endpoint):

@@ -121,9 +121,8 @@ def test_sums_by_hand():
     )
     one = cost.of(1_000_000, plain, "gpt-4o", "L4")
     assert (one.asked, one.prompt_tokens, one.written_tokens) == (2_000_000, 2e8, 2e8)
-    assert one.dollars == pytest.approx(
-        200 * 2.50 + 200 * 10
-    ) and one.dollars_batch == pytest.approx(one.dollars / 2)
+    assert one.dollars == pytest.approx(200 * 2.50 + 200 * 10)
+    assert one.dollars_batch == pytest.approx(one.dollars / 2)
     assert one.train_tokens == 3e8
     assert one.train_gpu_hours == pytest.approx(
         3e8 / cost.training(plain, "L4").tokens_per_second / 3600
@@ -137,10 +136,8 @@ def test_the_table_names_every_size_and_the_figure_draws():
     matplotlib.use("agg")
     costs = [cost.of(size) for size in cost.SIZES]
     text = cost.table(costs, "gpt-4o-mini", "H100", A)
-    assert (
-        "| | 52,000 | 1 M | 100 M | rests on |" in text
-        and len({line.count("|") for line in text.splitlines()}) == 1
-    )
+    assert "| | 52,000 | 1 M | 100 M | rests on |" in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
     page = (utils.ROOT / "scale" / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert "\n".join(rows) in page, "put the table of `python -m scale.cost` into scale/README.md"

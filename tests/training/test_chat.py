@@ -252,9 +252,10 @@ def test_tuned_models_end_in_the_templates_token(family, monkeypatch):
         type(model), "__call__", lambda self, **inputs: type("Output", (), {"logits": logits})
     )
     stop = chat.choose_stop(model, tokenizer)
-    assert (
-        stop.tuned and stop.rank == 1 and stop.id == turn_end and "instruction-tuned" in str(stop)
-    )
+    assert stop.tuned
+    assert stop.rank == 1
+    assert stop.id == turn_end
+    assert "instruction-tuned" in str(stop)
 
 
 def test_a_template_that_closes_turns_with_a_newline_leaves_eos(family):

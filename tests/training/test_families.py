@@ -219,9 +219,8 @@ def test_what_is_said_is_text(peculiar):
     assert controls[0] == controls[1], "a question brings no control tokens of its own"
     text = f"{names} 이 뭐예요?"
     prompt = chat.prompt_ids(text, tokenizer)
-    assert example["input_ids"][: len(prompt)] == prompt and text in chat.chat_prompt(
-        text, tokenizer
-    )
+    assert example["input_ids"][: len(prompt)] == prompt
+    assert text in chat.chat_prompt(text, tokenizer)
 
 
 def test_generation_asks_with_the_tokens_of_training(tmp_path, monkeypatch):
@@ -539,9 +538,8 @@ def test_another_next_token_than_in_fp32_is_trouble(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "_next_scores", other)
     assert "chooses other tokens than in float32" in precision.trouble(model, tokenizer)
     assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
-    assert torch.equal(frequencies, model.model.rotary_emb.inv_freq) and (
-        frequencies.dtype == torch.float32
-    )
+    assert torch.equal(frequencies, model.model.rotary_emb.inv_freq)
+    assert frequencies.dtype == torch.float32
 
 
 # --- the check before

@@ -156,11 +156,11 @@ class Parrot:
 def test_second_turn_sees_the_models_own_first_answer():
     parrot = Parrot()
     answers = generation.converse(parrot, ITEMS, adapter=True)
-    assert [len(turns) for turns in answers] == [1, 2, 1] and answers[1][
-        1
-    ].text == "answer 2.0 True"
+    assert [len(turns) for turns in answers] == [1, 2, 1]
+    assert answers[1][1].text == "answer 2.0 True"
     (conversation,), adapter = parrot.seen[1]
-    assert adapter and [message["role"] for message in conversation] == [
+    assert adapter
+    assert [message["role"] for message in conversation] == [
         "user",
         "assistant",
         "user",
@@ -242,10 +242,8 @@ def test_one_model_answers_with_and_without_its_adapter(tiny, stop):
 
 def test_engine_is_chosen_and_says_why(monkeypatch):
     monkeypatch.setattr(utils, "installed", lambda name: False)
-    assert (
-        generation.choose_engine()[0] == "transformers"
-        and "vllm is not installed" in generation.choose_engine()[1]
-    )
+    assert generation.choose_engine()[0] == "transformers"
+    assert "vllm is not installed" in generation.choose_engine()[1]
     monkeypatch.setattr(utils, "installed", lambda name: True)
     monkeypatch.setattr(utils, "has_gpu", lambda: False)
     assert generation.choose_engine() == (
@@ -286,9 +284,9 @@ def test_vllm_gets_token_ids_and_the_adapter_by_request(tiny, stop, tmp_path, mo
     assert writer.answers(["Hi"], adapter=True) == [Answer("파란 하늘", True, len(ids))]
     writer.answers(["Hi"], adapter=False)
     options, (prompts, parameters, request), (_, _, without) = calls
-    assert (
-        options["max_lora_rank"] == 16 and options["enable_lora"] and options["dtype"] == "float16"
-    )
+    assert options["max_lora_rank"] == 16
+    assert options["enable_lora"]
+    assert options["dtype"] == "float16"
     assert prompts[0]["prompt_token_ids"].count(tokenizer.bos_token_id) == 1
     assert parameters == [
         {"temperature": 0.0, "max_tokens": 32, "stop_token_ids": stop.ids, "seed": 42}

@@ -95,9 +95,8 @@ def test_three_ways_one_loss_and_one_gradient(kind):
     of = losses.head_of(model, batch["input_ids"])
     assert of == losses.Head(1.0, 5.0 if "soft-capped" in kind else None)
     value, gradients = value_and_gradients(model, losses.full_logits_loss, batch)
-    assert len(gradients) == 2 * 7 * 2 and all(
-        gradient.abs().max() > 0 for gradient in gradients.values()
-    )
+    assert len(gradients) == 2 * 7 * 2
+    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
     ways = {
         "trl": losses.trl_loss,
         "ours": losses.answer_loss,
@@ -313,10 +312,8 @@ def test_the_sweep_goes_on_where_it_stopped_and_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "run", lambda *arguments: pytest.fail("what is there is done again"))
     monkeypatch.setattr("sys.argv", ["sweep.py", "--rates", "1e-4", "2e-3"])
     sweep.main()
-    assert (
-        sweep.table().count("\n| 1e-4 | ") == 2
-        and "| 2e-3 | 64 | 4.0 | 1.50 | 2.900 | 0% |" in sweep.table()
-    )
+    assert sweep.table().count("\n| 1e-4 | ") == 2
+    assert "| 2e-3 | 64 | 4.0 | 1.50 | 2.900 | 0% |" in sweep.table()
     axes = sweep.figure().axes
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["0.0001", "0.002"]
     assert all(len(line.get_xdata()) == 2 for line in axes[1].get_lines())

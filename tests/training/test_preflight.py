@@ -51,11 +51,9 @@ def course():
 
 def test_gemma_2b_on_paper(course):
     """The figures of shared/training.md, computed there by hand."""
-    assert (
-        course.of.parameters == 2_506_172_416
-        and course.of.embedding == 524_288_000
-        and course.of.tied
-    )
+    assert course.of.parameters == 2_506_172_416
+    assert course.of.embedding == 524_288_000
+    assert course.of.tied
     assert course.lora == 4_902_912
     assert course.flop_per_token == pytest.approx(14.0e9, rel=0.02)
     assert course.flops / 14.0e9 == pytest.approx(8650, rel=0.01)
@@ -87,11 +85,9 @@ def test_the_packaged_student_on_paper():
         head_dim=256,
     )
     predicted = predict(config, CPU, batch=8, length=100, gpu="L4")
-    assert (
-        predicted.of.parameters == 268_098_176
-        and predicted.of.embedding == 167_772_160
-        and predicted.lora == 949_248
-    )
+    assert predicted.of.parameters == 268_098_176
+    assert predicted.of.embedding == 167_772_160
+    assert predicted.lora == 949_248
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma 2", "gemma 3", "llama", "qwen 3"])
@@ -258,9 +254,8 @@ def test_a_cpu_keeps_a_kernel_for_each_shape_in_bf16():
         [sys.executable, "-c", MULTIPLY], capture_output=True, text=True, check=True
     )
     float32, bfloat16 = map(float, child.stdout.split())
-    assert (
-        bfloat16 * 1024 / 1e9 == pytest.approx(preflight.KERNELS_GB, rel=0.3) and float32 < 50_000
-    )
+    assert bfloat16 * 1024 / 1e9 == pytest.approx(preflight.KERNELS_GB, rel=0.3)
+    assert float32 < 50_000
     kept = [
         predict(tiny("llama"), Device("cpu", dtype, "sdpa", ""), 1, 8, gpu="L4").memory
         for dtype in ("bfloat16", "float32")
@@ -336,11 +331,9 @@ def test_answering_counts_where_it_needs_more_than_a_step(course):
     lean = dataclasses.replace(course, loss="trl", answers=(28, 512))
     cache, reading, logits = 28 * 512 * 18 * 2 * 256 * 2, 28 * 512 * 10 * 16384, 28 * 256000 * 6
     assert lean.answering == cache + reading + logits
-    assert (
-        lean.memory["answering"] == lean.answering / 1e9
-        and "activations" not in lean.memory
-        and "answering 2.7" in str(lean)
-    )
+    assert lean.memory["answering"] == lean.answering / 1e9
+    assert "activations" not in lean.memory
+    assert "answering 2.7" in str(lean)
     assert "answering" not in dataclasses.replace(lean, answers=(4, 512)).memory, (
         "a step needs more than four answers"
     )
@@ -394,10 +387,8 @@ def test_what_fits_comes_back_and_free_memory_is_read(course, monkeypatch):
     import torch
 
     small = predict(tiny("llama"), CPU, 1, 8, gpu="L4")
-    assert (
-        check(small) is small
-        and small.gb < machine.free_gb(CPU) < psutil.virtual_memory().total / 1e9
-    )
+    assert check(small) is small
+    assert small.gb < machine.free_gb(CPU) < psutil.virtual_memory().total / 1e9
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5_000_000_000, 24_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1_000_000_000)
     with pytest.raises(

@@ -365,10 +365,8 @@ def test_capped_attention_scores_are_computed_eagerly_and_it_says_so(tmp_path, m
     ):
         AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
     config = AutoConfig.from_pretrained(folder)
-    assert (
-        machine.choose_device(config).attention == "eager"
-        and machine.choose_device().attention == "sdpa"
-    )
+    assert machine.choose_device(config).attention == "eager"
+    assert machine.choose_device().attention == "sdpa"
     for attention in ("flash_attention_2", "kernels-community/flash-attn2"):
         assert (
             machine.suited(machine.Device("cuda", "bfloat16", attention, ""), config).attention
@@ -434,9 +432,8 @@ def test_the_sample_of_a_cpu_has_its_share_of_every_kind():
     """The first 300 of shuffled rows held whatever came: of 71 long rows it may have been eight."""
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")
     sample, held = sft.split(rows, 48, seed=42, most=300)
-    assert 299 <= len(sample) <= 300 and not {row["id"] for row in sample} & {
-        row["id"] for row in held
-    }
+    assert 299 <= len(sample) <= 300
+    assert not {row["id"] for row in sample} & {row["id"] for row in held}
     for kind in {sft.kind(row) for row in rows}:
         share = sum(sft.kind(row) == kind for row in rows) / len(rows)
         assert abs(sum(sft.kind(row) == kind for row in sample) - 300 * share) <= 2, kind
@@ -540,10 +537,8 @@ def test_padding_free_training_equals_padded(folder, tmp_path):
     )
     padded.train(), packed.train()
     losses = tiny_models.losses(padded)
-    assert (
-        losses == pytest.approx(tiny_models.losses(packed), abs=2e-3)
-        and losses[0] > losses[-1] + 0.05
-    )
+    assert losses == pytest.approx(tiny_models.losses(packed), abs=2e-3)
+    assert losses[0] > losses[-1] + 0.05
     assert packed.tokens < padded.tokens, "no padding is computed"
 
 
@@ -575,17 +570,15 @@ def test_evaluation_while_training_logs_loss_stop_rate_and_samples(folder, tmp_p
         "the last step counts, or the best weights could be older ones"
     )
     assert [entry["eval_loss"] for entry in evaluated] == seen
-    assert seen[1] < seen[0] and all(
-        entry["eval_stop_rate"] == 0.5 and len(entry["samples"]) == 2 for entry in evaluated
-    )
+    assert seen[1] < seen[0]
+    assert all(entry["eval_stop_rate"] == 0.5 and len(entry["samples"]) == 2 for entry in evaluated)
     import matplotlib
 
     matplotlib.use("agg")
     figure = sft.training_figure(made.state.log_history, {"loss": 7.6, "stop_rate": 0.0}, "tiny")
     held_out, stops = figure.axes[0].lines[1], figure.axes[1].lines[0]
-    assert list(held_out.get_xdata()) == list(stops.get_xdata()) == [0, 3, 6, 7] and list(
-        stops.get_ydata()
-    ) == [0, 0.5, 0.5, 0.5]
+    assert list(held_out.get_xdata()) == list(stops.get_xdata()) == [0, 3, 6, 7]
+    assert list(stops.get_ydata()) == [0, 0.5, 0.5, 0.5]
 
 
 def test_training_stops_early_and_keeps_the_best_weights(folder, tmp_path):
@@ -743,9 +736,8 @@ def test_tracking_offline_disabled_and_without_a_key(course, folder, tmp_path, m
     assert sft.track(settings.resolve({"TRACKING": "disabled"})) == "none" and wandb.run is None
     try:
         assert sft.track(settings.resolve({"TRACKING": "offline"})) == "wandb"
-        assert wandb.run.settings.mode == "offline" and list(
-            (course / "runs" / "default" / "wandb").glob("offline-run-*")
-        )
+        assert wandb.run.settings.mode == "offline"
+        assert list((course / "runs" / "default" / "wandb").glob("offline-run-*"))
         seen = {"loss": 7.5, "stop_rate": 0.25, "samples": ["안녕"]}
         options = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "report_to": "wandb"}
         tiny_models.trainer(folder, tmp_path / "out", watch=lambda model: seen, **options)[
@@ -818,9 +810,8 @@ def test_variants_train_save_reload_and_merge_to_the_same_answers(folder, tmp_pa
     reloaded = adapter.load_adapter(base, tmp_path / "adapter")
     with torch.inference_mode():
         trained = model(ids).logits
-        assert torch.equal(trained, reloaded(ids).logits) and not torch.allclose(
-            trained, untouched, atol=1e-2
-        )
+        assert torch.equal(trained, reloaded(ids).logits)
+        assert not torch.allclose(trained, untouched, atol=1e-2)
         with reloaded.disable_adapter():
             assert torch.equal(reloaded(ids).logits, untouched), "the adapter off is the base model"
 
@@ -828,14 +819,10 @@ def test_variants_train_save_reload_and_merge_to_the_same_answers(folder, tmp_pa
     merged, _ = student.load_base(str(tmp_path / "merged"), CPU)
     with torch.inference_mode():
         assert torch.allclose(merged(ids).logits, trained, atol=1e-4)
-    assert (
-        merged.generation_config.eos_token_id == stop.ids
-        and type(merged).__name__ == "LlamaForCausalLM"
-    )
-    assert (
-        adapter.finished(tmp_path / "adapter", "abc")
-        and adapter.finished(tmp_path / "adapter", "other") is None
-    )
+    assert merged.generation_config.eos_token_id == stop.ids
+    assert type(merged).__name__ == "LlamaForCausalLM"
+    assert adapter.finished(tmp_path / "adapter", "abc")
+    assert adapter.finished(tmp_path / "adapter", "other") is None
 
 
 def test_trained_parameters_are_r_times_in_plus_out_of_every_linear_layer(folder, tmp_path):
@@ -849,7 +836,8 @@ def test_trained_parameters_are_r_times_in_plus_out_of_every_linear_layer(folder
         for name, m in base.named_modules()
         if isinstance(m, torch.nn.Linear) and name != "lm_head"
     ]
-    assert len(linear) == 14 and model.get_nb_trainable_parameters()[0] == sum(
+    assert len(linear) == 14
+    assert model.get_nb_trainable_parameters()[0] == sum(
         4 * (m.in_features + m.out_features) for m in linear
     )
 
@@ -943,15 +931,13 @@ def test_the_example_adapter_is_small_and_loads_onto_the_packaged_student(studen
 
     files = {path.name: path.stat().st_size for path in adapter.EXAMPLE.iterdir()}
     pages = {"README.md", "data_card.md"}
-    assert {adapter.WEIGHTS, "adapter_config.json", "training.json"} | pages == set(files) and sum(
-        files.values()
-    ) <= 4e6
+    assert {adapter.WEIGHTS, "adapter_config.json", "training.json"} | pages == set(files)
+    assert sum(files.values()) <= 4e6
     model, tokenizer, stop = student
     tuned = adapter.load_adapter(copy.deepcopy(model), adapter.EXAMPLE)
     training = utils.read_json(adapter.EXAMPLE / "training.json")
-    assert (
-        training["stop_ids"] == stop.ids and training["after"]["loss"] < training["before"]["loss"]
-    )
+    assert training["stop_ids"] == stop.ids
+    assert training["after"]["loss"] < training["before"]["loss"]
     row = utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")[0]
     encoded = chat.encode_all(
         [{"id": "x", "instruction": row["prompt"], "output": row["reference"]}],
@@ -962,11 +948,9 @@ def test_the_example_adapter_is_small_and_loads_onto_the_packaged_student(studen
     with torch.inference_mode():
         assert losses.held_out_loss(tuned, encoded, 0) < losses.held_out_loss(model, encoded, 0)
     card = (adapter.EXAMPLE / "README.md").read_text()
-    assert (
-        "base_model: google/gemma-3-270m" in card
-        and "Gemma Terms of Use" in card
-        and f"{training['after']['loss']:.3f}" in card
-    )
+    assert "base_model: google/gemma-3-270m" in card
+    assert "Gemma Terms of Use" in card
+    assert f"{training['after']['loss']:.3f}" in card
 
 
 def test_model_card_names_base_data_settings_results_and_licences(course):
@@ -999,11 +983,9 @@ def test_model_card_names_base_data_settings_results_and_licences(course):
         record(),
         settings.resolve({"TEACHER": "local", "BASE_URL": "http://localhost:1/v1"}),
     )
-    assert (
-        "license: other" in paid
-        and "Rows written by local stay under the terms of its maker" in paid
-        and "stand-in" not in paid
-    )
+    assert "license: other" in paid
+    assert "Rows written by local stay under the terms of its maker" in paid
+    assert "stand-in" not in paid
 
 
 def links(card: Path) -> list[Path]:
@@ -1066,9 +1048,8 @@ def test_batched_generation_equals_one_by_one(student):
     alone = [
         generation.generate(model, tokenizer, [text], stop, max_new_tokens=8)[0] for text in texts
     ]
-    assert together == alone and all(
-        answer.tokens == 8 and not answer.stopped for answer in together
-    )
+    assert together == alone
+    assert all(answer.tokens == 8 and not answer.stopped for answer in together)
 
 
 def test_generation_stops_and_drops_the_stop_token(tiny, monkeypatch):

@@ -56,19 +56,15 @@ def test_a_whole_folder_is_ready(family_folder, capsys):
         and ("warn" in said) == (name == "qwen3")  # it rewrites earlier turns
         and "asked with: tokenizer, config, weights" in said
     )
-    assert (
-        f"closes a turn with {FAMILIES[name][3]}" in said
-        and f"a base model, so answers end in {FAMILIES[name][2][1]}" in said
-    )
+    assert f"closes a turn with {FAMILIES[name][3]}" in said
+    assert f"a base model, so answers end in {FAMILIES[name][2][1]}" in said
     assert (
         "14 layers (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj), 3,968 "
         "parameters at r = 4" in said
     )
-    assert (
-        f"Ready: set BASE_MODEL to '{folder}'" in said
-        and "Korean text" in said
-        and "English text" in said
-    )
+    assert f"Ready: set BASE_MODEL to '{folder}'" in said
+    assert "Korean text" in said
+    assert "English text" in said
 
 
 def test_the_adapters_size_is_that_of_the_training(family_folder):
@@ -95,20 +91,16 @@ def test_no_weights_are_loaded_where_there_are_none(family_folder, tmp_path, mon
         f"By the rule answers end in {FAMILIES[name][3]} if the weights rank it among the first 100"
         in findings["end token"].sentence
     )
-    assert (
-        "3,968 parameters" in findings["LoRA targets"].sentence
-        and "GB" in findings["memory"].sentence
-    )
+    assert "3,968 parameters" in findings["LoRA targets"].sentence
+    assert "GB" in findings["memory"].sentence
 
 
 def test_a_tokenizer_alone_is_asked_what_it_can_say(llama, capsys):
     without(llama, "model.safetensors", "config.json", "generation_config.json")
     assert swap_check.main([str(llama), "--language", "ko"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "asked with: tokenizer " in said
-        and "There is no config.json, so neither could be asked: copy it beside" in said
-    )
+    assert "asked with: tokenizer " in said
+    assert "There is no config.json, so neither could be asked: copy it beside" in said
     assert "Korean text" in said and "English text" not in said
 
 
@@ -116,19 +108,15 @@ def test_gemma_2_is_computed_eagerly(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "gemma2", ("gemma2", "gemma", tiny_models.GEMMA, "<end_of_turn>"))
     findings = found(tiny_models.build(tmp_path, "gemma2"))
     assert {finding.status for finding in findings.values()} == {"ok"}
-    assert (
-        "eager attention: " in findings["machine"].sentence
-        and "attn_logit_softcapping" in findings["machine"].sentence
-    )
+    assert "eager attention: " in findings["machine"].sentence
+    assert "attn_logit_softcapping" in findings["machine"].sentence
 
 
 def test_a_language_without_rows_is_told(llama, monkeypatch):
     monkeypatch.setitem(settings.LANGUAGES, "de", "German")
     findings = found(llama, "de")
-    assert (
-        findings["German text"].status == "FAIL"
-        and "write some into data/instruction.jsonl" in findings["German text"].sentence
-    )
+    assert findings["German text"].status == "FAIL"
+    assert "write some into data/instruction.jsonl" in findings["German text"].sentence
 
 
 def test_one_possible_end_needs_no_rank(llama):
@@ -143,10 +131,8 @@ def test_one_possible_end_needs_no_rank(llama):
         "model.safetensors",
     )
     findings = found(llama)
-    assert (
-        findings["end token"].status == "ok"
-        and "one choice only: answers end in <|eot_id|>" in findings["end token"].sentence
-    )
+    assert findings["end token"].status == "ok"
+    assert "one choice only: answers end in <|eot_id|>" in findings["end token"].sentence
 
 
 def test_a_tuned_model_keeps_its_own_token(llama, monkeypatch):
@@ -276,11 +262,9 @@ def test_bytes_for_hangul_are_slow(llama):
     )
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     status, sentence, _ = swap_check.round_trip(["전세가 뭐예요?"], made)
-    assert (
-        status == "warn"
-        and "1.0 bytes a token" in sentence
-        and "choose a multilingual base model" in sentence
-    )
+    assert status == "warn"
+    assert "1.0 bytes a token" in sentence
+    assert "choose a multilingual base model" in sentence
 
 
 def test_what_does_not_fit_is_a_warning_where_a_setting_helps_and_fails_where_none_does(
@@ -291,10 +275,8 @@ def test_what_does_not_fit_is_a_warning_where_a_setting_helps_and_fails_where_no
     )
     monkeypatch.setattr(preflight, "free_gb", lambda device: 0.001)
     findings = found(llama)
-    assert (
-        findings["memory"].status == "FAIL"
-        and "no setting brings it down" in findings["memory"].sentence
-    )
+    assert findings["memory"].status == "FAIL"
+    assert "no setting brings it down" in findings["memory"].sentence
     assert "could not be asked without weights" in findings["end token"].sentence, (
         "what does not fit is not loaded"
     )
@@ -306,10 +288,8 @@ def test_what_does_not_fit_is_a_warning_where_a_setting_helps_and_fails_where_no
     )
     monkeypatch.setattr(preflight, "free_gb", lambda device: made[-1].wanted_gb - 0.001)
     findings = found(llama)
-    assert (
-        findings["memory"].status == "warn"
-        and "set the loss over trained positions only" in findings["memory"].sentence
-    )
+    assert findings["memory"].status == "warn"
+    assert "set the loss over trained positions only" in findings["memory"].sentence
 
 
 def test_experts_are_told(llama):
@@ -328,10 +308,8 @@ def test_experts_are_told(llama):
         without(llama, "model.safetensors")
     )
     findings = found(llama)
-    assert (
-        findings["memory"].status == "warn"
-        and "lie in no linear layer (in experts?)" in findings["memory"].sentence
-    )
+    assert findings["memory"].status == "warn"
+    assert "lie in no linear layer (in experts?)" in findings["memory"].sentence
     assert "experts" in findings["LoRA targets"].sentence
 
 
