@@ -59,6 +59,21 @@ def spawn(context, target, *arguments) -> multiprocessing.Process:
     return process
 
 
+def killed_until_done(context, rng, longest: float, target, *arguments) -> int:
+    """Start work, kill it after some random part of `longest` seconds and start it again, until it
+    ends by itself; how often it was killed."""
+    kills = 0
+    while True:
+        process = spawn(context, target, *arguments)
+        process.join(rng.uniform(0, longest))
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            return kills
+        process.kill()  # SIGKILL
+        process.join()
+        kills += 1
+
+
 def work_one_by_one(url: str, path: str, count: int) -> None:
     """What is killed: a process of its own."""
     asyncio.run(client(url, journal=path, max_concurrency=4).complete(asked(count)))

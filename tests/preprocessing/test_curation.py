@@ -4,30 +4,12 @@ import unicodedata
 
 import numpy as np
 import pytest
+from good_tasks import GOOD, task
 
 import prompts
 import utils
 from preprocessing import curation
 from rehearsal import stand_ins
-
-GOOD = {
-    "en": {
-        "category": "writing",
-        "instruction": "Write a short note to a neighbour.",
-        "input": "",
-        "output": "Thank you for your help.",
-    },
-    "ko": {
-        "category": "writing",
-        "instruction": "이웃에게 보낼 짧은 쪽지를 써 주세요.",
-        "input": "",
-        "output": "도와주셔서 감사합니다.",
-    },
-}
-
-
-def task(language="en", **changes) -> dict:
-    return {"language": language} | GOOD[language] | changes
 
 
 @pytest.mark.parametrize("language", GOOD)

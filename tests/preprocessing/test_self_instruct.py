@@ -4,6 +4,7 @@ critique, gate and card."""
 import random
 
 import pytest
+from good_tasks import task
 from raw_server import Said, completion, serving
 
 import prompts
@@ -16,24 +17,6 @@ from preprocessing import rows as reader
 from preprocessing.grounding import Passage
 from preprocessing.ledger import Ledger, funnel_figure, yield_figure
 from preprocessing.self_instruct import Task, TaskBatch
-
-
-def task(language="en", **changes) -> dict:
-    base = {
-        "en": {
-            "category": "writing",
-            "instruction": "Write a short note to a neighbour.",
-            "input": "",
-            "output": "Thank you for your help.",
-        },
-        "ko": {
-            "category": "writing",
-            "instruction": "이웃에게 보낼 짧은 쪽지를 써 주세요.",
-            "input": "",
-            "output": "도와주셔서 감사합니다.",
-        },
-    }[language]
-    return {"language": language} | base | changes
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])

