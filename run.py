@@ -354,10 +354,8 @@ def report(folder, seconds: float, peak: float) -> None:
             )
         console.print(table)
         print(f"{results['headline'][0].upper()}{results['headline'][1:]}")
-        right, counts = (
-            results["calibration"],
-            ", ".join(f"{count} {kind}" for kind, count in results["outcomes"].items()),
-        )
+        right = results["calibration"]
+        counts = ", ".join(f"{count} {kind}" for kind, count in results["outcomes"].items())
         print(
             f"Outcomes: {counts}. Judge right in both orders on {right['right']} of {right['n']} "
             "labelled pairs."

@@ -50,10 +50,8 @@ def prices(journal: list[dict], judged: int, prompts: int) -> list[dict]:
             e for e in journal if e["request"]["response_format"]["json_schema"]["name"] in schemas
         ]
         most = [replies.most_tokens(e["request"]) for e in entries]
-        prompt, answer = (
-            sum(m[0] for m in most),
-            sum(e["usage"]["completion_tokens"] for e in entries),
-        )
+        prompt = sum(m[0] for m in most)
+        answer = sum(e["usage"]["completion_tokens"] for e in entries)
         counted[step] = (len(entries), prompt, answer, sum(m[1] for m in most))
     more = prompts / judged
     # Each pair is judged as often as its answers are scored

@@ -52,10 +52,8 @@ def main() -> None:
 
 
 def verdicts(items: list[dict]) -> list[tuple]:
-    good, bad = (
-        [item["reference"] for item in items],
-        [f"{item['reference'][:10]} ..." for item in items],
-    )
+    good = [item["reference"] for item in items]
+    bad = [f"{item['reference'][:10]} ..." for item in items]
     with stand_ins.separate(latency=LATENCY) as url:
 
         def compare() -> tuple[float, list[dict], Client]:

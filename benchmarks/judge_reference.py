@@ -91,11 +91,9 @@ def llmbar(folder: Path) -> list[Row]:
             [str(item["label"]) for item in _read(labels_file)] if labels_file.exists() else None
         )
         for stored in runs.values():
-            first, second, published = (
-                list(stored["orig"]),
-                list(stored["swap"]),
-                stored["published"],
-            )
+            first = list(stored["orig"])
+            second = list(stored["swap"])
+            published = stored["published"]
             between = stats.agreement(first, second)
             count(
                 same,
@@ -223,10 +221,8 @@ def kappas(
 def pandalm(folder: Path) -> list[Row]:
     """999 pairs, three annotators, and a judge with 25 unreadable verdicts: what they count as
     moves its accuracy by two points."""
-    items, judged = (
-        _read(folder / "testset-v1.json"),
-        _read(folder / "gpt-3.5-turbo-testset-v1.json"),
-    )
+    items = _read(folder / "testset-v1.json")
+    judged = _read(folder / "gpt-3.5-turbo-testset-v1.json")
     votes = {}
     for number in (1, 2, 3):
         votes[number] = [str(item[f"annotator{number}"]) for item in items]

@@ -241,12 +241,10 @@ class Endpoint:
             kind, sentence = Kind.LASTS, LASTING[status].format(model=self.model, said=said)
         elif wait is not None and wait > PATIENCE and status in (429, 503):
             then = time.strftime("%H:%M", time.localtime(time.time() + min(wait, WEEK)))
-            kind, sentence = (
-                Kind.LASTS,
-                (
-                    f"takes no more requests before {then}, in {wait / 60:.0f} minutes "
-                    f"({status}: {said}): run again then."
-                ),
+            kind = Kind.LASTS
+            sentence = (
+                f"takes no more requests before {then}, in {wait / 60:.0f} minutes "
+                f"({status}: {said}): run again then."
             )
         elif status in PASSING or status > 505:
             kind, sentence = Kind.PASSES, said

@@ -24,10 +24,8 @@ ARGUMENTS = (
 @contextlib.contextmanager
 def chromium():
     """A driver with an empty profile; skips the test, and says why, where there is no Chromium."""
-    program, driver = (
-        shutil.which("chromium") or shutil.which("chromium-browser"),
-        shutil.which("chromedriver"),
-    )
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
     if not (program and driver):
         pytest.skip("this test needs a browser: apt-get install chromium chromium-driver")
     selenium = pytest.importorskip(

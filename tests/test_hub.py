@@ -145,10 +145,8 @@ def test_the_pushed_adapter_lacks_its_weights_or_its_card(hub, home, tmp_path):
     assert set(pushed) == {path.name for path in folder.iterdir()}
     card = pushed["README.md"].decode()
     assert "base_model: google/gemma-3-270m" in card and "AutoPeftModelForCausalLM" in card
-    weights, here = (
-        load(pushed["adapter_model.safetensors"]),
-        load_file(folder / "adapter_model.safetensors"),
-    )
+    weights = load(pushed["adapter_model.safetensors"])
+    here = load_file(folder / "adapter_model.safetensors")
     assert weights.keys() == here.keys() and all((weights[k] == here[k]).all() for k in here)
     refused = hub.run(code, home, HF_TOKEN="hf_of_somebody")
     assert refused.returncode == 1 and "could not be pushed to me/library" in refused.stderr

@@ -29,19 +29,15 @@ def base(tmp_path_factory, one_thread):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tiny_models.build(tmp_path_factory.mktemp("pretrained"), "gemma")
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
     texts = [
         row["output"] + tokenizer.eos_token
         for row in utils.read_jsonl(utils.DATA / "instruction.jsonl")
         if len(row.get("output", "")) in range(1, 60)
     ]
-    optimizer, generator = (
-        torch.optim.AdamW(model.parameters(), lr=1e-2),
-        torch.Generator().manual_seed(0),
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(120):
         chosen = [texts[i] for i in torch.randint(len(texts), (16,), generator=generator)]
         batch = tokenizer(chosen, return_tensors="pt", padding=True, truncation=True, max_length=48)

@@ -42,10 +42,8 @@ def verdict(letter: str) -> str:
 
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_sections_stand_only_where_there_is_something(language):
-    heading, task = (
-        prompts.LANGUAGES[language].judge_headings,
-        prompts.LANGUAGES[language].judge_task,
-    )
+    heading = prompts.LANGUAGES[language].judge_headings
+    task = prompts.LANGUAGES[language].judge_task
     item = ONE | {"language": language}
     guided = user(judge.pair_request(item, "a", "b"))
     assert [part.splitlines()[0] for part in guided.split("\n\n")] == [
@@ -336,11 +334,9 @@ def test_two_judges_side_by_side(judged_by):
             )
         )
 
-    items, tuned, base = (
-        [ONE | {"id": str(i)} for i in range(6)],
-        ["long answer"] * 3 + ["x"] * 3,
-        ["y"] * 3 + ["long answer"] * 3,
-    )
+    items = [ONE | {"id": str(i)} for i in range(6)]
+    tuned = ["long answer"] * 3 + ["x"] * 3
+    base = ["y"] * 3 + ["long answer"] * 3
     outcomes = [
         [
             record["outcome"]

@@ -273,10 +273,8 @@ def test_a_domain_limits_seeds_and_request():
 
 
 def test_critique_keeps_the_good_and_says_why_the_rest_goes():
-    ledger, answer = (
-        Ledger(),
-        reply("One task of its own.", "Another task of its own.", "A third task of its own."),
-    )
+    ledger = Ledger()
+    answer = reply("One task of its own.", "Another task of its own.", "A third task of its own.")
     rows = ledger.receive(answer, self_instruct.tasks_of(answer), "en", [], "gpt-4o")
     ledger.open("critique")
     good, bad = (

@@ -89,10 +89,8 @@ def test_lsh_proposes_nearly_every_duplicate(tokenizer):
     chosen = Filter(0.7, tokenizer)
     texts = [text for text in dict.fromkeys(corpus(400)) if rouge.tokenize(text, tokenizer)]
     hashes, lengths = duplicates.elements([rouge.tokenize(text, tokenizer) for text in texts])
-    bucket, sketch = (
-        duplicates.buckets(hashes, lengths, chosen.bands),
-        duplicates.sketches(hashes, lengths),
-    )
+    bucket = duplicates.buckets(hashes, lengths, chosen.bands)
+    sketch = duplicates.sketches(hashes, lengths)
     each = [np.repeat(values, chosen.bands) for values in (np.arange(len(texts)), sketch, lengths)]
     found = duplicates.propose(bucket.ravel(), *each, chosen.threshold, anchors=len(texts))
     everything = tuple(np.triu_indices(len(texts), 1))

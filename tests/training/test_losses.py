@@ -117,11 +117,9 @@ def test_our_gradient_passes_the_numerical_check():
 
     torch.manual_seed(0)
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    weight, bias, targets = (
-        torch.randn(11, 4, dtype=torch.float64),
-        torch.randn(11, dtype=torch.float64),
-        torch.tensor([0, 3, 10, 3, 7]),
-    )
+    weight = torch.randn(11, 4, dtype=torch.float64)
+    bias = torch.randn(11, dtype=torch.float64)
+    targets = torch.tensor([0, 3, 10, 3, 7])
     for softcap in (None, 2.0):
         logits = hidden @ weight.T + bias
         logits = softcap * (logits / softcap).tanh() if softcap else logits
