@@ -90,10 +90,8 @@ def measured(results: dict, training: dict) -> list[tuple[str, str]]:
     Raises:
         CourseError: the two are of different trainings, or not of the default path.
     """
-    if (
-        not results["judge"].startswith(settings.REHEARSAL)
-        or results["base_model"] != settings.PACKAGED_STUDENT
-    ):
+    stand_in = results["judge"].startswith(settings.REHEARSAL)
+    if not stand_in or results["base_model"] != settings.PACKAGED_STUDENT:
         raise CourseError(
             f"The READMEs describe the default path, but this run was {results['base_model']} "
             f"judged by {results['judge']}: "

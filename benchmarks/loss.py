@@ -143,11 +143,9 @@ def measure(job: str) -> dict:
         model.zero_grad(set_to_none=True)
         return (loss / count).item()
 
-    step(
-        batch
-        # kernels are chosen, weights read and memory taken from the system, as in the first of a
-        # training's many steps
-    )
+    # Kernels are chosen, weights read and memory taken from the system, as in the first of a
+    # training's many steps
+    step(batch)
     before = machine.matmul_flops(device, 0.5)
     with machine.peak_memory() as peak:
         started, worked = time.perf_counter(), time.process_time()

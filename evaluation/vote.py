@@ -152,11 +152,9 @@ class Ballot:
 class Result:
     """Agreement of a learner with a judge, in the two setups of the paper."""
 
-    s1: (
-        Agreement | None
-        # all votes; a tie and an inconsistent verdict are both a tie; a coin with three sides
-        # agrees in 33 %
-    )
+    # all votes; a tie and an inconsistent verdict are both a tie; a coin with three sides agrees
+    # in 33 %
+    s1: Agreement | None
     s2: Agreement | None  # only where neither calls a tie; a coin agrees in 50 %
     judge: str
     failed: int  # votes on prompts without a readable verdict: in neither setup

@@ -106,11 +106,8 @@ def unlike(rows: list[dict], others: list[dict]) -> list[dict]:
     for row, by_words, by_meaning in zip(rows, worded, meant, strict=True):
         answer = tuple(similarity.tokenize(text_of(row, ("output",))))
         same_answer = len(answer) >= 8 and answer in answered
-        if (
-            by_words.score <= contamination.LEXICAL
-            and by_meaning.score <= SEMANTIC
-            and not same_answer
-        ):
+        same_question = by_words.score > contamination.LEXICAL or by_meaning.score > SEMANTIC
+        if not same_question and not same_answer:
             left.append(row)
     return left
 

@@ -328,11 +328,8 @@ def respond(body: dict, number: int, serves: tuple[str, ...] = (MODEL,)) -> tupl
         )
     if not body.get("messages"):
         return server.error(400, "'messages' is missing or empty.")
-    if (
-        body["model"] in models.REASONING
-        and body.get("reasoning_effort") != "none"
-        and "temperature" in body
-    ):
+    reasons = body["model"] in models.REASONING and body.get("reasoning_effort") != "none"
+    if reasons and "temperature" in body:
         return server.error(
             400,
             "'temperature' is not supported while the model reasons.",

@@ -87,11 +87,9 @@ def connected(
             **alone,
         )
     except Exception as error:
-        if (
-            not isinstance(error, OSError | RuntimeError | ValueError)
-            and type(error) is not Exception
-        ):
-            raise  # Ray's "timed out during startup" is a plain Exception
+        # Ray's "timed out during startup" is a plain Exception
+        if not (isinstance(error, OSError | RuntimeError | ValueError) or type(error) is Exception):
+            raise
         if not address or BUSY in str(error):
             raise CourseError(
                 f"Ray does not start on this machine ({_first(error)}): run this again when less "

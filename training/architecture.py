@@ -21,9 +21,8 @@ class Shape:
     embedding: int  # the input embedding, and the head where it is not tied to it
     tied: bool
     linear: int  # weights of the linear layers that LoRA adapts (all but the head)
-    lora_per_rank: (
-        int  # weights of an adapter of rank 1 on all of them: the sum of inputs + outputs
-    )
+    # weights of an adapter of rank 1 on all of them: the sum of inputs + outputs
+    lora_per_rank: int
     layers: int
     hidden: int
     feed_forward: int

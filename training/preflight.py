@@ -71,15 +71,12 @@ class Prediction:
     rank: int
     trained: float  # share of the tokens that are trained, in [0, 1]
     loss: str  # one of LOSSES
-    checkpointing: (
-        bool  # keep only each layer's input and compute the rest again: less memory, more time
-    )
+    # keep only each layer's input and compute the rest again: less memory, more time
+    checkpointing: bool
     quantize: bool  # QLoRA: the linear layers in 4 bits
-    answers: tuple[
-        int, int
-        # rows that are answered at once between steps, and tokens of the longest, prompt and answer
-        # together
-    ]
+    # rows that are answered at once between steps, and tokens of the longest, prompt and answer
+    # together
+    answers: tuple[int, int]
     flops: float  # the machine's matrix-product ceiling, FLOP/s
     ceiling: str  # where that number comes from
 

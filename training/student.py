@@ -230,13 +230,10 @@ def load_base(name: str, device: Device, quantize: str = "none"):
                 **options,
             )
             model = model if bits else model.to(device.name)
-    except (
-        RuntimeError,
-        MemoryError,
-    ) as error:  # torch.OutOfMemoryError is a RuntimeError, and so is what a full CPU says
-        if isinstance(
-            error, MemoryError | torch.OutOfMemoryError
-        ) or "can't allocate memory" in str(error):
+    # torch.OutOfMemoryError is a RuntimeError, and so is what a full CPU says
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if full or "can't allocate memory" in str(error):
             raise CourseError(
                 f"{name} does not fit into the memory of this {device.name}: set a smaller "
                 "BASE_MODEL, or on a GPU QUANTIZE to '4bit'."
@@ -307,12 +304,8 @@ def why_not_loaded(name: str, error: Exception) -> str:
             "give it as HF_TOKEN (environment, "
             f"Colab's key panel or .env), or set BASE_MODEL to '{settings.PACKAGED_STUDENT}'."
         )
-    if (
-        "couldn't connect" in text
-        or "offline" in text
-        or "localentrynotfound" in text
-        or "connection" in text
-    ):
+    unreachable = ("couldn't connect", "offline", "localentrynotfound", "connection")
+    if any(words in text for words in unreachable):
         return (
             f"{name} is neither a local folder nor in the cache, and the Hugging Face hub cannot "
             "be reached: check the network or "

@@ -99,11 +99,9 @@ def test_lsh_proposes_nearly_every_duplicate(tokenizer):
     proposed = set(map(tuple, found.pairs.tolist()))
     assert len(exact) > 50 and not found.left_out and not len(found.crowded)
     assert len(exact & proposed) >= 0.97 * len(exact)
-    if (
-        tokenizer != "char"
-        # any two sentences of one alphabet share letters, so there LSH proposes most pairs, as the
-        # README says
-    ):
+    # Any two sentences of one alphabet share letters, so there LSH proposes most pairs, as the
+    # README says
+    if tokenizer != "char":
         assert len(proposed) < 0.05 * len(everything[0])  # and not because it proposes everything
 
 
