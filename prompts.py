@@ -146,6 +146,11 @@ def around(language: str) -> str:
     return code if code in LANGUAGES else "en"
 
 
+def nearest(text: str) -> str:
+    """The language of the course with the most of a text's letters."""
+    return max(LANGUAGES, key=lambda code: LANGUAGES[code].share(text))
+
+
 def known(languages: Iterable[str], purpose: str) -> None:
     """CourseError where the course has no texts in one of `languages`, which `purpose` needs."""
     if missing := [code for code in languages if code not in LANGUAGES]:

@@ -192,7 +192,7 @@ def complete(items: list[dict], extra: Sequence[dict], language: str = "") -> li
             guessed += [item["id"]] if code not in prompts.LANGUAGES else []
         if code not in prompts.LANGUAGES:
             foreign.append(f"{item['id'][:60]!r} ({code})")
-            code = _nearest_language(item["prompt"])
+            code = prompts.nearest(item["prompt"])
         completed.append(item | {"language": code})
     if len(guessed) == len(foreign) <= STRAY * len(items):
         for one in foreign:
@@ -216,12 +216,7 @@ def language_of(text: str) -> str:
 
     code = py3langid.classify(text)[0]
     telling = sum(letter.isalpha() for letter in text) >= TELLING
-    return code if telling or code in prompts.LANGUAGES else _nearest_language(text)
-
-
-def _nearest_language(text: str) -> str:
-    """The language of the course with the most of a text's letters."""
-    return max(prompts.LANGUAGES, key=lambda known: prompts.LANGUAGES[known].share(text))
+    return code if telling or code in prompts.LANGUAGES else prompts.nearest(text)
 
 
 def trained_on(items: Sequence[dict], data: Sequence[Path]) -> list[str]:

@@ -67,7 +67,7 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
             if random.Random(f"side {seed} {record['id']}").random() < 0.5
             else ["tuned", "base"]
         )
-        language = record.get("language") or _language(record["prompt"])
+        language = record.get("language") or prompts.nearest(record["prompt"])
         label = prompts.LANGUAGES[prompts.around(language)].page
         later = f"\n\n--- {label['follow_up_answer']} ---\n\n"
         first, second = (later.join(texts[name]) for name in names)
@@ -87,11 +87,6 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
             )
         )
     return made
-
-
-def _language(text: str) -> str:
-    """The language of the course in whose script a text is written."""
-    return max(prompts.LANGUAGES, key=lambda code: prompts.LANGUAGES[code].share(text))
 
 
 def _texts(answer) -> list[str]:

@@ -591,6 +591,9 @@ def encode_all(
     return encoded, too_long
 
 
+LINE = 80  # characters of a line of `mask_figure`
+
+
 def _width(piece: str) -> float:
     """Of a token with its frame, in Latin characters; an East Asian one is about as wide as two."""
     return 0.7 + sum(1.9 if ord(character) > 0x1100 else 1 for character in piece)
@@ -615,14 +618,9 @@ def check_encoded(rows: list[dict], encoded: list[dict], tokenizer, stop: Stop) 
             )
 
 
-def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
-    """One encoded row as coloured tokens, from its ids and labels: grey is context, blue is what
-    the model learns to say.
-
-    Args:
-        example: from `encode`.
-        width: characters a line.
-    """
+def mask_figure(example: dict, tokenizer, title: str):
+    """One row of `encode` as coloured tokens, from its ids and labels: grey is context, blue is
+    what the model learns to say."""
     import matplotlib.pyplot as plt
 
     shown = [
@@ -633,7 +631,7 @@ def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
     widths = [_width(piece) for piece in pieces]
     placed, x, y = [], 0.0, 0
     for piece, size, label in zip(pieces, widths, example["labels"], strict=True):
-        if x + size > width:
+        if x + size > LINE:
             x, y = 0.0, y + 1
         placed.append((x, y, piece, size, label != IGNORED))
         x += size
@@ -652,7 +650,7 @@ def mask_figure(example: dict, tokenizer, title: str, width: int = 80):
             fontsize=8,
             color="white" if trained else "#444444",
         )
-    axes.set(xlim=(0, width), ylim=(y + 1, 0), title=title)
+    axes.set(xlim=(0, LINE), ylim=(y + 1, 0), title=title)
     axes.axis("off")
     figure.tight_layout()
     return figure

@@ -198,7 +198,6 @@ def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
     blocks = reader.fields[f"{family}.block_count"].contents()
     names = gguf.get_tensor_name_map(named[family], blocks)
     form = gguf.GGMLQuantizationType[KINDS[kind]]
-    settings = utils.read_json(merged / "generation_config.json")
     with _whole(output) as path:
         writer = gguf.GGUFWriter(path, family)
         for name, part in reader.fields.items():
@@ -217,10 +216,8 @@ def to_gguf(merged: Path, base: Path, output: Path, kind: str = "q8") -> Path:
             gguf.LlamaFileType[{"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[kind]]
         )
         writer.add_chat_template(AutoTokenizer.from_pretrained(merged).chat_template)
-        stops = settings.get("eos_token_id") or []
-        for turn in set(stops if isinstance(stops, list) else [stops]) - {
-            reader.fields["tokenizer.ggml.eos_token_id"].contents()
-        }:
+        end = reader.fields["tokenizer.ggml.eos_token_id"].contents()
+        for turn in set(stop_ids(merged)) - {end}:
             writer.add_eot_token_id(turn)
         with safe_open(merged / "model.safetensors", "pt") as weights:
             own = {names.get_name(name, try_suffixes=(".weight",)): name for name in weights.keys()}  # noqa: SIM118 (no mapping)

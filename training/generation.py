@@ -225,7 +225,6 @@ class Vllm:
         source: hub id or folder of the base model.
         adapter: folder of the LoRA adapter.
         dtype: as in `machine.Device`.
-        share: of the GPU's memory; the rest is for the model that the losses are computed with.
     """
 
     def __init__(
@@ -236,7 +235,6 @@ class Vllm:
         stop: Stop,
         decoding: Decoding,
         dtype: str,
-        share: float = 0.5,
     ) -> None:
         import vllm
 
@@ -249,7 +247,7 @@ class Vllm:
             dtype=dtype,
             enable_lora=True,
             max_lora_rank=rank,
-            gpu_memory_utilization=share,
+            gpu_memory_utilization=0.5,  # the rest is for the model that the losses need
             seed=decoding.seed,
         )
 

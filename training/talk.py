@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING
 
 import settings
 import utils
-from training import adapter, chat, machine, student
+from training import adapter, chat, export, machine, student
 from utils import CourseError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WHO = ("tuned", "base")
+WIDTH = 96  # characters of a line where two answers stand side by side
 
 
 @dataclass
@@ -104,18 +105,12 @@ class Talk:
 # --- a conversation -------------------------------------------------------------------------------
 
 
-def converse(
-    talk: Talk,
-    recorded: Sequence[str] = (),
-    read: Callable[[str], str] = input,
-    width: int = 96,
-) -> None:
+def converse(talk: Talk, recorded: Sequence[str] = (), read: Callable[[str], str] = input) -> None:
     """Read questions and print answers until an empty line, /quit or the end of the input.
 
     Args:
         recorded: what is asked instead where nobody can type, as in a notebook that runs headless.
         read: asks for one line; for tests.
-        width: characters of a line where two answers stand side by side.
     """
     lines = iter(recorded)
     headless = False
@@ -140,7 +135,7 @@ def converse(
             if line.startswith("/"):
                 print(command(talk, line.strip()))
             else:
-                answer(talk, line.strip(), width)
+                answer(talk, line.strip())
         except CourseError as error:
             print(error)
 
@@ -170,7 +165,7 @@ def command(talk: Talk, line: str) -> str:
     return "/tuned, /base, /both, /system TEXT, /reset, /quit"
 
 
-def answer(talk: Talk, text: str, width: int) -> None:
+def answer(talk: Talk, text: str) -> None:
     """Print the answer as it comes, or two answers side by side; Ctrl-C cuts an answer short."""
     columns = []
     for who in talk.speakers:
@@ -184,7 +179,7 @@ def answer(talk: Talk, text: str, width: int) -> None:
     if len(talk.speakers) == 1:
         print("\n")
     else:
-        print(side_by_side(columns, list(talk.speakers), width), "\n", sep="")
+        print(side_by_side(columns, list(talk.speakers), WIDTH), "\n", sep="")
 
 
 def side_by_side(texts: list[str], titles: list[str], width: int) -> str:
@@ -237,8 +232,7 @@ def load(run: str, merged: bool = False, tokens: int = 300, save_to: str = "") -
                 "out --merged."
             )
         model, tokenizer = student.load_base(str(folder), machine.choose_device())
-        ends = model.generation_config.eos_token_id  # as adapter.save_merged wrote it
-        return Talk(model.eval(), tokenizer, ends if isinstance(ends, list) else [ends], tokens)
+        return Talk(model.eval(), tokenizer, export.stop_ids(folder), tokens)
     folder = adapter.adapter_folder(chosen)
     record = utils.read_json(folder / "training.json")
     base = record.get("base_model", chosen.base_model)
