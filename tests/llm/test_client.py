@@ -9,8 +9,6 @@ import random
 import re
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from datetime import date
@@ -28,20 +26,6 @@ from llm.journal import Journal
 from preprocessing import self_instruct
 from preprocessing.self_instruct import TaskBatch
 from rehearsal import stand_ins
-
-
-def test_import_is_light():
-    code = (
-        "import sys, llm.client; print([name for name in ('openai', 'torch', 'pydantic', "
-        "'tenacity') "
-        "if name in sys.modules])"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True
-        ).stdout.strip()
-        == "[]"
-    )
 
 
 def test_replies_come_in_the_order_asked_and_parsed(endpoint):

