@@ -214,31 +214,21 @@ def _reader(found: dict) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a setting beside its name and type."""
+    """What is known of a setting beside its type."""
 
-    name: str  # in upper case: in the form, and after COURSE_; empty for the name of the attribute
     default: Any  # a value as a reader would type it, or a function of the settings above
     help: str  # one sentence
-    read: Callable[[str, object], Any]
+    read: Callable[[str, object], Any] = as_text
+    name: str = ""  # in upper case: in the form, and after COURSE_; empty: that of the attribute
     choices: tuple[str, ...] = ()
     others: bool = False  # may anything but the choices be given?
     forms: tuple[str, ...] = ()  # the notebooks whose form has it
     advanced: bool = False  # at the form's end, for who needs it
 
 
-def _setting(
-    default: Any,
-    help: str,
-    read: Callable[[str, object], Any] = as_text,
-    *,
-    name: str = "",
-    choices: tuple[str, ...] = (),
-    others: bool = False,
-    forms: tuple[str, ...] = (),
-    advanced: bool = False,
-) -> Any:
-    entry = Entry(name, default, help, read, choices, others, forms, advanced)
-    return dataclasses.field(metadata={"entry": entry})
+def _setting(*of_entry, **named) -> Any:
+    """A field with the `Entry` of these arguments."""
+    return dataclasses.field(metadata={"entry": Entry(*of_entry, **named)})
 
 
 _advanced = functools.partial(_setting, forms=("preprocess", "evaluation"), advanced=True)
