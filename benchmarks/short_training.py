@@ -42,7 +42,6 @@ def trainer(model, tokenizer, encoded: list[dict], output: Path, callbacks=(), *
         changes: what SFTConfig is told beyond the settings here.
     """
     import torch
-    from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig
 
@@ -67,7 +66,7 @@ def trainer(model, tokenizer, encoded: list[dict], output: Path, callbacks=(), *
     return sft.trainer_class()(
         model=get_peft_model(model, lora),
         args=SFTConfig(**config | changes),
-        train_dataset=Dataset.from_list(encoded),
+        train_dataset=encoded,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )

@@ -226,36 +226,29 @@ def request(
     tokens: int,
     schema: type[BaseModel],
     text: bool,
+    domain: str = "",
     material: str = "",
     temperature: float = 1.0,
 ) -> dict:
     """The chat request for `content`; `seed` makes sampling repeatable where a server supports it,
     and tells two requests apart.
 
-    `material` comes from `grounding.prompt_block` and stands last, below every rule.
+    `domain` limits it, where there is one; `material` comes from `grounding.prompt_block` and
+    stands last, below every rule.
     """
-    form = prompts.LANGUAGES[language].text_format[schema.__name__] if text else ""
+    known = prompts.LANGUAGES[language]
+    limits = known.domain.format(domain=domain) if domain else ""
+    form = known.text_format[schema.__name__] if text else ""
+    parts = (content, limits, form, material)
     return {
         "messages": [
-            {"role": "system", "content": prompts.LANGUAGES[language].teacher_system},
-            {
-                "role": "user",
-                "content": "\n\n".join(part for part in (content, form, material) if part),
-            },
+            {"role": "system", "content": known.teacher_system},
+            {"role": "user", "content": "\n\n".join(part for part in parts if part)},
         ],
         "temperature": temperature,
         "seed": seed,
         "max_completion_tokens": tokens,
     }
-
-
-def _within(content: str, language: str, domain: str) -> str:
-    """The request limited to a domain, where there is one."""
-    return (
-        f"{content}\n\n{prompts.LANGUAGES[language].domain.format(domain=domain)}"
-        if domain
-        else content
-    )
 
 
 # --- Alpaca: one request, twenty tasks ------------------------------------------------------------
@@ -287,9 +280,7 @@ def batch_request(
         length=known.answer_lengths[length],
     )
     tokens = TOKENS[length] * count
-    return request(
-        _within(content, language, domain), language, seed, tokens, TaskBatch, text, material
-    )
+    return request(content, language, seed, tokens, TaskBatch, text, domain, material)
 
 
 def tasks_of(reply: Reply) -> list[dict]:
@@ -324,15 +315,8 @@ def instructions_request(
     content = known.instructions.format(
         count=count, demonstrations=shown, length=known.answer_lengths[length]
     )
-    return request(
-        _within(content, language, domain),
-        language,
-        seed,
-        120 * count,
-        Instructions,
-        text,
-        material,
-    )
+    tokens = 120 * count
+    return request(content, language, seed, tokens, Instructions, text, domain, material)
 
 
 def recognise_request(

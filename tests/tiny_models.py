@@ -339,7 +339,7 @@ def trainer(
         model=model,
         args=SFTConfig(**options),
         train_dataset=Dataset.from_list(encoded) if stock else encoded,
-        eval_dataset=Dataset.from_list(encoded[:4]),
+        eval_dataset=Dataset.from_list(encoded[:4]) if stock else encoded[:4],
         processing_class=tokenizer,
         callbacks=list(callbacks),
         **({} if stock else {"watch": watch}),

@@ -125,13 +125,6 @@ def _require_finite_weights(model, step: int) -> None:
             )
 
 
-def _as_dataset(rows):
-    """What SFTTrainer takes; a dataset and None stay as they are."""
-    from datasets import Dataset
-
-    return Dataset.from_list(rows) if isinstance(rows, list) else rows
-
-
 class _OnADiskThatMayFail:
     """What a trainer does with its disk: a failure is one sentence, and no checkpoint is half."""
 
@@ -156,7 +149,7 @@ class _OnADiskThatMayFail:
 def trainer_class():
     """TRL's SFTTrainer as this course needs it.
 
-    - Rows are lists from `encode_all`, or datasets of such rows.
+    - Rows are lists from `encode_all`.
     - Without an NVIDIA GPU the loss is `answer_loss`: on one, TRL's fused head skips masked
       positions, but on a CPU it scores them all. Whichever it is, the first row's loss is held
       against the model's own logits, and where they differ training takes those and says so.
@@ -167,6 +160,7 @@ def trainer_class():
       sentence; the last good checkpoint stays.
     """
     import torch
+    from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
@@ -186,8 +180,8 @@ def trainer_class():
             super().__init__(
                 model,
                 args,
-                train_dataset=_as_dataset(train_dataset),
-                eval_dataset=_as_dataset(eval_dataset),
+                train_dataset=Dataset.from_list(train_dataset),
+                eval_dataset=Dataset.from_list(eval_dataset) if eval_dataset else None,
                 **kwargs,
             )
             self.watch = watch

@@ -958,24 +958,18 @@ def test_model_card_names_base_data_settings_results_and_licences(course):
     (chosen.folder / "data_card.md").write_text("x")
     card = adapter.model_card(settings.PACKAGED_STUDENT, record(), chosen)
     for part in (
-        *(
-            "base_model: google/gemma-3-270m",
-            "license: gemma",
-            "language: [en, ko]",
-            "[data_card.md](data_card.md)",
-        ),
-        *(
-            "https://huggingface.co/datasets/me/rows",
-            "| loss, nats per answer token | 2.500 | 2.500 |",
-            "| learning_rate | 0.0005 |",
-        ),
-        *(
-            "stand-in",
-            "Gemma Terms of Use",
-            'from_pretrained("me/adapter")',
-            "eos_token_id=[1, 106]",
-            "(MIT)",
-        ),
+        "base_model: google/gemma-3-270m",
+        "license: gemma",
+        "language: [en, ko]",
+        "[data_card.md](data_card.md)",
+        "https://huggingface.co/datasets/me/rows",
+        "| loss, nats per answer token | 2.500 | 2.500 |",
+        "| learning_rate | 0.0005 |",
+        "stand-in",
+        "Gemma Terms of Use",
+        'from_pretrained("me/adapter")',
+        "eos_token_id=[1, 106]",
+        "(MIT)",
     ):
         assert part in card, part
     paid = adapter.model_card(
