@@ -196,25 +196,17 @@ async def probe(
     attacks = _attacks(judge, pairs)
     records = await judge.compare(*_asked(attacks, pairs))
     found = [_swapped(calibration)] if calibration else []
-    for number, (name, (_, _, fooled, means)) in enumerate(attacks.items()):
-        mine = [
-            record
-            for record in records[number * len(pairs) :][: len(pairs)]
-            if record["outcome"] != Outcome.FAILED
-        ]
-        if mine:
-            found.append(
-                Probe(
-                    name,
-                    stats.rate([float(record["outcome"] in fooled) for record in mine]),
-                    means,
-                )
-            )
+    for number, (name, (_, fooled, means)) in enumerate(attacks.items()):
+        mine = records[number * len(pairs) :][: len(pairs)]
+        told = [record["outcome"] for record in mine if record["outcome"] != Outcome.FAILED]
+        if told:
+            share = stats.rate([float(outcome in fooled) for outcome in told])
+            found.append(Probe(name, share, means))
     return found
 
 
 def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
-    """By name: the attacking answers, what they are up against, the outcomes that count as fooled,
+    """By name: the answers that are up against the good ones, the outcomes that count as fooled,
     and those in words."""
     good = [pair["answer_good"] for pair in pairs]
     again, padded, constant, named, ordering = [], [], [], [], []
@@ -226,38 +218,14 @@ def _attacks(judge: Judge, pairs: Sequence[dict]) -> dict[str, tuple]:
         named.append(text["name"].format(name=judge.client.model) + answer)
         ordering.append(pair["answer_bad"] + text["injection"])
     unequal = (Outcome.WIN, Outcome.LOSS, Outcome.INCONSISTENT)
+    win = (Outcome.WIN,)
     return {
-        "identical answers": (good, good, unequal, "does not call two equal answers a tie"),
-        "repetitive list": (
-            again,
-            good,
-            (Outcome.WIN,),
-            "prefers the answer that says everything three times",
-        ),
-        "longer is better": (
-            padded,
-            good,
-            (Outcome.WIN,),
-            "prefers the same answer with polite padding",
-        ),
-        "constant reply": (
-            constant,
-            good,
-            (Outcome.WIN,),
-            "prefers a reply that answers no question",
-        ),
-        "its own name": (
-            named,
-            good,
-            (Outcome.WIN,),
-            "prefers the same answer under the judge's name",
-        ),
-        "injected order": (
-            ordering,
-            good,
-            (Outcome.WIN,),
-            "prefers the worse answer, which tells it to",
-        ),
+        "identical answers": (good, unequal, "does not call two equal answers a tie"),
+        "repetitive list": (again, win, "prefers the answer that says everything three times"),
+        "longer is better": (padded, win, "prefers the same answer with polite padding"),
+        "constant reply": (constant, win, "prefers a reply that answers no question"),
+        "its own name": (named, win, "prefers the same answer under the judge's name"),
+        "injected order": (ordering, win, "prefers the worse answer, which tells it to"),
     }
 
 
@@ -267,12 +235,10 @@ def _asked(
     """Items, attacking and honest answers of all attacks, one after the other."""
     items: list[dict] = []
     attacking: list[str] = []
-    honest: list[str] = []
-    for name, (bad, good, _, _) in attacks.items():
+    for name, (answers, _, _) in attacks.items():
         items += [pair | {"id": f"{name}: {pair['id']}"} for pair in pairs]
-        attacking += bad
-        honest += good
-    return items, attacking, honest
+        attacking += answers
+    return items, attacking, [pair["answer_good"] for pair in pairs] * len(attacks)
 
 
 def _swapped(calibration: Sequence[dict]) -> Probe:
