@@ -124,6 +124,13 @@ def _spoil(choice: dict, fault: str | None) -> None:
         choice["finish_reason"] = "length"
 
 
+def as_json(status: int, body: dict, headers: dict | None = None):
+    """An ASGI response."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(body, status, headers)
+
+
 async def broken(scope, receive, send) -> None:
     """An ASGI response that dies in the middle of its body."""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
@@ -150,20 +157,19 @@ class Server:
         self.batches: dict[str, dict] = {}
 
     def routes(self) -> list:
-        from starlette.responses import JSONResponse
         from starlette.routing import Route
 
         def guarded(handler):
             async def checked(request):
                 if request.headers.get("authorization") != f"Bearer {self.key}":
-                    status, body = error(401, "Incorrect API key provided.", code="invalid_api_key")
-                    return JSONResponse(body, status)
+                    wrong = "Incorrect API key provided."
+                    return as_json(*error(401, wrong, code="invalid_api_key"))
                 return await handler(request)
 
             return checked
 
         async def served(request):  # without a key: it is for the tests
-            return JSONResponse(dict(self.counts) | {"batches": len(self.batches)})
+            return as_json(200, dict(self.counts) | {"batches": len(self.batches)})
 
         return [
             Route("/models", guarded(self._models)),
@@ -178,13 +184,11 @@ class Server:
         ]
 
     async def _models(self, request):
-        from starlette.responses import JSONResponse
-
         data = [
             {"id": name, "object": "model", "created": 0, "owned_by": "course"}
             for name in self.knobs.serves
         ]
-        return JSONResponse({"object": "list", "data": data})
+        return as_json(200, {"object": "list", "data": data})
 
     # --- chat -------------------------------------------------------------------------------------
 
@@ -222,9 +226,7 @@ class Server:
         return {"x-request-id": f"rehearsal-{number}"} | requests.headers() | tokens.headers()
 
     def _reply(self, number: int, status: int, body: dict, headers: dict | None = None):
-        from starlette.responses import JSONResponse
-
-        return JSONResponse(body, status, self._headers(number) | (headers or {}))
+        return as_json(status, body, self._headers(number) | (headers or {}))
 
     def _limited(self, number: int, message: str, wait: float, kind: str):
         """Too many requests or tokens; `wait` is in seconds."""
@@ -263,8 +265,6 @@ class Server:
     # --- files and batches ------------------------------------------------------------------------
 
     async def _upload(self, request):
-        from starlette.responses import JSONResponse
-
         # A multipart form is a MIME message, so the standard library reads it
         raw = (
             b"Content-Type: "
@@ -278,17 +278,16 @@ class Server:
         }
         id = self._store(parts["file"].get_payload(decode=True))
         size, name = len(self.files[id]), parts["file"].get_filename()
-        return JSONResponse(
-            {
-                "id": id,
-                "object": "file",
-                "bytes": size,
-                "created_at": int(time.time()),
-                "filename": name,
-                "purpose": "batch",
-                "status": "processed",
-            }
-        )
+        file = {
+            "id": id,
+            "object": "file",
+            "bytes": size,
+            "created_at": int(time.time()),
+            "filename": name,
+            "purpose": "batch",
+            "status": "processed",
+        }
+        return as_json(200, file)
 
     def _store(self, content: bytes) -> str:
         id = f"file-rehearsal-{len(self.files)}"
@@ -296,21 +295,17 @@ class Server:
         return id
 
     async def _content(self, request):
-        from starlette.responses import JSONResponse, Response
+        from starlette.responses import Response
 
         content = self.files.get(request.path_params["id"])
         if content is None:
-            status, said = error(404, "No such file.")
-            return JSONResponse(said, status)
+            return as_json(*error(404, "No such file."))
         return Response(content, media_type="application/octet-stream")
 
     async def _create(self, request):
-        from starlette.responses import JSONResponse
-
         asked = await request.json()
         if asked.get("input_file_id") not in self.files:
-            status, said = error(400, "No such input file.")
-            return JSONResponse(said, status)
+            return as_json(*error(400, "No such input file."))
         number = len(self.batches)
         fate = self.knobs.fates[number] if number < len(self.knobs.fates) else None
         id, total = f"batch_rehearsal_{number}", self.files[asked["input_file_id"]].count(b"\n")
@@ -327,33 +322,23 @@ class Server:
             "fate": fate,
             "ends": time.monotonic() + self.knobs.batch_seconds,
         }
-        return broken if fate == "lost" else JSONResponse(self._shown(self.batches[id]))
+        return broken if fate == "lost" else as_json(200, self._shown(self.batches[id]))
 
     async def _list(self, request):
-        from starlette.responses import JSONResponse
-
         newest = list(self.batches.values())[::-1]
         if after := request.query_params.get("after"):
             newest = newest[[batch["id"] for batch in newest].index(after) + 1 :]
         page = newest[: int(request.query_params.get("limit", 20))]
-        return JSONResponse(
-            {
-                "object": "list",
-                "data": [self._shown(batch) for batch in page],
-                "has_more": len(page) < len(newest),
-            }
-        )
+        listed = [self._shown(batch) for batch in page]
+        return as_json(200, {"object": "list", "data": listed, "has_more": len(page) < len(newest)})
 
     async def _retrieve(self, request, cancel: bool = False):
-        from starlette.responses import JSONResponse
-
         batch = self.batches.get(request.path_params["id"])
         if batch is None:
-            status, said = error(404, "No such batch.")
-            return JSONResponse(said, status)
+            return as_json(*error(404, "No such batch."))
         if batch["status"] == "in_progress" and (cancel or time.monotonic() >= batch["ends"]):
             self._end(batch, "cancelled" if cancel else batch["fate"])
-        return JSONResponse(self._shown(batch))
+        return as_json(200, self._shown(batch))
 
     async def _cancel(self, request):
         return await self._retrieve(request, cancel=True)
