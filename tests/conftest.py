@@ -155,51 +155,35 @@ def llama_server():
 @pytest.fixture
 def judged_by():
     """`start(answer)`: a judge of our own on the wire, whose reply to a body is `answer(body)`, a
-    content or a whole message."""
-    import socket
-    import threading
-    import time
-
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.routing import Mount
+    content, a whole message, or a status and a body."""
+    from raw_server import Said, Server
 
     from evaluation import judge
     from llm.client import Client
     from rehearsal import stand_ins
-    from rehearsal.server import Knobs, Server
 
     servers = []
 
     def start(answer, reply_format: str = "schema", finish: str = "stop", **options) -> judge.Judge:
-        def respond(body: dict, number: int) -> tuple[int, dict]:
+        def respond(path: str, body: dict, number: int) -> Said:
+            if not path.endswith("/chat/completions"):
+                return Said({"error": {"message": "Not found"}}, 404)
             said = answer(body)
-            if isinstance(said, tuple):  # a status and a body of its own
-                return said
-            completion = stand_ins.completion(
-                body, said if isinstance(said, str) else "", finish, number
-            )
-            if not isinstance(said, str):
-                completion["choices"][0]["message"] |= said
-            return 200, completion
+            if isinstance(said, tuple):
+                status, content = said
+                return Said(content, status)
+            message = {"content": said} if isinstance(said, str) else said
+            completion = stand_ins.completion(body, message.get("content") or "", finish, number)
+            completion["choices"][0]["message"] |= message
+            return Said(completion)
 
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        wire = Server(respond, "key", lambda body: 100, Knobs())
-        app = Starlette(routes=[Mount("/v1", routes=wire.routes())])
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
-        threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-        servers.append(server)
-        while not server.started:
-            time.sleep(0.01)
-        client = Client(
-            "x", f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "key", attempts=1, **options
-        )
+        servers.append(Server(respond))
+        client = Client("x", servers[-1].url, "key", attempts=1, **options)
         return judge.Judge(client, "judge X", reply_format)
 
     yield start
     for server in servers:
-        server.should_exit = True
+        server.stop()
 
 
 @pytest.fixture(autouse=True)
