@@ -703,7 +703,6 @@ def _check(resolved: Settings) -> None:
         if not free and not utils.secret("OPENAI_API_KEY"):
             raise CourseError(
                 f"{role.upper()} is {model}, a paid model, but there is no OPENAI_API_KEY: set it "
-                "in the environment, "
-                f"in Colab's key panel or in .env, or set {role.upper()} to 'rehearsal' to run "
-                "for free."
+                f"in the environment, in Colab's key panel or in .env, or set {role.upper()} to "
+                "'rehearsal' to run for free."
             )

@@ -101,8 +101,7 @@ def _stored(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         raise utils.CourseError(
             f"Embeddings cannot be remembered in {utils.short(path)} ({error}): free some disk "
-            "space, or set COURSE_CACHE to a folder "
-            "that can be written."
+            "space, or set COURSE_CACHE to a folder that can be written."
         ) from None
 
 

@@ -284,8 +284,7 @@ def require(module: str, purpose: str, instead: str) -> None:
     if not installed(module):
         raise CourseError(
             f"{purpose} needs the package {module!r}, which is not installed here (macOS and ARM "
-            "have no wheel for some of "
-            f"them): run `make run` once on Linux x86-64, or {instead}."
+            f"have no wheel for some of them): run `make run` once on Linux x86-64, or {instead}."
         )
 
 

@@ -206,9 +206,8 @@ def report(measured: dict[str, list[dict]]) -> None:
     one = measured[OURS][0]
     lines = [
         f"{one['useful_tokens']} tokens in {BATCH} shipped rows, {one['trained_share']:.0%} "
-        f"trained, r = 4, {one['dtype']}, medians of "
-        f"{len(measured[OURS])}; {os.cpu_count()} cores ({platform.machine()}), "
-        f"{middle(OURS, 'matmul_flops') / 1e9:.0f} GFLOP/s matrix "
+        f"trained, r = 4, {one['dtype']}, medians of {len(measured[OURS])}; {os.cpu_count()} cores "
+        f"({platform.machine()}), {middle(OURS, 'matmul_flops') / 1e9:.0f} GFLOP/s matrix "
         f"products; torch {torch.__version__}, transformers {transformers.__version__}, trl "
         f"{trl.__version__}\n",
         "| way | loss | useful tokens/s | per CPU second | peak GB | predicted GB | share of the "

@@ -110,8 +110,7 @@ def retirement(model: str, today: date | None = None) -> str | None:
     when = near.get(left, f"in {left} days" if left > 1 else "which has passed")
     return (
         f"OpenAI announced to shut {model} down on {gone}, {when}: set TEACHER or JUDGE to "
-        f"{SUCCESSOR!r}, which it recommends instead "
-        "(other answers, so calibrate the judge again)."
+        f"{SUCCESSOR!r}, which it recommends instead (other answers, so calibrate the judge again)."
     )
 
 

@@ -154,9 +154,8 @@ def _service() -> tuple[Service, dict[str, str]]:
         return service, headers
     raise CourseError(
         f"Searching Naver needs keys: set {' and '.join(HUB.keys)} (from NAVER API HUB in the "
-        "console of ncloud.com), or "
-        f"{' and '.join(DEVELOPERS.keys)} (older keys from developers.naver.com), in the "
-        "environment, in Colab's key panel or in .env."
+        f"console of ncloud.com), or {' and '.join(DEVELOPERS.keys)} (older keys from "
+        "developers.naver.com), in the environment, in Colab's key panel or in .env."
     )
 
 

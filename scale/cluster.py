@@ -156,9 +156,8 @@ def sentence(error: BaseException) -> BaseException:
         ):
             return CourseError(
                 "No space left on a disk of the cluster (Ray spills to its temporary folder, "
-                "/tmp/ray unless RAY_TMPDIR says otherwise): "
-                "free some or point RAY_TMPDIR to a larger disk, and run again; files that were "
-                "written are whole."
+                "/tmp/ray unless RAY_TMPDIR says otherwise): free some or point RAY_TMPDIR to a "
+                "larger disk, and run again; files that were written are whole."
             )
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
             return CourseError(

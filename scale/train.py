@@ -313,13 +313,11 @@ def card(chosen: settings.Settings, record: dict) -> str:
     loss = record["held_out_loss"]
     return (
         f"# LoRA adapter: {chosen.base_model}, instruction-tuned\n\nMade by `scale/train.py` of "
-        "*Instruction Tuning from Scratch* (run "
-        f"`{chosen.run}`), on {record['train_rows']} rows in {record['settings']['processes']} "
-        "processes. Held-out loss "
-        f"{loss['first']:.3f} at the first evaluation, {loss['last']:.3f} at the last, in nats "
-        "per answer token. Generation stops at "
-        f"{record['stop']}. The weights derive from {chosen.base_model} and stay under its "
-        "licence.\n"
+        f"*Instruction Tuning from Scratch* (run `{chosen.run}`), on {record['train_rows']} rows "
+        f"in {record['settings']['processes']} processes. Held-out loss {loss['first']:.3f} at the "
+        f"first evaluation, {loss['last']:.3f} at the last, in nats per answer token. Generation "
+        f"stops at {record['stop']}. The weights derive from {chosen.base_model} and stay under "
+        "its licence.\n"
     )
 
 

@@ -68,9 +68,8 @@ def skeleton(config):
         if "Unrecognized configuration class" not in str(error):
             raise
         raise CourseError(
-            f"A {config.model_type} model is no causal language model, so it cannot continue "
-            "text: set BASE_MODEL to a Gemma, Llama or "
-            "Qwen, say."
+            f"A {config.model_type} model is no causal language model, so it cannot continue text: "
+            "set BASE_MODEL to a Gemma, Llama or Qwen, say."
         ) from None
 
 

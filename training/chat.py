@@ -77,8 +77,7 @@ class Stop:
         kind = "instruction-tuned" if self.tuned else "a base model"
         return (
             f"after a finished answer the template's end of turn has rank {self.rank:,} of "
-            f"{self.vocabulary:,}: {kind}, so "
-            f"answers end in {self.token}"
+            f"{self.vocabulary:,}: {kind}, so answers end in {self.token}"
         )
 
 

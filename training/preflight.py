@@ -226,15 +226,13 @@ class Prediction:
         return "\n".join(
             (
                 f"parameters   {of.parameters:,}: embedding {of.embedding:,} "
-                f"({'tied' if of.tied else 'not tied'}), "
-                f"rest {of.parameters - of.embedding:,}",
+                f"({'tied' if of.tied else 'not tied'}), rest {of.parameters - of.embedding:,}",
                 f"LoRA r={self.rank:<4}  {self.lora:,} ({self.lora / of.parameters:.2%})",
                 f"compute      {self.flop_per_token / 1e9:.2f} GFLOP a "
                 f"token{', recomputing activations' if self.checkpointing else ''}",
                 f"{place:<11}  {self.gb:.1f} GB = {parts}",
-                f"speed        {self.tokens_per_second:,.0f} tokens/s = "
-                f"{self.efficiency:.0%} of {self.flops / 1e12:.3g} "
-                f"TFLOP/s ({self.ceiling})",
+                f"speed        {self.tokens_per_second:,.0f} tokens/s = {self.efficiency:.0%} of "
+                f"{self.flops / 1e12:.3g} TFLOP/s ({self.ceiling})",
             )
         )
 

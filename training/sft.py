@@ -380,8 +380,7 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
     except wandb.errors.CommError as error:
         print(
             f"wandb cannot be reached ({str(error).splitlines()[0][:100]}), so this run is logged "
-            "offline: upload it later with "
-            f"`wandb sync runs/{chosen.run}/wandb/offline-run-*`."
+            f"offline: upload it later with `wandb sync runs/{chosen.run}/wandb/offline-run-*`."
         )
         begin(mode="offline")
     return "wandb"

@@ -308,8 +308,7 @@ def why_not_loaded(name: str, error: Exception) -> str:
     if any(words in text for words in unreachable):
         return (
             f"{name} is neither a local folder nor in the cache, and the Hugging Face hub cannot "
-            "be reached: check the network or "
-            f"set BASE_MODEL to '{settings.PACKAGED_STUDENT}'."
+            f"be reached: check the network or set BASE_MODEL to '{settings.PACKAGED_STUDENT}'."
         )
     if "not a local folder" in text or "404" in text or "repository not found" in text:
         return (

@@ -350,9 +350,8 @@ def end_token_by_rule(tokenizer, ends: dict[int, str]) -> tuple[str, str, None]:
         )
     sentence = (
         f"The rank could not be asked without weights. By the rule answers end in {ends[end]} if "
-        "the weights rank it among the first 100 "
-        f"(instruction-tuned), else in {tokenizer.eos_token}: see the rank in train.ipynb, "
-        "section 3, before you train."
+        "the weights rank it among the first 100 (instruction-tuned), else in "
+        f"{tokenizer.eos_token}: see the rank in train.ipynb, section 3, before you train."
     )
     return "warn", sentence, None
 
