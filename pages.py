@@ -8,6 +8,7 @@ script and the style sheet that it knows. What it does not do: say what stands o
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import html
 import re
@@ -247,8 +248,6 @@ def of_notebook(notebook) -> str:
     """An executed notebook as one page that asks the network for nothing: formulas are MathML, and
     the scripts that nbconvert would fetch (MathJax, RequireJS, Mermaid) are left out. It is dark
     for readers whose system is."""
-    import copy
-
     from nbconvert import HTMLExporter
 
     shown_notebook = copy.deepcopy(notebook)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import atexit
+import base64
 import contextlib
 import io
 import os
@@ -312,9 +313,6 @@ def merge(outputs: list) -> list:
 
 def smaller(image: str) -> str:
     """A base64 PNG with a palette of 64 colours: half the size, and no eye sees it in a chart."""
-    import base64
-    import io
-
     from PIL import Image
 
     picture, packed = Image.open(io.BytesIO(base64.b64decode(image))), io.BytesIO()

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -75,8 +76,6 @@ def main() -> None:
 def prepare() -> None:
     """Encode one batch of shipped rows, drawn by a fixed seed, once: a child then needs no
     tokenizer."""
-    import random
-
     from transformers import AutoTokenizer
 
     from training import chat, student

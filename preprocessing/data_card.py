@@ -8,6 +8,7 @@ do: choose a licence for the reader.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
 from pathlib import Path
@@ -163,8 +164,6 @@ KINDS = {
 
 def _spread(rows: list[dict], language: str) -> str:
     """Least, median and most of the rows' answers: words, and in Korean characters."""
-    import statistics
-
     texts = [answer for row in rows for answer in reader.answers(row)]
     sizes = [len(text if language == "ko" else text.split()) for text in texts]
     return f"{min(sizes)} / {statistics.median(sizes):.0f} / {max(sizes):,}"

@@ -2,6 +2,8 @@
 converted once and cached."""
 
 import datetime
+import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -51,8 +53,6 @@ def course(tmp_path, monkeypatch):
 def colab(tmp_path, monkeypatch):
     """`tell(**answers)`: this process looks like Colab, whose page answers so (see
     tests/colab/stand_in)."""
-    import importlib
-    import json
 
     def forget() -> None:
         for name in [name for name in sys.modules if name.startswith("google.colab")]:
@@ -189,8 +189,6 @@ def judged_by():
 @pytest.fixture(autouse=True)
 def english_reader(monkeypatch):
     """Whatever language a test before this one was answered in."""
-    import utils
-
     monkeypatch.setattr(utils, "_reader", "en")
 
 

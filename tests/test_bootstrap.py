@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -29,8 +30,6 @@ BOOTSTRAP_CELL = next(
 
 
 def test_stand_ins_are_installed_only_where_chosen_and_torch_is_kept(course, colab, monkeypatch):
-    from importlib.metadata import version
-
     colab(secrets={"OPENAI_API_KEY": "sk-x", "HF_TOKEN": "hf_x"})
     monkeypatch.setattr(utils, "has_gpu", lambda: True)
     paid = bootstrap.install_command(settings.resolve({}).requirements)

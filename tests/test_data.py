@@ -13,8 +13,9 @@ import stated_limits
 import prompts
 import settings
 import utils
+from preprocessing import data_card
 from preprocessing import rows as reader
-from training import generation
+from training import generation, student
 
 FIELDS = {
     "seed_tasks": (
@@ -98,8 +99,6 @@ def test_hard_prompts_are_of_every_kind_in_both_languages():
 def test_no_reference_is_longer_than_what_the_evaluation_lets_a_model_write():
     """96 tokens once cut answers whose reference had 370: who is cut there is judged as broken."""
     from transformers import AutoTokenizer
-
-    from training import student
 
     tokenizer = AutoTokenizer.from_pretrained(student.packaged_student())
     full = settings.resolve({"PROFILE": "full"})
@@ -192,8 +191,6 @@ def test_language_is_what_it_says(name):
 
 def test_page_has_the_figures_of_the_files():
     """`make card` was run after the last change of the data."""
-    from preprocessing import data_card
-
     assert (utils.DATA / "README.md").read_text(encoding="utf-8") == data_card.shipped()
 
 

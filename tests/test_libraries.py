@@ -3,6 +3,7 @@ inspected, so that version drift fails here and loudly."""
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,6 @@ def accepts(function, *names: str) -> None:
 def test_trl():
     """What the trainer overrides; that it trains, saves and loads is tried in
     test_bootstrap.py."""
-    from pathlib import Path
-
     import trl
     from trl import SFTTrainer
     from trl.chat_template_utils import gemma3_chat_template, gemma_chat_template

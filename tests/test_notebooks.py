@@ -5,6 +5,7 @@ import ast
 import copy
 import json
 import re
+import types
 
 import nbformat
 import pytest
@@ -13,6 +14,7 @@ import run
 import settings
 import utils
 from settings import NOTEBOOKS
+from training.machine import Device
 
 BOOKS = {name: nbformat.read(utils.ROOT / f"{name}.ipynb", as_version=4) for name in NOTEBOOKS}
 EVERY = pytest.mark.parametrize("name", NOTEBOOKS)
@@ -161,10 +163,6 @@ def test_links_between_notebooks_exist(name):
 
 def settings_of(packaged: bool) -> dict:
     """What train.ipynb sets for a model on an L4: its own cells, executed."""
-    import types
-
-    from training.machine import Device
-
     scope = {
         "device": Device("cuda", "bfloat16", "flash_attention_2", "an L4"),
         "S": types.SimpleNamespace(seed=42, packaged=packaged, max_steps=0),

@@ -1,9 +1,13 @@
 """README, guide, glossary, figures and licence: links that work, commands that exist, numbers and
 pictures that are the code's own."""
 
+import ast
 import copy
+import importlib
+import inspect
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -11,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rouge
 import settings
 import utils
 from assets import draw, estimates, results, svg
+from preprocessing import grounding
+from training import chat, student
 
 # Every page of the repository, by its path; not those that a run or an install leaves behind
 PAGES = sorted(
@@ -161,9 +168,6 @@ def modules() -> dict[str, Path]:
 
 @pytest.mark.parametrize("module", modules())
 def test_public_names_have_docstrings(module):
-    import importlib
-    import inspect
-
     loaded = importlib.import_module(module.removesuffix(".__init__"))
     assert loaded.__doc__
     for name, value in vars(loaded).items():
@@ -195,9 +199,6 @@ OPTIONAL = {
 
 def imported() -> dict[str, set[str]]:
     """The packages that each module and notebook imports."""
-    import ast
-    import json
-
     found = {}
     for name, path in modules().items():
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
@@ -225,8 +226,6 @@ def imported() -> dict[str, set[str]]:
 def test_every_import_is_covered_by_a_requirement():
     """A module that works here because something else happened to install it fails on a fresh
     machine."""
-    import sys
-
     lines = [
         line
         for path in [utils.ROOT / "requirements.txt", *utils.ROOT.glob("requirements/*.txt")]
@@ -359,8 +358,6 @@ def test_the_code_tree_sees_imports_as_python_does():
 def test_the_join_in_the_figure_is_what_rouge_does(monkeypatch):
     from rapidfuzz import process
 
-    import rouge
-
     compared = []
     real = process.cpdist
 
@@ -398,8 +395,6 @@ def test_the_alt_text_of_the_join_gives_its_numbers(name):
 @pytest.mark.packaged
 def test_the_tokens_in_the_mask_figure_are_the_students():
     from transformers import AutoTokenizer
-
-    from training import chat, student
 
     tokenizer = AutoTokenizer.from_pretrained(student.packaged_student())
     stop = chat.Stop("<eos>", tokenizer.eos_token_id, 0, 0, 0)
@@ -604,8 +599,6 @@ def test_the_guide_names_every_badge_key_and_gpu():
     for name in ("preprocess", "train", "evaluation"):
         assert text.count(f"/blob/main/{name}.ipynb)") == 1
         assert text.count(f"/blob/main/{name}.ko.ipynb)") == 1
-    from preprocessing import grounding
-
     keys = (
         "OPENAI_API_KEY",
         "HF_TOKEN",

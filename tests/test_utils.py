@@ -10,6 +10,7 @@ import pytest
 
 import settings
 import utils
+from llm import models
 
 # --- the choice of models
 
@@ -422,8 +423,6 @@ def test_course_error_is_shown_as_one_sentence():
 def test_a_model_that_is_about_to_be_shut_down_is_named(monkeypatch, capsys):
     """gpt-4o is the course's default and ends on 2027-01-14: a notebook must say so before it
     fails."""
-    from llm import models
-
     real = models.retirement
     for day, said in (
         (date(2026, 8, 1), False),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -140,8 +141,6 @@ def _flash_attention() -> tuple[str, str]:
 def matmul_flops(device: Device, seconds: float = 1.0) -> float:
     """This machine's matrix-product ceiling in FLOP/s, in the dtype of the training: the median of
     products within `seconds`."""
-    import statistics
-
     import torch
 
     size = {"cuda": 8192, "mps": 4096, "cpu": 1024}[device.name]

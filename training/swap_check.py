@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -437,8 +438,6 @@ def table(findings: list[Finding]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the findings; 0 if the model can be swapped in, else 1."""
-    import warnings
-
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

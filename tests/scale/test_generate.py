@@ -16,11 +16,13 @@ import pytest
 from raw_server import Said, completion, serving
 
 import utils
+from evaluation import judge
 from llm import endpoint
 from llm.budget import BudgetExceeded
 from llm.client import Client
 from rehearsal import stand_ins
 from scale import generate, pool
+from training import generation
 
 MODEL = stand_ins.MODEL
 BOTH = ("en", "ko")
@@ -395,8 +397,6 @@ def test_bad_options_are_one_sentence(monkeypatch, tmp_path):
 
 
 def answered(tmp_path, count: int = 3) -> list[dict]:
-    from training import generation
-
     prompts = [
         item
         for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl")
@@ -418,8 +418,6 @@ def judge_all(tmp_path, url: str) -> dict:
 
 
 def test_judging_gives_the_records_of_one_client(tmp_path):
-    from evaluation import judge
-
     prompts = answered(tmp_path)
     with serving(rehearse) as server:
         judge_all(tmp_path, server.url)

@@ -1,8 +1,10 @@
 """Template, stop token and mask: on the packaged student, and on tiny models of the families that
 people swap in."""
 
+import copy
 import re
 import types
+import warnings
 
 import pytest
 import tiny_models
@@ -208,8 +210,6 @@ def test_rows_of_the_wrong_type_are_named(row, sentence):
 
 
 def test_mask_figure_shows_hangul_and_what_is_learnt(student, tmp_path):
-    import warnings
-
     import matplotlib
 
     matplotlib.use("agg")
@@ -261,8 +261,6 @@ def test_tuned_models_end_in_the_templates_token(family, monkeypatch):
 def test_a_template_that_closes_turns_with_a_newline_leaves_eos(family):
     """Taking whatever follows an answer for a stop token would end every answer at its first
     line."""
-    import copy
-
     _, _, model, tokenizer, _ = family
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = (

@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import re
 import types
 
 import peft
@@ -11,7 +12,18 @@ from tiny_models import PECULIAR, ROWS, TURNS
 
 import settings
 import utils
-from training import chat, generation, losses, machine, precision, record, sft, student, swap_check
+from training import (
+    chat,
+    generation,
+    losses,
+    machine,
+    precision,
+    preflight,
+    record,
+    sft,
+    student,
+    swap_check,
+)
 from training.chat import IGNORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -460,8 +472,6 @@ def test_of_a_model_that_sees_the_language_model_is_loaded(tmp_path):
 
 def test_the_card_of_an_adapter_of_a_part_loads_nothing(tmp_path, course):
     """PEFT's own loader finds no layer to put such an adapter on. The card's code is run."""
-    import re
-
     import torch
 
     folder = tiny_models.build(tmp_path / "model", "gemma 3 4b: sees")
@@ -546,8 +556,6 @@ def test_another_next_token_than_in_fp32_is_trouble(tmp_path, monkeypatch):
 
 
 def test_the_swap_check_passes_what_can_be_trained(peculiar, monkeypatch, capsys):
-    from training import preflight
-
     rows = utils.read_jsonl(utils.DATA / "instruction.jsonl")[::40]
     monkeypatch.setattr(utils, "read_jsonl", lambda path: rows)
     monkeypatch.setattr(preflight, "matmul_flops", lambda device: 1e11)

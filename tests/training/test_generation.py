@@ -1,12 +1,14 @@
 """Answers: batches equal single answers, the stop is exact, a second turn sees the first, and the
 file belongs to its prompts."""
 
+import copy
 import sys
 import types
 
 import pytest
 
 import utils
+from evaluation import judge
 from training import generation
 from training.chat import Stop, chat_prompt
 from training.generation import Answer, Decoding
@@ -52,8 +54,6 @@ def test_batches_give_the_answers_of_single_prompts(tiny, stop):
 def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, monkeypatch):
     """Else a batch is computed to the end of its longest row; and a row that goes on from a cache
     of fewer rows must not read another row's past."""
-    import copy
-
     import torch
 
     config = copy.deepcopy(tiny[0].config)
@@ -218,8 +218,6 @@ def test_conversation_is_rendered_in_the_chat_template_with_one_bos(tiny):
 
 def test_one_model_answers_with_and_without_its_adapter(tiny, stop):
     """Off is the base model, to the token; on is another."""
-    import copy
-
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -347,8 +345,6 @@ def test_answers_to_other_prompts_are_refused_with_their_line(tmp_path):
 
 def test_a_system_message_is_seen_by_the_models_and_by_the_judge():
     """And a file of answers to the same prompts without it, or with another one, is refused."""
-    from evaluation import judge
-
     item = {
         "id": "a",
         "language": "ko",

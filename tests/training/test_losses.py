@@ -1,6 +1,8 @@
 """The same loss three ways, in value and in the adapter's gradients, and packing without
 contamination; on tiny random models."""
 
+import random
+
 import pytest
 
 from training import attention, losses
@@ -63,8 +65,6 @@ def build(kind: str = "gemma", rank: int = 4, by_row: bool = False):
 
 def encoded(count: int = 6) -> list[dict]:
     """Rows of different lengths: a masked prompt, a trained answer."""
-    import random
-
     draw = random.Random(1)
     rows = []
     for length in [draw.randint(9, 30) for _ in range(count)]:

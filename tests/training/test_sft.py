@@ -1,6 +1,7 @@
 """Fine-tuning: template, mask, stop token, loss, adapter; on the packaged student or a tiny random
 Gemma."""
 
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
@@ -18,7 +20,7 @@ from tiny_models import FAMILIES, ROWS, TURNS
 import settings
 import utils
 from preprocessing import contamination
-from training import adapter, chat, data, generation, losses, machine, sft, student
+from training import adapter, chat, data, generation, losses, machine, preflight, sft, student
 from training import student as student_module
 
 CPU = machine.Device("cpu", "float32", "sdpa", "")
@@ -306,8 +308,6 @@ def preflight_of(device) -> float:
     """GB that a training is predicted to take; every table must know the device."""
     from transformers import AutoConfig
 
-    from training import preflight
-
     config = AutoConfig.for_model("gemma", num_hidden_layers=2)
     forecast = preflight.predict(config, device, 1, 64, gpu="T4")
     assert "RAM" in str(forecast) and forecast.seconds(100) > 0
@@ -522,8 +522,6 @@ def test_a_data_set_smaller_than_its_held_out_part_is_one_sentence():
 
 
 def test_first_loss_of_a_random_model_is_the_log_of_its_vocabulary(folder, tmp_path):
-    import math
-
     made, tokenizer, _, encoded = tiny_models.trainer(folder, tmp_path)
     loss = losses.held_out_loss(made.trained_model(), encoded, tokenizer.pad_token_id)
     assert loss == pytest.approx(math.log(len(tokenizer)), abs=0.05)
@@ -1124,8 +1122,6 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
 
 def test_a_training_says_how_much_time_is_left(capsys, monkeypatch):
     """At the pace of this start: a training that goes on from step 20 has not made those steps."""
-    from types import SimpleNamespace
-
     callback = sft.progress_callback(40)
     now = iter([100.0, 110.0, 130.0])
     monkeypatch.setattr(sft.time, "time", lambda: next(now))

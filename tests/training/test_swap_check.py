@@ -11,7 +11,7 @@ from tiny_models import FAMILIES
 
 import settings
 import utils
-from training import machine, preflight, student, swap_check
+from training import chat, machine, preflight, student, swap_check
 
 
 @pytest.fixture(autouse=True)
@@ -136,8 +136,6 @@ def test_one_possible_end_needs_no_rank(llama):
 
 
 def test_a_tuned_model_keeps_its_own_token(llama, monkeypatch):
-    from training import chat
-
     monkeypatch.setattr(
         chat, "choose_stop", lambda model, tokenizer: chat.Stop("<|eot_id|>", 3, 3, 1, 2006)
     )
