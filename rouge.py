@@ -18,16 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import sparse
 
 import utils
 
-GROUP = 256  # texts that are compared with one another
+GROUP = 256  # texts that are compared with one another in any case
 ROWS, COLUMNS = 128, 4096  # of a tile, at most: what lies between two steps stays in the cache
 WORDS = 16  # 64-bit words in a signature
 LONG = 512  # tokens: two texts longer than that have a wide signature too
 WIDE = 1024  # 64-bit words in that one
-LEADER = 128  # every so-manieth text is asked who is like it
-FAMILY = 32  # texts like one leader that are looked at together
+MEETINGS = 512  # of a text with others over a rare token: with so few, all meet in one go
+MANY = 2048  # texts from which on it pays to look for rare tokens in a pool
 LOUD = 50_000  # tokens from which on a bar shows progress
 SMALL = 1e-6  # against rounding
 
@@ -173,20 +174,21 @@ class RougeLIndex:
     Exact, and in any order of the texts few longest common subsequences are computed, by three
     ideas:
 
-    - **Halves** (`_Join.filter`). Filter the first half, compare the second half with what was kept
-      of it, then filter the second half. So rejected texts do not meet one another.
+    - **Rare tokens** (`_RareTokens`). ROUGE-L > t between m and n tokens needs more than
+      t (m + n) / 2 common ones, hence more than m t / (2 - t). So two such texts share one even
+      among the m - m t / (2 - t) rarest of the one and as many of the other: the prefix filter of
+      Chaudhuri et al. (ICDE 2006). Which pairs do is one product of two sparse matrices.
     - **Signatures** (`_signatures`). Each text has 1,024 bits: every token (its first, second, ...
       occurrence apart) flips one of them. A token that only one of two texts has changes at most
       one bit of the difference, and ROUGE-L > t allows fewer than (1 - t)(m + n) such tokens, hence
 
           popcount(signature_a ^ signature_b) < (1 - t)(m + n).
 
-      For short texts a signature folded to 64 bits says enough, and NumPy asks a thousand million
-      pairs in a second. Only what passes meets rapidfuzz's bit-parallel LCS. After the bitmap
-      filter for set similarity joins (Sandes et al., arXiv 1711.07295).
-    - **Families** (`_Join._gather`). Texts of one template lie close together. Differences of
-      signatures obey the triangle inequality, so what is far from one of them is far from all: one
-      look saves a hundred.
+      Only what passes meets rapidfuzz's bit-parallel LCS. After the bitmap filter for set
+      similarity joins (Sandes et al., arXiv 1711.07295).
+    - **Halves** (`_Join.filter`). Where a template fills the texts, its words are the rare ones of
+      all of them. Then the first half is filtered, the second half compared with what was kept of
+      it, and then filtered: rejected texts do not meet one another.
     """
 
     def __init__(self, threshold: float = 0.7, tokenizer: str = "unicode") -> None:
@@ -259,7 +261,9 @@ class _Join:
     def __init__(self, batch: _Texts, threshold: float, tokenizer: str, pool: int) -> None:
         self.batch, self.threshold, self.tokenizer = batch, threshold, tokenizer
         self.best = _Best.none(len(batch))
-        self.families, self.order = self._gather()
+        if len(batch) > GROUP:
+            self.tokens = _RareTokens(batch, threshold)
+            self.rare = self.tokens.of(batch)
         self.workers = ThreadPoolExecutor(os.cpu_count())
         self.pairs, self.all_pairs = 0.0, len(batch) * (pool + len(batch) / 2)
         loud = batch.lengths.sum() > LOUD
@@ -275,7 +279,7 @@ class _Join:
     def filter(self, rows: np.ndarray) -> np.ndarray:
         """Decide rows, in order, that were compared with all kept texts before the first of them;
         returns those that are kept."""
-        if len(rows) <= GROUP:
+        if len(rows) <= GROUP or self._few_meetings(rows):
             return self._among(rows)
         first, second = np.array_split(rows, 2)
         kept = self.filter(first)
@@ -288,83 +292,89 @@ class _Join:
         if not len(pool) or not len(rows):
             return
         pool = pool.sorted()
+        rare = self._rare_of(pool) if min(len(rows), len(pool)) >= MANY else None
 
         def near(tile: np.ndarray) -> int:
-            i, j = self._candidates(self.batch.take(tile), pool)
-            self._score(tile[i], pool, j)
+            self._score(*self._candidates(tile, pool, rare), pool)
             return len(tile)
 
         # NumPy and rapidfuzz let go of the interpreter's lock; each tile has rows of its own
         for done in self.workers.map(near, self._tiles(rows)):
             self._advance(done * max(of, len(pool)))
 
+    def _few_meetings(self, rows: np.ndarray) -> bool:
+        """Whether few pairs of these rows share a rare token, as where no template fills them."""
+        counts = np.bincount(self.rare[rows].indices)
+        return (counts.astype(float) ** 2).sum() / 2 < MEETINGS * len(rows)
+
     def _among(self, rows: np.ndarray) -> np.ndarray:
-        """A few rows with one another, the first first: one that is kept counts for those after
-        it. Returns those that are kept."""
+        """Rows with one another, the first first: one that is kept counts for those after it.
+        Returns those that are kept."""
         open_rows = rows[self.best.places[rows] < 0]
         if not len(open_rows):
             return open_rows
         pool = self.batch.take(open_rows).sorted()
-        i, j = self._candidates(self.batch.take(rows), pool)
-        i, earlier = rows[i], pool.places[j] - self.batch.places[0]
-        near = _near(self.batch, i, pool, j, self.threshold) & (earlier < i)
-        i, j, earlier = i[near], j[near], earlier[near]
-        for row in np.unique(earlier):
-            if self.best.places[row] < 0:
-                self._score(i[earlier == row], pool, j[earlier == row])
+        rare = self._rare_of(pool) if len(rows) > GROUP else None
+
+        def near(tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            i, j = self._candidates(tile, pool, rare)
+            earlier = self._row(pool)[j] < i
+            return i[earlier], j[earlier]
+
+        found = self.workers.map(near, np.array_split(rows, len(rows) // GROUP + 1))
+        i, j = (np.concatenate(side) for side in zip(*found, strict=True))
+        while len(i):
+            # A row that waits for no other is decided: it counts for others if it is kept
+            waits = np.zeros(len(self.batch), bool)
+            waits[i] = True
+            earlier = self._row(pool)[j]
+            ready = ~waits[earlier]
+            kept = ready & (self.best.places[earlier] < 0)
+            self._score(i[kept], j[kept], pool)
+            i, j = i[~ready], j[~ready]
         self._advance(len(rows) ** 2 / 2)
         return open_rows[self.best.places[open_rows] < 0]
 
-    def _gather(self) -> tuple[np.ndarray, np.ndarray]:
-        """`(families, order)` (n,): a number for texts that are like the same leader, every
-        `LEADER`th text of the batch, and their difference from it; 0 and the length of the text
-        for those that are like none."""
-        families, order = np.zeros(len(self.batch), int), self.batch.lengths.copy()
-        leaders = self.batch.take(slice(None, None, LEADER))
-        if len(leaders) < 16:  # too few texts to make it worth while
-            return families, order
-        by_length = np.argsort(order, kind="stable")
-        for tile in np.split(by_length, range(ROWS, len(by_length), ROWS)):
-            texts = self.batch.take(tile)
-            nearest = _apart(texts, leaders, slice(None), self._width(texts)).argmin(axis=1)
-            apart = np.bitwise_count(texts.signatures ^ leaders.signatures[nearest]).sum(axis=1)
-            alike = apart <= (1 - self.threshold) * (texts.lengths + leaders.lengths[nearest])
-            families[tile[alike]] = 1 + nearest[alike]
-            order[tile[alike]] = apart[alike]
-        return families, order
+    def _row(self, texts: _Texts) -> np.ndarray:
+        """The numbers in the batch of texts of it."""
+        return texts.places - self.batch.places[0]
+
+    def _rare_of(self, pool: _Texts) -> sparse.csr_array:
+        """(tokens, pool) the rare tokens of a pool, which is of the batch or was kept before it."""
+        rows = self._row(pool)
+        rare = self.rare[rows] if rows[0] >= 0 else self.tokens.of(pool)
+        return rare.T.tocsr()
 
     def _tiles(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The rows in parts of one family, where it has enough of them, or of about one length."""
-        families = self.families[rows]
-        few = np.bincount(families) < FAMILY
-        families = np.where(few[families], 0, families)
-        order = np.where(families, self.order[rows], self.batch.lengths[rows])
-        by_family = np.lexsort((order, families))
-        rows, families = rows[by_family], families[by_family]
+        """The rows in parts of about one length."""
+        rows = rows[np.argsort(self.batch.lengths[rows], kind="stable")]
         step = min(max(len(rows) // 8, 32), ROWS)
-        tiles: list[np.ndarray] = []
-        for family in np.split(rows, np.flatnonzero(np.diff(families)) + 1):
-            tiles += np.split(family, range(step, len(family), step))
-        return tiles
+        return np.split(rows, range(step, len(rows), step))
 
-    def _width(self, texts: _Texts) -> float:
-        """In how many words signatures of these texts say enough."""
-        return texts.lengths.max() * (1 - self.threshold) / 4
+    def _candidates(
+        self, rows: np.ndarray, pool: _Texts, rare: sparse.csr_array | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs `(i, j)` of rows and a pool in order of length that may score above the
+        threshold: those that share a rare token or, where that is no less work, all, by their
+        lengths and folded signatures."""
+        if rare is not None:
+            lists = np.diff(rare.indptr)  # how many of the pool have each token
+            if lists[self.rare[rows].indices].sum() < len(rows) * len(pool) / 8:
+                i, j = (self.rare[rows] @ rare).nonzero()
+                return _near(self.batch, rows[i], pool, j, self.threshold)
+        i, j = self._close(self.batch.take(rows), pool)
+        return _near(self.batch, rows[i], pool, j, self.threshold)
 
-    def _candidates(self, tile: _Texts, pool: _Texts) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs (i, j) of a tile and a pool in order of length that may score above the
-        threshold, by their lengths and folded signatures."""
+    def _close(self, tile: _Texts, pool: _Texts) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs of a tile and a pool that are not too far apart by their lengths and folded
+        signatures."""
         t, shortest, longest = self.threshold, tile.lengths.min(), tile.lengths.max()
         # F1 > t bounds the other length: m t / (2 - t) < n < m (2 - t) / t
         bounds = [shortest * t / (2 - t) - SMALL, longest * (2 - t) / max(t, SMALL) + SMALL]
         columns = np.arange(*np.searchsorted(pool.lengths, bounds))
         # One limit a column, for the longest of the tile: its texts are of about one length
         allowed = np.minimum((1 - t) * (longest + pool.lengths) + SMALL, 60_000).astype(np.uint16)
-        # What is near to one of the tile is not much farther from the first of it
-        first, width = tile.take(slice(1)), self._width(tile)
-        spread = _apart(first, tile, slice(None), 4 * width).max()
-        apart = _apart(first, pool, columns, 4 * width)[0]
-        columns = columns[apart <= allowed[columns] + spread]
+        width = tile.lengths.max() * (1 - t) / 4  # in so many words signatures say enough
         found = [(columns[:0], columns[:0])]
         for part in np.split(columns, range(COLUMNS, len(columns), COLUMNS)):
             near = _apart(tile, pool, part, width) <= allowed[part]
@@ -373,7 +383,7 @@ class _Join:
         i, j = (np.concatenate(side) for side in zip(*found, strict=True))
         return i, j
 
-    def _score(self, rows: np.ndarray, pool: _Texts, columns: np.ndarray) -> None:
+    def _score(self, rows: np.ndarray, columns: np.ndarray, pool: _Texts) -> None:
         """Note which of these pairs score above the threshold."""
         pairs = _verified(self.batch, rows, pool, columns, self.threshold, self.tokenizer)
         self.best.better(pairs[0], pairs[2], pool.places[pairs[1]])
@@ -391,15 +401,23 @@ def _apart(texts: _Texts, pool: _Texts, columns: np.ndarray | slice, least: floa
     return apart
 
 
-def _near(a: _Texts, i: np.ndarray, b: _Texts, j: np.ndarray, threshold: float) -> np.ndarray:
-    """Which of these pairs may score above the threshold by their whole signatures."""
-    allowed = (1 - threshold) * (a.lengths[i] + b.lengths[j]) + SMALL
-    near = np.bitwise_count(a.signatures[i] ^ b.signatures[j]).sum(axis=1, dtype=int) <= allowed
-    for pair in np.flatnonzero(near & (a.lengths[i] > LONG) & (b.lengths[j] > LONG)):
+def _near(
+    a: _Texts, i: np.ndarray, b: _Texts, j: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the pairs (i, j) that may score above the threshold by their signatures."""
+    for words in (1, WORDS):  # most pairs fail at the first word
+        allowed = (1 - threshold) * (a.lengths[i] + b.lengths[j]) + SMALL
+        apart = np.zeros(1, np.uint16)
+        for left, right in zip(a.folded(words), b.folded(words), strict=True):
+            apart = apart + np.bitwise_count(left[i] ^ right[j])
+        near = apart <= allowed
+        i, j = i[near], j[near]
+    near = np.ones(len(i), bool)
+    for pair in np.flatnonzero((a.lengths[i] > LONG) & (b.lengths[j] > LONG)):
         # An LCS of 20,000 words takes 40 ms, this a few millionths of a second
         apart = np.bitwise_count(a.wide(i[pair]) ^ b.wide(j[pair])).sum(dtype=int)
-        near[pair] = apart <= allowed[pair]
-    return near
+        near[pair] = apart <= (1 - threshold) * (a.lengths[i[pair]] + b.lengths[j[pair]]) + SMALL
+    return i[near], j[near]
 
 
 def _verified(
@@ -409,8 +427,7 @@ def _verified(
     from rapidfuzz.distance import Indel
     from rapidfuzz.process import cpdist
 
-    near = _near(a, i, b, j, threshold)
-    i, j = i[near], j[near]
+    i, j = _near(a, i, b, j, threshold)
     # The normalised Indel similarity is 2 LCS / (m + n); it gives the LCS back as a whole number
     similarity = cpdist(
         a.forms[i],
@@ -506,8 +523,9 @@ class _Texts:
         return self._wide[row]
 
 
-def _signatures(forms: list[str], words: int) -> np.ndarray:
-    """(n, words) uint64: a bit for every token of every text and every time that it occurs."""
+def _elements(forms: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every token of every text, `(rows, codes, before)`: the number of its text, its own number,
+    and how often this text had it before. Sorted by text and token."""
     lengths = np.fromiter(map(len, forms), np.int64, len(forms))
     encoded = "".join(forms).encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(encoded, np.uint32).astype(np.int64)
@@ -518,13 +536,42 @@ def _signatures(forms: list[str], words: int) -> np.ndarray:
     first = np.ones(len(codes), bool)
     first[1:] = (codes[1:] != codes[:-1]) | (rows[1:] != rows[:-1])
     steps = np.arange(len(codes))
-    before = steps - np.maximum.accumulate(np.where(first, steps, 0))
+    return rows, codes, steps - np.maximum.accumulate(np.where(first, steps, 0))
+
+
+def _signatures(forms: list[str], words: int) -> np.ndarray:
+    """(n, words) uint64: a bit for every token of every text and every time that it occurs."""
+    rows, codes, before = _elements(forms)
     # Frequent words come early, so each has a bit of its own
     bits = (codes + 397 * before) % (64 * words)
     signatures = np.zeros((len(forms), words), np.uint64)
     flipped = np.uint64(1) << (bits & 63).astype(np.uint64)
     np.bitwise_xor.at(signatures, (rows, bits >> 6), flipped)
     return signatures
+
+
+class _RareTokens:
+    """Which of its rarest tokens a text has. How rare a token is, is counted in one batch."""
+
+    def __init__(self, batch: _Texts, threshold: float) -> None:
+        self.threshold = threshold
+        _, codes, before = _elements(batch.forms.tolist())
+        self.known, self.counts = np.unique(before << 21 | codes, return_counts=True)
+
+    def of(self, texts: _Texts) -> sparse.csr_array:
+        """(n, tokens known) int32: 1 where a token is among the rarest of a text."""
+        rows, codes, before = _elements(texts.forms.tolist())
+        tokens = before << 21 | codes
+        columns = np.searchsorted(self.known[:-1], tokens)
+        met = self.known[columns] == tokens
+        counts = np.where(met, self.counts[columns], 0)  # what the batch has not is the rarest
+        order = np.lexsort((tokens, counts, rows))
+        rows, columns, met = rows[order], columns[order], met[order]
+        rank = np.arange(len(rows)) - (np.cumsum(texts.lengths) - texts.lengths)[rows]
+        shared = np.floor(texts.lengths * self.threshold / (2 - self.threshold) - SMALL)
+        rare = met & (rank < (texts.lengths - shared)[rows])
+        entries = (np.ones(rare.sum(), np.int32), (rows[rare], columns[rare]))
+        return sparse.csr_array(entries, shape=(len(texts), len(self.known)))
 
 
 def _scores(rows: list[str], columns: list[str], tokenizer: str) -> np.ndarray:

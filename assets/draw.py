@@ -371,8 +371,8 @@ JOIN_TEXTS = (
 def join(
     texts: tuple[str, ...] = JOIN_TEXTS, threshold: float = 0.7
 ) -> tuple[list[set[int]], list[dict[tuple[int, int], float]]]:
-    """What rouge.py does, without its blocks and tiles: the signature of each text, and the pairs
-    that each of its three steps leaves.
+    """What rouge.py does with texts that all meet, as eight of them may: the signature of each
+    text, and the pairs that each of three steps leaves.
 
     Returns:
         The bits that are set in each signature, and for each step `{(i, j): number}` with i < j:

@@ -250,7 +250,7 @@ def test_rejected_texts_are_not_compared_with_one_another(order, monkeypatch):
     assert sum(counted) < 40_000, "2,000 x 2,000 pairs would be 4 million"
 
 
-def test_a_family_of_texts_is_told_from_others_at_one_look(monkeypatch):
+def test_texts_of_a_template_meet_few_others_in_either_order(monkeypatch):
     """100,000 texts of a template behind 100,000 others met each of them: 18 s and not 6 s."""
     rng = random.Random(3)
     words = [f"w{number}" for number in range(3000)]
@@ -259,20 +259,40 @@ def test_a_family_of_texts_is_told_from_others_at_one_look(monkeypatch):
         f"버스 {i}번은 {rng.choice(words)} 역을 지나 시청 앞까지 가나요?" for i in range(3000)
     ]
     counted = []
-    apart = rouge._apart
+    apart, near = rouge._apart, rouge._near
 
-    def counting(texts, pool, columns, least):
+    def counting_all(texts, pool, columns, least):
         found = apart(texts, pool, columns, least)
         counted.append(found.size)
         return found
 
-    monkeypatch.setattr(rouge, "_apart", counting)
+    def counting_pairs(a, i, b, j, threshold):
+        counted.append(len(i))
+        return near(a, i, b, j, threshold)
+
+    monkeypatch.setattr(rouge, "_apart", counting_all)
+    monkeypatch.setattr(rouge, "_near", counting_pairs)
     needed = []
     for texts in (templated + varied, varied + templated):
         counted.clear()
         similarity.rouge_l_duplicates(texts)
         needed.append(sum(counted))
     assert max(needed) < 1.5 * min(needed), needed
+    assert max(needed) < 6000**2 / 2 / 4, "of 18 million pairs"
+
+
+def test_all_at_once_equals_halves_down_to_small_groups(monkeypatch):
+    """Texts that meet in one go, by rare tokens, and the same by signatures alone."""
+    texts = sentences(400, seed=21)
+    texts += [f"{text} 정말요" for text in texts[::3]] + texts[:50]
+    random.Random(22).shuffle(texts)
+    for threshold in (0.0, 0.4, 0.7, 1.0):
+        found = []
+        for meetings in (10**9, 0):
+            monkeypatch.setattr(rouge, "MEETINGS", meetings)
+            monkeypatch.setattr(rouge, "MANY", 1 if meetings else 10**9)
+            found.append(similarity.rouge_l_duplicates(texts, threshold))
+        assert found[0] == found[1] and found[0].removed
 
 
 def test_a_template_behind_a_full_block_is_compared_in_small_groups():
