@@ -12,7 +12,7 @@ import copy
 import hashlib
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import regex
@@ -90,7 +90,7 @@ def document(title: str, language: str, body: str) -> str:
 def table(rows: pandas.DataFrame, caption: str = "") -> Styler:
     """A table for a notebook, without its index. pandas' Styler takes cells, headings and captions
     for markup, so that `<img src=x onerror=...>` in a prompt would run; here they are escaped."""
-    styled = rows.rename(columns=utils.translated).style.hide(axis="index")
+    styled = _translated(rows).style.hide(axis="index")
     styled = styled.format(escape="html", precision=3).format_index(escape="html", axis=1)
     return styled.set_caption(html.escape(utils.translated(caption)))
 
@@ -103,16 +103,39 @@ def translate_tables() -> None:
     if shell and utils.reader() != "en":
         import pandas as pd
 
-        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, _translated)
+        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, _as_html)
 
 
-def _translated(rows: pandas.DataFrame) -> str:
-    """A table as HTML with its names of columns and rows in the reader's language."""
+def _as_html(rows: pandas.DataFrame) -> str:
+    return _translated(rows).to_html(escape=True)
 
-    def name(value):
-        return utils.translated(value) if isinstance(value, str) else value
 
-    return rows.rename(columns=name, index=name).to_html(escape=True)
+def _translated(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """A table with its names of columns and rows, and its cells, in the reader's language."""
+    return rows.rename(columns=_name, index=_name).apply(_cells)
+
+
+def _name(value):
+    return utils.translated(value) if isinstance(value, str) else value
+
+
+def _cells(column: pandas.Series) -> pandas.Series:
+    import pandas as pd
+
+    said = cells(list(column))
+    return column if said is None else pd.Series(said, column.index)
+
+
+def cells(column: Sequence, language: str = "") -> list[str] | None:
+    """A table's column in the reader's language (or another one), or None: where one of its cells
+    is no word of the course, it holds numbers, or what models and people wrote."""
+    said = []
+    for cell in column:
+        other = utils.translated(cell, language, "cells") if isinstance(cell, str) else cell
+        if other is cell:
+            return None
+        said.append(other)
+    return said
 
 
 # --- style and script -----------------------------------------------------------------------------

@@ -90,6 +90,7 @@ class Language:
 
     # What a run says, by the English that stands in the code (utils.translated)
     messages: dict[str, str]
+    cells: dict[str, str]
     printed: dict[str, str]
 
     def heading(self, name: str, turn: int = 1) -> str:

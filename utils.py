@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -57,6 +58,7 @@ def run_command(main: Callable[[], int | None], mistake: int = 1) -> None:
 # --- the reader's language ------------------------------------------------------------------------
 
 NUMBER = r"[-+$]?\d[\d,.]*%?"
+BETWEEN_SENTENCES = re.compile(r"(?<=[.!?]) (?=[A-Z0-9])")
 
 _print = print
 _reader = "en"  # the language of what a run says; that of its rows and prompts is another matter
@@ -77,46 +79,87 @@ def _letters_outside_braces(text: str) -> int:
     return sum(len(literal) for literal, *_ in string.Formatter().parse(text))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Message:
+    """An English text, in which names in braces stand for something, and its translation."""
+
+    pattern: re.Pattern
+    longest: str  # piece outside of braces: a text without it need not be tried, which takes longer
+    translation: str
+
+
 @functools.cache
-def _messages(language: str, table: str) -> list[tuple[re.Pattern, str]]:
+def _messages(language: str, table: str) -> list[_Message]:
     """A table of data/languages/<language>.toml: a pattern for each English text, in which names in
     braces stand for anything (those of one letter: for a number), and its translation. The most
-    particular ones, by what stands outside of braces, come first."""
+    particular ones, by what stands outside of braces, come first. A cell says what messages say,
+    but for the words of `[cells]`."""
     path = DATA / "languages" / f"{language}.toml"
-    known = read_toml(path).get(table, {}) if path.exists() else {}
+    entry = read_toml(path) if path.exists() else {}
+    known = entry.get(table, {})
+    if table == "cells":
+        known = entry.get("messages", {}) | known
     found = []
     for english in sorted(known, key=_letters_outside_braces, reverse=True):
-        pattern = ""
+        pattern, literals = "", []
         for literal, name, _, _ in string.Formatter().parse(english):
+            literals.append(literal)
             pattern += re.escape(literal)
             if name:
-                anything = NUMBER if len(name) == 1 else ".+?"
+                anything = NUMBER if len(name) == 1 else ".*?"
                 pattern += f"(?P<{name}>{anything})"
-        found.append((re.compile(pattern, re.DOTALL), known[english]))
+        longest = max(literals, key=len)
+        found.append(_Message(re.compile(pattern, re.DOTALL), longest, known[english]))
     return found
 
 
 def translated(text: str, language: str = "", table: str = "messages") -> str:
     """What the course says, in the reader's language (or another one), as far as it has the words:
     the code says everything in English, and what is shown is looked up here at the last moment."""
-    for pattern, translation in _messages(language or _reader, table):
-        if found := pattern.fullmatch(text):
+    for message in _messages(language or _reader, table):
+        if message.longest in text and (found := message.pattern.fullmatch(text)):
             values = found.groupdict()
             for name in values.keys() - {"text"}:  # a row's text, say, is no word of the course
-                values[name] = translated(values[name], language)
-            return translation.format(**values)
+                values[name] = _value_translated(values[name], language, several=name == "kinds")
+            return message.translation.format(**values)
     return text
 
 
+def _value_translated(value: str, language: str, several: bool) -> str:
+    """What stands in a place of a sentence, with the spaces around it, which align columns; in a
+    place for several words, "a; b" or "a, b and c", each of them."""
+    words, comma = [value.strip()], ", "
+    if several and "; " in value:
+        words, comma = value.strip().split("; "), "; "
+    elif several:
+        words = re.split(", | and | or ", value.strip())
+    said = comma.join(translated(word, language) for word in words)
+    return value.replace(value.strip(), said) if value.strip() else value
+
+
+def translated_lines(text: str, language: str = "") -> str:
+    """A text of several lines, such as what is printed, in the reader's language (or another one):
+    each line as `[printed]` has it, or its sentences as `[messages]` has them."""
+    return "\n".join(_line_translated(line, language) for line in text.split("\n"))
+
+
+def _line_translated(line: str, language: str) -> str:
+    said = translated(line, language, "printed")
+    if said != line or not line.endswith("."):
+        return said
+    sentences = BETWEEN_SENTENCES.split(line)
+    others = [translated(sentence, language) for sentence in sentences]
+    return line if set(sentences) & set(others) else " ".join(others)  # all of them, or none
+
+
 def print_to_reader() -> None:
-    """From here on the lines that are printed are looked up too, in `[printed]`."""
+    """From here on the lines that are printed are looked up too (`translated_lines`)."""
     builtins.print = _print_translated
 
 
 def _print_translated(*values, sep: str | None = " ", **options) -> None:
     text = (" " if sep is None else sep).join(map(str, values))
-    lines = [translated(line, table="printed") for line in text.split("\n")]
-    _print("\n".join(lines), **options)
+    _print(translated_lines(text), **options)
 
 
 # --- where am I -----------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def slots(results: dict, training: dict) -> dict[str, str | Callable[[str], str]
 
 
 def _headline(results: dict, code: str) -> str:
-    return utils.translated(results["headline"], code, "printed")
+    return utils.translated_lines(results["headline"], code)
 
 
 def slots_of(folder: Path) -> dict[str, str | Callable[[str], str]]:

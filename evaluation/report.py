@@ -103,7 +103,7 @@ def page(records: Sequence[dict], results: dict) -> str:
     title = label["title"].replace("{run}", results.get("run", "run"))
     body = f"""<header>
 <h1>{shown(title)}</h1>
-<p class="headline">{shown(results["headline"])}</p>
+<p class="headline">{shown(utils.translated_lines(results["headline"], code))}</p>
 {_facts(results, label, code)}
 {_bar(records, label)}
 </header>
@@ -264,6 +264,7 @@ def _pair(base: str, tuned: str, record: dict, scores: dict, names: tuple[str, s
 def _verdicts(record: dict, label: dict[str, str], names: tuple[str, str]) -> str:
     """Both verdicts in the summary, the judge's reasons below it."""
     other, model = names
+    code = prompts.around(record["language"])
     two_turns = len({order.get("turn", 1) for order in record["orders"]}) > 1
     brief, reasons = [], []
     for order in record["orders"]:
@@ -275,7 +276,9 @@ def _verdicts(record: dict, label: dict[str, str], names: tuple[str, str]) -> st
         if two_turns:
             where = f"{label['turn'].replace('{turn}', str(order.get('turn', 1)))}, {where}"
         brief.append(f"{shown(where)}: <strong>{shown(winner)}</strong>")
-        error = f'<p class="error">{shown(order["error"])}</p>' if order.get("error") else ""
+        error = ""
+        if order.get("error"):
+            error = f'<p class="error">{shown(utils.translated(order["error"], code))}</p>'
         saw = label["saw"].replace("{letter}", order["tuned_is"])
         saw = saw.replace("{verdict}", verdict or label["unreadable"])
         said = _said(order.get("explanation") or "", record["language"])

@@ -92,13 +92,15 @@ class Budget:
                     future.set_result(None)
 
     def _sentence(self, what: str, worst_usd: float, unsure: float) -> str:
-        said = f"{what} may cost ${worst_usd * self.scale:.4f}"
+        more, lost = "", ""
         if self.scale > 1:
-            said += (
+            more = (
                 f" ({self.scale:.1f} times its worst case, because the server wrote more than "
                 "max_completion_tokens allows)"
             )
-        said += f", and ${self.spent_usd:.4f} of the budget of ${self.limit_usd:.2f} is spent"
         if unsure > NOTHING:
-            said += f" (and up to ${unsure:.4f} for answers that were lost or wait in a batch)"
-        return f"{said}: raise BUDGET_USD or ask for less."
+            lost = f" (and up to ${unsure:.4f} for answers that were lost or wait in a batch)"
+        return (
+            f"{what} may cost ${worst_usd * self.scale:.4f}{more}, and ${self.spent_usd:.4f} of "
+            f"the budget of ${self.limit_usd:.2f} is spent{lost}: raise BUDGET_USD or ask for less."
+        )

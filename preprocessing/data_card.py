@@ -44,7 +44,8 @@ def _listed(counts: Counter) -> str:
 def describe(
     ledger: Ledger, gate: dict, method: str, paid_usd: float, thresholds: dict[str, float]
 ) -> str:
-    """A Hugging Face data card (Markdown with YAML in front), every figure of it from this run."""
+    """A Hugging Face data card (Markdown with YAML in front) in the reader's language, every figure
+    of it from this run."""
     rows = ledger.kept
     teachers = Counter(row["teacher"] for row in rows)
     terms = {terms_of(name) for name in teachers}
@@ -55,7 +56,7 @@ def describe(
         size = "n<1K" if len(rows) < 1000 else "1K<n<10K"
     funnel = "\n".join(f"| {stage} | {left} |" for stage, left in ledger.funnel())
     head = "\n".join(f"- {language}" for language in sorted(languages))
-    return f"""---
+    card = f"""---
 language:
 {head}
 task_categories:
@@ -95,6 +96,7 @@ size_categories:
 Answers were written by a model and filtered by rules and similarity; facts were not checked by people. What the seeds lack, these
 rows lack. Each row names its teacher, request, demonstrations and cost; `ledger.jsonl` has the rejected rows and why.
 """  # noqa: E501
+    return utils.translated_lines(card)
 
 
 def publish(card: str, folder: Path, repository: str = "") -> str:

@@ -192,7 +192,7 @@ class Ledger:
                 advice = "set another REPLY_FORMAT or TEACHER"
             raise utils.CourseError(
                 f"Only {len(self.kept)} of {len(self.rows)} rows are left and {least} are needed "
-                f"(most were lost to {worst!r}): {advice} or look into ledger.jsonl."
+                f"(most were lost to '{worst}'): {advice} or look into ledger.jsonl."
             )
         kept = [row.copy() for row in self.kept]
         for row in kept:

@@ -117,11 +117,13 @@ def load_seeds(
     for language in languages:
         have = sum(seed["language"] == language for seed in chosen)
         if have < FEWEST_SEEDS:
+            such = settings.LANGUAGES[language]
+            if categories:
+                such += f" of {', '.join(categories)}"
             raise utils.CourseError(
-                f"{where} has {have} seeds in {settings.LANGUAGES[language]}"
-                f"{' of ' + ', '.join(categories) if categories else ''}, and {FEWEST_SEEDS} are "
-                f"needed, as many as a teacher is shown: write {FEWEST_SEEDS - have} more (it has "
-                f"{listed}), or set LANGUAGE."
+                f"{where} has {have} seeds in {such}, and {FEWEST_SEEDS} are needed, as many as a "
+                f"teacher is shown: write {FEWEST_SEEDS - have} more (it has {listed}), or set "
+                "LANGUAGE."
             )
     print(f"from {where}, {'your own' if source else 'which comes with the course'}:")
     return [seed for seed in chosen if seed["language"] in languages]

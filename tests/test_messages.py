@@ -3,6 +3,7 @@ stale."""
 
 import ast
 import builtins
+import contextlib
 import re
 import string
 
@@ -10,28 +11,36 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
+import pages
 import prompts
 import settings
 import utils
+from llm import budget
+from preprocessing import data_card
+from preprocessing.ledger import Ledger
+from training import adapter
 
-MESSAGES = prompts.LANGUAGES["ko"].messages
-PRINTED = prompts.LANGUAGES["ko"].printed
-KOREAN = MESSAGES | PRINTED
+KO = prompts.LANGUAGES["ko"]
+MESSAGES, PRINTED = KO.messages, KO.printed
+KOREAN = MESSAGES | PRINTED | KO.cells
 PLACE = "\0"  # stands for whatever differs
-# Whose sentences of errors a reader meets before anything runs, and whose figures and headlines
-REFUSING = ("settings.py", "utils.py", "bootstrap.py", "llm/endpoint.py", "evaluation/vote.py")
-DRAWING = (
-    *("evaluation/figures.py", "training/sft.py", "preprocessing/curation.py"),
-    *("preprocessing/diversity.py", "preprocessing/ledger.py", "benchmarks/sweep.py"),
-    "benchmarks/data_effect.py",
-)
-# Whose lines a reader meets in a notebook or in `run.py`
-PRINTING = (
-    *("bootstrap.py", "run.py", "preprocessing/self_instruct.py", "llm/client.py"),
-    *("training/adapter.py", "training/data.py", "training/student.py", "evaluation/judge.py"),
-    "evaluation/vote.py",
-)
-LABELS = {"title", "xlabel", "ylabel", "label", "suptitle", "set_title", "set_ylabel"}
+# What stops a run, leaves a row out or is written beside it
+REFUSALS = {"CourseError", "BudgetExceeded", "Passing", "LeftOut", "Failure"}
+# Read like sentences and are none that a run says to its reader: conversations that a template is
+# tried with, a command's help, what a model's file says of itself, and what an older Python is told
+NOT_SAID = {
+    "The capital of France is Paris.",
+    "A smaller deposit, and rent every month.",
+    "Talk with what a run has trained.",
+    f"The adapter of the run {PLACE} added to {PLACE}.",
+    f"This course needs Python 3.11 or newer, and this is {PLACE}: say `make PYTHON=python3.13`, "
+    "or `python3.13 run.py --setup`.",
+}
+# Stand in the code in pieces only
+PUT_TOGETHER = ("from Colab's key panel", "from Kaggle's Add-ons > Secrets", "rows of this run (")
+SENTENCE = rf"[\w`{PLACE}]+\W.*?(\w\w+\W+){{3}}.*\."  # on one line
+CALLS = {"suptitle", "set_title", "set_ylabel"}
+LABELS = {"title", "xlabel", "ylabel", "label", "suptitle"}
 
 
 def skeleton(text: str) -> str:
@@ -56,6 +65,43 @@ def strings(path: str) -> list[tuple[ast.AST, str]]:
     return [(node, text) for node, text in found if text is not None]
 
 
+def imported(tree: ast.AST) -> set[str]:
+    """The names of all modules that some code may import."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def notebook_code(name: str) -> str:
+    cells = nbformat.read(utils.ROOT / f"{name}.ipynb", as_version=4).cells
+    magic = TransformerManager()
+    return "\n".join(
+        magic.transform_cell(cell.source) for cell in cells if cell.cell_type == "code"
+    )
+
+
+def modules_that_speak() -> list[str]:
+    """Every module of the course that a notebook, `run.py` or the vote imports, directly or not.
+    The rehearsal speaks as a server does, which knows no reader."""
+    to_do = {"run", "evaluation.vote"}
+    for name in settings.NOTEBOOKS:
+        to_do |= imported(ast.parse(notebook_code(name)))
+    found: set[str] = set()
+    while to_do:
+        path = to_do.pop().replace(".", "/") + ".py"
+        if path not in found and (utils.ROOT / path).exists():
+            found.add(path)
+            to_do |= imported(ast.parse((utils.ROOT / path).read_text(encoding="utf-8")))
+    return sorted(path for path in found if not path.startswith("rehearsal/"))
+
+
+SPEAKING = modules_that_speak()
+
+
 def has_words(text: str) -> bool:
     return re.search(r"[A-Za-z]{2}", text) is not None
 
@@ -66,38 +112,62 @@ KNOWN = {skeleton(text) for text in KOREAN}
 def in_print(line: str) -> bool:
     """Is a line, with some number or word in its places, one that is looked up?"""
     tried = [line.replace(PLACE, "7"), line.replace(PLACE, "word")]
-    return any(utils.translated(one, "ko", "printed") != one for one in tried)
+    return any(utils.translated_lines(one, "ko") != one for one in tried)
 
 
-@pytest.mark.parametrize("path", REFUSING)
+def is_known(text: str) -> bool:
+    """Is it a text of the catalogue, or a piece of one that the code puts together?"""
+    forms = {text}
+    with contextlib.suppress(ValueError):  # braces that are none of `format`
+        forms.add(skeleton(text))
+    return any(form.strip(f" {PLACE}") in known for form in forms for known in KNOWN)
+
+
+def refusals(tree: ast.AST) -> set[str]:
+    """What some code refuses something with, and its other sentences, those of `print` left out:
+    errors are often put together elsewhere."""
+    said, elsewhere = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            elsewhere.add(node.value)  # a docstring
+        elif isinstance(node, ast.JoinedStr):
+            elsewhere |= set(ast.walk(node)) - {node}
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name in REFUSALS and node.args:
+                said.add(of_code(node.args[0]))
+            elif name in ("require", "known", "secret"):  # the others put these into sentences
+                parts = node.args[1:] + [keyword.value for keyword in node.keywords]
+                said |= {of_code(part) for part in parts}
+            elif name == "print":
+                elsewhere |= set(ast.walk(node))
+    for node in ast.walk(tree):
+        text = None if node in elsewhere else of_code(node)
+        if text and re.fullmatch(SENTENCE, text):
+            said.add(text)
+    return {text for text in said - NOT_SAID if text and has_words(text)}
+
+
+@pytest.mark.parametrize("path", SPEAKING)
 def test_every_refusal_has_its_korean(path):
+    """Most of those of training and of the servers had none."""
     tree = ast.parse((utils.ROOT / path).read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
-    said = [
-        of_code(call.args[0])
-        for call in calls
-        if getattr(call.func, "id", getattr(call.func, "attr", "")) == "CourseError"
-    ]
-    returned = [
-        of_code(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Return) and node.value
-    ]
-    said += [text for text in returned if text and re.search(r"\w{2} \w.*\.$", text)]
-    missing = [text for text in said if text and text not in KNOWN]
+    missing = [text for text in refusals(tree) if not is_known(text)]
     assert not missing, "write their Korean under [messages] in data/languages/ko.toml"
 
 
-@pytest.mark.parametrize("path", DRAWING)
+@pytest.mark.parametrize("path", SPEAKING)
 def test_every_word_of_a_figure_has_its_korean(path):
     tree = ast.parse((utils.ROOT / path).read_text(encoding="utf-8"))
     drawn = []
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg in LABELS:
             drawn.append(of_code(node.value))
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in LABELS:
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in CALLS:
             drawn += [of_code(argument) for argument in node.args]
-    missing = {text for text in drawn if text and has_words(text.replace(PLACE, ""))} - KNOWN
+    missing = {
+        text for text in drawn if text and has_words(re.sub(rf"{PLACE}|\.ipynb", "", text))
+    } - KNOWN
     assert not missing, "write their Korean under [messages] in data/languages/ko.toml"
 
 
@@ -112,7 +182,7 @@ def lines_printed(code: str) -> set[str]:
     return {line for line in said if has_words(names.sub("", line))}
 
 
-@pytest.mark.parametrize("path", PRINTING)
+@pytest.mark.parametrize("path", SPEAKING)
 def test_every_line_that_a_module_prints_has_its_korean(path):
     said = lines_printed((utils.ROOT / path).read_text(encoding="utf-8"))
     missing = [line for line in said if not in_print(line)]
@@ -121,12 +191,7 @@ def test_every_line_that_a_module_prints_has_its_korean(path):
 
 @pytest.mark.parametrize("name", settings.NOTEBOOKS)
 def test_every_line_that_a_cell_prints_has_its_korean(name):
-    magic = TransformerManager()
-    said = set()
-    for cell in nbformat.read(utils.ROOT / f"{name}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            said |= lines_printed(magic.transform_cell(cell.source))
-    missing = [line for line in said if not in_print(line)]
+    missing = [line for line in lines_printed(notebook_code(name)) if not in_print(line)]
     assert not missing, "write their Korean under [printed] in data/languages/ko.toml"
 
 
@@ -144,7 +209,8 @@ def test_no_korean_is_left_of_a_sentence_that_the_code_no_longer_says():
     stale = []
     for text in KNOWN:
         longest = max(text.split(PLACE), key=len).strip(" (){}%:.,;\n")
-        if len(longest.split()) > 2 and longest not in everything:
+        words = re.findall(r"\w+", longest)
+        if len(words) > 2 and longest not in everything and not longest.startswith(PUT_TOGETHER):
             stale.append(text)
     assert not stale, "the English has changed: bring [messages] in data/languages/ko.toml up to it"
 
@@ -177,6 +243,101 @@ def test_an_error_is_korean_for_a_korean_reader(monkeypatch):
         settings.resolve({"READER": "ko", "TEACHER": "gpt-4o", "BASE_URL": ""})
     with pytest.raises(utils.CourseError, match="choose one of full, smoke"):
         settings.resolve({"PROFILE": "tiny"})
+
+
+@pytest.mark.parametrize(
+    ("english", "said"),
+    [
+        (  # put together from pieces in three modules
+            "http://localhost:8000/v1 has no model 'gpt-5' (404): check TEACHER or JUDGE; it "
+            "serves a, b. What was answered is kept in requests.jsonl; run again to go on from "
+            "there.",
+            "http://localhost:8000/v1: 'gpt-5' 모델이 없습니다(404). TEACHER나 JUDGE를 확인해 "
+            "주세요. 이 서버에 있는 모델: a, b. 받은 답은 requests.jsonl에 남아 있으며, "
+            "다시 실행하면 거기에서 이어 갑니다.",
+        ),
+        (
+            "Training needs about 5.1 GB of VRAM and 4.0 GB are free: set "
+            "gradient_checkpointing = True, batch_size = 4 where `measure` generates (then about "
+            "3.3 GB) or choose a smaller BASE_MODEL.",
+            "학습에 VRAM 5.1 GB쯤이 필요한데 남은 것은 4.0 GB입니다. 다음과 같이 바꾸거나 더 작은 "
+            "BASE_MODEL을 골라 주세요: gradient_checkpointing = True, `measure`가 답을 생성하는 "
+            "곳에서 batch_size = 4 (그러면 3.3 GB쯤).",
+        ),
+        (
+            "This judge is not shown to see: cut off, subtle slip.",
+            "이 심판이 알아본다고 할 수 없는 흠: 중간에 잘림, 작은 잘못.",
+        ),
+        (
+            "Row r7: a row with `messages`: the content of a message is empty: mend or delete that "
+            "row.",
+            "행 r7: `messages`가 있는 행의 메시지 내용: 비어 있습니다. "
+            "그 행을 고치거나 지워 주세요.",
+        ),
+    ],
+)
+def test_an_error_of_several_pieces_is_korean_throughout(korean, english, said):
+    assert str(utils.CourseError(english)) == said
+
+
+@pytest.mark.parametrize(
+    ("scale", "lost", "said"),
+    [
+        (1, 0, "$2.0000가 들 수 있는데, 예산 $1.00 가운데 $0.2500를 이미 썼습니다. BUDGET_USD를"),
+        (
+            2,
+            0.1,
+            "가장 비싼 경우의 2.0배로 잡았습니다), 예산 $1.00 가운데 $0.2500를 이미 썼습니다 (받지",
+        ),
+    ],
+)
+def test_what_the_budget_says_is_korean(korean, scale, lost, said):
+    money = budget.Budget(1.0, lambda: 0.0)
+    money.spent_usd, money.scale = 0.25, scale
+    told = str(utils.CourseError(money._sentence("A batch of 7 requests", 2.0, lost)))
+    assert told.startswith("요청 7개의 배치에 최대 $") and said in told and " (and" not in told
+
+
+def test_the_cards_of_a_korean_reader_are_korean(korean):
+    """They were English whatever LANGUAGE said."""
+    ledger = Ledger()
+    ledger.open("malformed reply", "ROUGE-L", "critique", "contamination")
+    teachers = (settings.REHEARSAL, "gpt-4o", "llama-3.1-8b", "a-model")
+    for name in (prompts.DEMONSTRATION, *teachers):
+        task = dict.fromkeys(("category", "instruction", "input", "output"), "한국어")
+        ledger.add("ko", task, {"teacher": name})
+    cards = [data_card.describe(ledger, {"left": 0, "rows": 1}, "alpaca", 1.2, {"ROUGE-L": 0.7})]
+    chosen = settings.resolve({"LANGUAGE": "ko"})
+    record = utils.read_json(adapter.EXAMPLE / "training.json")
+    for merged in (False, True):
+        cards.append(adapter.model_card(settings.PACKAGED_STUDENT, record, chosen, merged))
+    code = re.compile(r"```.*?```|`[^`]*`|\[[^]]*\]|Instruction Tuning from Scratch", re.DOTALL)
+    for card in cards:
+        assert not re.search(r"[A-Za-z]{2,}( [A-Za-z]{2,}){2}", code.sub("", card))
+
+
+def test_a_table_has_korean_cells_where_they_are_words_of_the_course(korean):
+    pd = pytest.importorskip("pandas")
+    table = {
+        "probe": ["swapped order", "its own name"],
+        "fooled": ["0 % [0, 2]", "42 % [19, 68]"],
+        "output": ["tie", "A tie is neat."],
+        "pairs": [12, 168],
+    }
+    shown = pages.table(pd.DataFrame(table), "judge: gpt-4o").to_html()
+    cells = re.findall(">([^<>]+)</t[dh]>", shown)
+    assert cells[:4] == ["공격", "속음", "출력", "쌍"]
+    assert cells[4:8] == ["순서 바꾸기", "0% [0, 2]", "tie", "12"]
+    assert cells[8:] == ["심판의 이름 붙이기", "42% [19, 68]", "A tie is neat.", "168"]
+    assert "심판: gpt-4o</caption>" in shown
+    assert pages._translated(pd.DataFrame(columns=["group"])).columns == ["묶음"]
+
+
+def test_a_line_of_sentences_is_korean_if_all_of_them_are_known(korean):
+    known = "They are cut off: raise TEACHER_TOKENS."
+    said = "응답이 중간에 잘렸습니다. TEACHER_TOKENS를 늘려 주세요."
+    assert utils.translated_lines(f"{known} {known}\n- {known}") == f"{said} {said}\n- {known}"
+    assert utils.translated_lines(f"{known} A hat.") == f"{known} A hat."
 
 
 def test_what_is_not_known_stays_as_it_is(korean):

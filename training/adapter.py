@@ -227,7 +227,7 @@ def model_card(base: str, record: dict, chosen: settings.Settings, merged: bool 
             "forbid training competing models."
         )
     )
-    return f"""---
+    card = f"""---
 base_model: {hub_id}
 library_name: {library}
 pipeline_tag: text-generation
@@ -267,6 +267,7 @@ Prompts are rendered by the tokenizer's chat template, and answers end in `{reco
 
 The weights derive from {hub_id} and stay under {terms}. {teacher} Facts in answers were not checked.
 """  # noqa: E501
+    return utils.translated_lines(card)
 
 
 def _described(source: str, chosen: settings.Settings) -> str:

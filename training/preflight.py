@@ -355,7 +355,7 @@ def _changes(p: Prediction) -> list[tuple[str, dict]]:
     if p.batch > 1:
         steps.append(
             (
-                f"per_device_train_batch_size = 1 and {p.batch} times the "
+                f"per_device_train_batch_size = 1 with {p.batch} times the "
                 "gradient_accumulation_steps",
                 {"batch": 1},
             )

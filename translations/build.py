@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from nbformat import NotebookNode
 
+import pages
 import settings
 import utils
 
@@ -38,6 +40,7 @@ READER = ('READER = "auto"', 'READER = "ko"')
 FIGURE = re.compile(r'S\.folder / "(\w+)\.png"')
 FIGURES = utils.ROOT / "assets" / "ko"  # the same figures with Korean words, from the same run
 HEADING = re.compile(r"(?<=>)[^<>]+(?=</(?:th|caption)>)")  # in a table's HTML
+CELL = re.compile(r"(?<=>)[^<>]*(?=</td>)")
 TAG = re.compile(r"</?\w+[^>]*>")
 # $$...$$ and $...$, but not two prices in one line
 FORMULA = re.compile(r"\$\$.+?\$\$|(?<![\\$])\$(?![\s\d$])[^$\n]+\$(?!\d)", re.DOTALL)
@@ -238,14 +241,24 @@ def build(notebook: NotebookNode, entries: polib.POFile) -> NotebookNode:
 def _translate(output: NotebookNode) -> None:
     """What an output would say to a Korean reader: its lines and the headings of its table."""
     if output.output_type == "stream":
-        lines = output.text.split("\n")
-        output.text = "\n".join(utils.translated(line, "ko", "printed") for line in lines)
+        output.text = utils.translated_lines(output.text, "ko")
     elif table := output.get("data", {}).get("text/html"):
-        output.data["text/html"] = HEADING.sub(_heading, table)
+        output.data["text/html"] = _cells(HEADING.sub(_heading, table))
 
 
 def _heading(found: re.Match) -> str:
     return html.escape(utils.translated(html.unescape(found[0]), "ko"))
+
+
+def _cells(table: str) -> str:
+    """A table's HTML with its cells in Korean, column by column."""
+    rows = [CELL.findall(row) for row in table.split("</tr>")]
+    columns = []
+    for column in zip(*filter(None, rows), strict=True):
+        said = pages.cells([html.unescape(cell) for cell in column], "ko")
+        columns.append(column if said is None else [html.escape(cell) for cell in said])
+    cells = itertools.chain(*zip(*columns, strict=True))
+    return CELL.sub(lambda _: next(cells), table)
 
 
 def _put_in(cell: NotebookNode, twin: Path) -> None:

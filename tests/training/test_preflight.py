@@ -307,7 +307,7 @@ def test_a_model_that_is_no_dense_decoder_is_one_sentence():
         ),
         (
             6.5,
-            "per_device_train_batch_size = 1 and 4 times the gradient_accumulation_steps (then "
+            "per_device_train_batch_size = 1 with 4 times the gradient_accumulation_steps (then "
             "about 6.3 GB)",
         ),
         (

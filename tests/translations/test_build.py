@@ -65,15 +65,24 @@ def test_code_outputs_ids_and_metadata_are_copied_and_prose_is_korean(notebook, 
 
 
 def test_an_output_says_what_it_says_to_a_korean_reader(notebook, entries):
-    """Lines that the course prints and headings of tables, but no word of a row."""
+    """Lines that the course prints, headings of tables and columns of its own words, but no word of
+    a row."""
     code = notebook.cells[3]
-    rows = "<tr><th>TRL&#x27;s fused head</th><td>tie</td></tr><caption>a > b</caption>"
+    rows = (
+        "<tr><th>TRL&#x27;s fused head</th></tr>"
+        "<tr><td>its own name</td>\n<td>tie</td><td>7</td></tr>"
+        "<tr><td>loss</td>\n<td>A tie &amp; a hat.</td><td>8</td></tr><caption>a > b</caption>"
+    )
     table = nbformat.v4.new_output("display_data", data={"text/html": rows})
     lines = "176 seed tasks\n  176 seed tasks\noutput       tie\n"
     code.outputs = [nbformat.v4.new_output("stream", text=lines), table]
     stream, html = build.build(notebook, entries).cells[3].outputs
     assert stream.text == "시드 과제 176개\n  176 seed tasks\n출력         tie\n"
-    assert "<th>TRL의 융합 헤드</th><td>tie</td>" in html.data["text/html"]
+    assert html.data["text/html"] == (
+        "<tr><th>TRL의 융합 헤드</th></tr>"
+        "<tr><td>심판의 이름 붙이기</td>\n<td>tie</td><td>7</td></tr>"
+        "<tr><td>패</td>\n<td>A tie &amp; a hat.</td><td>8</td></tr><caption>a > b</caption>"
+    )
     assert code.outputs[0].text == lines, "the English notebook must stay as it is"
 
 
