@@ -129,13 +129,18 @@ def _cells(column: pandas.Series) -> pandas.Series:
 def cells(column: Sequence, language: str = "") -> list[str] | None:
     """A table's column in the reader's language (or another one), or None: where one of its cells
     is no word of the course, it holds numbers, or what models and people wrote."""
-    said = []
-    for cell in column:
-        other = utils.translated(cell, language, "cells") if isinstance(cell, str) else cell
-        if other is cell:
-            return None
-        said.append(other)
-    return said
+    said = [_cell(cell, language) for cell in column]
+    known = [word for word in said if word is not None]
+    return known if len(known) == len(said) else None
+
+
+def _cell(cell: object, language: str) -> str | None:
+    """A word of the course, which as a value of the data has underscores, in a language."""
+    for word in (str(cell), str(cell).replace("_", " ")):
+        other = utils.translated(word, language, "cells")
+        if other != word:
+            return other
+    return None
 
 
 # --- style and script -----------------------------------------------------------------------------

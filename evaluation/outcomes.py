@@ -251,9 +251,11 @@ def _result(records: Sequence[dict], gate: Gate | None, names: tuple[str, str]) 
         f"{model} wins {counts['win']} and loses {counts['loss']} of {len(records)} prompts, "
         f"{counts['tie']} ties, {counts['inconsistent']} inconsistent, {counts['failed']} failed"
     )
-    said = f"win rate {rate.short} with a tie or an inconsistent verdict as half a win"
-    tests = f"sign test {stats.p_value(p)}"
-    judge = f"(judge: {records[0]['judge']})"
+    said = (
+        f"win rate {rate.short} with a tie or an inconsistent verdict as half a win, "
+        f"sign test {stats.p_value(p)}"
+    )
+    judge = records[0]["judge"]
     if not distinguishable(rate, p):
         needed = stats.prompts_needed(counts["win"], counts["loss"], len(known))
         if needed is None:
@@ -264,16 +266,16 @@ def _result(records: Sequence[dict], gate: Gate | None, names: tuple[str, str]) 
                 "before looking"
             )
         return (
-            f"{model} and {other} are not distinguishable {judge}: {told}; {said}, {tests}; {more}."
+            f"{model} and {other} are not distinguishable (judge: {judge}): {told}; {said}; {more}."
         )
     worst, best = stats.bounds([record["value"] for record in records])
     if worst <= 0.5 <= best:
         return (
-            f"Not settled {judge}: {told}; {said}, {tests}, and those that failed leave anything "
+            f"Not settled (judge: {judge}): {told}; {said}, and those that failed leave anything "
             f"from {100 * worst:.0f} to {100 * best:.0f} % possible."
         )
     winner = model if rate.value > 0.5 else other
-    result = f"{winner} is better {judge}: {told}; {said}, {tests}"
+    result = f"{winner} is better (judge: {judge}): {told}; {said}"
     return f"{result}; {_corrected(known, gate)}." if gate else f"{result}."
 
 

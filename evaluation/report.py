@@ -94,8 +94,9 @@ def page(records: Sequence[dict], results: dict) -> str:
             f"The report needs results[{missing[0]!r}]: run the cells above it again."
         )
     contrary = {record["id"] for record in outcomes.contradictions(records)}
-    names = tuple(results.get("names", ("base", "tuned")))
     code = _language(records)
+    base, tuned = results.get("names", ("base", "tuned"))
+    names = utils.translated(base, code), utils.translated(tuned, code)
     label = _labels(code, names)
     cards = "\n".join(
         _card(record, record["id"] in contrary, names) for record in sorted(records, key=_badness)

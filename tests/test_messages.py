@@ -15,6 +15,7 @@ import pages
 import prompts
 import settings
 import utils
+from evaluation import calibration, outcomes
 from llm import budget
 from preprocessing import data_card
 from preprocessing.ledger import Ledger
@@ -57,6 +58,13 @@ def of_code(node: ast.AST) -> str | None:
         parts = [part.value if isinstance(part, ast.Constant) else PLACE for part in node.values]
         return "".join(map(str, parts))
     return None
+
+
+def alternatives(node: ast.AST) -> list[ast.AST]:
+    """What an expression may be: both sides of a condition."""
+    if isinstance(node, ast.IfExp):
+        return alternatives(node.body) + alternatives(node.orelse)
+    return [node]
 
 
 def strings(path: str) -> list[tuple[ast.AST, str]]:
@@ -126,7 +134,8 @@ def is_known(text: str) -> bool:
 def refusals(tree: ast.AST) -> set[str]:
     """What some code refuses something with, and its other sentences, those of `print` left out:
     errors are often put together elsewhere."""
-    said, elsewhere = set(), set()
+    said: set[str | None] = set()
+    elsewhere: set[ast.AST] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             elsewhere.add(node.value)  # a docstring
@@ -135,7 +144,7 @@ def refusals(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.Call):
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             if name in REFUSALS and node.args:
-                said.add(of_code(node.args[0]))
+                said |= {of_code(one) for one in alternatives(node.args[0])}
             elif name in ("require", "known", "secret"):  # the others put these into sentences
                 parts = node.args[1:] + [keyword.value for keyword in node.keywords]
                 said |= {of_code(part) for part in parts}
@@ -225,6 +234,16 @@ def test_a_translation_is_korean_and_has_the_same_places(english):
     assert spoken or not has_words(skeleton(english).replace(PLACE, ""))
 
 
+@pytest.mark.parametrize("table", ["messages", "printed", "cells"])
+def test_no_text_is_taken_for_another_one(table):
+    """Each is looked up as it is said, with something in its places."""
+    for english, korean in getattr(KO, table).items():
+        places = [name for _, name, _, _ in string.Formatter().parse(english) if name]
+        values = {name: "7" if len(name) == 1 else f"<{name}>(x),y" for name in places}
+        said = utils.translated(english.format(**values), "ko", table)
+        assert said == korean.format(**values)
+
+
 @pytest.fixture
 def korean(monkeypatch):
     monkeypatch.setattr(utils, "_reader", "ko")
@@ -243,6 +262,42 @@ def test_an_error_is_korean_for_a_korean_reader(monkeypatch):
         settings.resolve({"READER": "ko", "TEACHER": "gpt-4o", "BASE_URL": ""})
     with pytest.raises(utils.CourseError, match="choose one of full, smoke"):
         settings.resolve({"PROFILE": "tiny"})
+
+
+def verdict(number: int, outcome: str, kind: str = "") -> dict:
+    value = {"win": 1.0, "loss": 0.0, "failed": None}.get(outcome, 0.5)
+    told = {"id": f"e{number}", "language": ("en", "ko")[number % 2], "judge": "a (stand-in, b)"}
+    return told | {"outcome": outcome, "value": value, "kind": kind, "orders": []}
+
+
+@pytest.mark.parametrize(
+    ("counts", "first"),
+    [
+        ({"win": 50, "loss": 9, "tie": 1}, "튜닝 모델이 더 낫습니다(심판: a (stand-in, b))."),
+        ({"win": 9, "loss": 50, "tie": 1}, "베이스 모델이 더 낫습니다(심판: a (stand-in, b))."),
+        ({"win": 20, "inconsistent": 19, "loss": 21}, "튜닝 모델과 베이스 모델을 구별할 수"),
+        ({"win": 20, "failed": 40}, "결론을 내릴 수 없습니다(심판: a (stand-in, b))."),
+        ({"win": 4, "loss": 4}, "승률을 내지 않습니다. 문항"),
+    ],
+)
+def test_a_headline_is_korean_throughout(monkeypatch, counts, first):
+    """Of one with a win rate half was English, and the judge's name stood in the wrong place."""
+    records = []
+    for outcome, count in counts.items():
+        records += [verdict(len(records) + i, outcome) for i in range(count)]
+    pairs = [verdict(2 * i + 1, "win", "wrong_fact") for i in range(40)]  # in English too few
+    pairs += [verdict(i, ("win", "loss")[i % 2], "cut_off") for i in range(40)]
+    pairs += [verdict(i, ("win", "loss")[i // 2 % 2], "subtle_slip") for i in range(40)]
+    said = {}
+    for reader in ("en", "ko"):
+        monkeypatch.setattr(utils, "_reader", reader)
+        gates = (None, calibration.calibrate(pairs))
+        said[reader] = [outcomes.headline(records, gate, cut=0.3, limit=256) for gate in gates]
+    for english, korean in zip(said["en"], said["ko"], strict=True):
+        assert korean.startswith(first)
+        assert utils.translated_lines(english, "ko") == korean
+        known = re.compile(r"a \(stand-in, b\)|JUDGE|ANSWER_TOKENS|p [=<]")
+        assert not re.search("[A-Za-z]", known.sub("", korean)), korean
 
 
 @pytest.mark.parametrize(
@@ -330,6 +385,8 @@ def test_a_table_has_korean_cells_where_they_are_words_of_the_course(korean):
     assert cells[4:8] == ["순서 바꾸기", "0% [0, 2]", "tie", "12"]
     assert cells[8:] == ["심판의 이름 붙이기", "42% [19, 68]", "A tie is neat.", "168"]
     assert "심판: gpt-4o</caption>" in shown
+    groups = pages._translated(pd.DataFrame({"group": ["ko", "hard", "cut_off", "closed_qa"]}))
+    assert groups["묶음"].tolist() == ["한국어", "어려움", "중간에 잘림", "주어진 글로 답하기"]
     assert pages._translated(pd.DataFrame(columns=["group"])).columns == ["묶음"]
 
 

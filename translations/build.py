@@ -22,7 +22,7 @@ import html
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import nbformat
@@ -253,7 +253,7 @@ def _heading(found: re.Match) -> str:
 def _cells(table: str) -> str:
     """A table's HTML with its cells in Korean, column by column."""
     rows = [CELL.findall(row) for row in table.split("</tr>")]
-    columns = []
+    columns: list[Sequence[str]] = []
     for column in zip(*filter(None, rows), strict=True):
         said = pages.cells([html.unescape(cell) for cell in column], "ko")
         columns.append(column if said is None else [html.escape(cell) for cell in said])
