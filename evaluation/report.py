@@ -282,7 +282,9 @@ def _verdicts(record: dict, label: dict[str, str], names: tuple[str, str]) -> st
             error = f'<p class="error">{shown(utils.translated(order["error"], code))}</p>'
         saw = label["saw"].replace("{letter}", order["tuned_is"])
         saw = saw.replace("{verdict}", verdict or label["unreadable"])
-        said = _said(order.get("explanation") or "", record["language"])
+        reason = order.get("explanation") or ""
+        told = utils.translated(reason, code)  # the stand-in's has its translation
+        said = _said(told, record["language"] if told == reason else code)
         reasons.append(f"<dt>{shown(where)}: {shown(saw)}</dt><dd>{error}{said}</dd>")
     return (
         f'<details class="verdicts"><summary>{label["verdicts"]}: '

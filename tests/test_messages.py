@@ -38,7 +38,10 @@ NOT_SAID = {
     "or `python3.13 run.py --setup`.",
 }
 # Stand in the code in pieces only
-PUT_TOGETHER = ("from Colab's key panel", "from Kaggle's Add-ons > Secrets", "rows of this run (")
+PUT_TOGETHER = (
+    *("from Colab's key panel", "from Kaggle's Add-ons > Secrets", "rows of this run ("),
+    "Stand-in judge, a rule and not a language model",
+)
 SENTENCE = rf"[\w`{PLACE}]+\W.*?(\w\w+\W+){{3}}.*\."  # on one line
 CALLS = {"suptitle", "set_title", "set_ylabel"}
 LABELS = {"title", "xlabel", "ylabel", "label", "suptitle"}

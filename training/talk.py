@@ -179,7 +179,8 @@ def answer(talk: Talk, text: str) -> None:
     if len(talk.speakers) == 1:
         print("\n")
     else:
-        print(side_by_side(columns, list(talk.speakers), WIDTH), "\n", sep="")
+        titles = [utils.translated(name) for name in talk.speakers]
+        print(side_by_side(columns, titles, WIDTH), "\n", sep="")
 
 
 def side_by_side(texts: list[str], titles: list[str], width: int) -> str:

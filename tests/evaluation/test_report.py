@@ -476,3 +476,26 @@ def test_a_korean_reader_has_korean_words_around_english_prompts(monkeypatch):
     said = report.page([english], {"headline": "한 문장", "judge": "j"})
     assert '<html lang="ko">' in said and '<article lang="ko"' in said
     assert ">질문 답하기 (1)</option>" in said and ">요청</h3>" in said and "Prompt" not in said
+
+
+def test_what_failed_and_what_the_stand_in_says_is_korean_to_a_korean_reader(monkeypatch):
+    monkeypatch.setattr(utils, "_reader", "ko")
+    reason = (
+        "Stand-in judge, a rule and not a language model: similarity to the reference less "
+        "penalties is 0.930 for A and 0.867 for B."
+    )
+    own = record("x")
+    orders = [
+        order | {"explanation": reason, "error": "no verdict could be read"}
+        for order in own["orders"]
+    ]
+    said = report.page(
+        [own | {"orders": orders}],
+        {
+            "headline": "The judge was not calibrated: nothing shows that it may be believed.",
+            "judge": "j",
+        },
+    )
+    assert "감점을 뺀 값이 A는 0.930, B는 0.867입니다." in said and "Stand-in judge" not in said
+    assert ">판정을 읽을 수 없음</p>" in said and "이 심판은 검증하지 않았으므로" in said
+    assert "베이스 대 튜닝" in said
