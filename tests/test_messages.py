@@ -386,11 +386,17 @@ def test_a_table_has_korean_cells_where_they_are_words_of_the_course(korean):
     cells = re.findall(">([^<>]+)</t[dh]>", shown)
     assert cells[:4] == ["공격", "속음", "출력", "쌍"]
     assert cells[4:8] == ["순서 바꾸기", "0% [0, 2]", "tie", "12"]
-    assert cells[8:] == ["심판의 이름 붙이기", "42% [19, 68]", "A tie is neat.", "168"]
+    assert cells[8:] == ["심판의 이름", "42% [19, 68]", "A tie is neat.", "168"]
     assert "심판: gpt-4o</caption>" in shown
     groups = pages._translated(pd.DataFrame({"group": ["ko", "hard", "cut_off", "closed_qa"]}))
     assert groups["묶음"].tolist() == ["한국어", "어려움", "중간에 잘림", "주어진 글로 답하기"]
     assert pages._translated(pd.DataFrame(columns=["group"])).columns == ["묶음"]
+
+
+def test_the_prose_calls_the_attacks_as_the_table_does():
+    prose = (utils.ROOT / "evaluation.ko.ipynb").read_text(encoding="utf-8")
+    for name in ("swapped order", *calibration._attacks(None, [])):
+        assert f"*{MESSAGES[name]}*" in prose, name
 
 
 def test_a_line_of_sentences_is_korean_if_all_of_them_are_known(korean):

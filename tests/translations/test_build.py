@@ -80,7 +80,7 @@ def test_an_output_says_what_it_says_to_a_korean_reader(notebook, entries):
     assert stream.text == "시드 과제 176개\n  176 seed tasks\n출력         tie\n"
     assert html.data["text/html"] == (
         "<tr><th>TRL의 융합 헤드</th></tr>"
-        "<tr><td>심판의 이름 붙이기</td>\n<td>tie</td><td>7</td></tr>"
+        "<tr><td>심판의 이름</td>\n<td>tie</td><td>7</td></tr>"
         "<tr><td>패</td>\n<td>A tie &amp; a hat.</td><td>8</td></tr><caption>a > b</caption>"
     )
     assert code.outputs[0].text == lines, "the English notebook must stay as it is"
