@@ -514,7 +514,7 @@ def test_the_readmes_show_the_committed_run():
     losses = [f"{training[when]['loss']:.3f}" for when in ("before", "after")]
     headline = re.search(r"^> (.+)$", read("README.md"), re.MULTILINE)[1]
     assert all(f"| {losses[0]} | {losses[1]} (" in read(name) for name in READMES)
-    assert f"> {utils.translated(headline, 'ko', 'printed')}\n" in read("README.ko.md")
+    assert f"> {utils.translated_lines(headline, 'ko')}\n" in read("README.ko.md")
     notebook = json.loads(read("evaluation.ipynb"))
     assert headline in json.dumps([cell.get("outputs") for cell in notebook["cells"]])
     written = read("evaluation/results.py")
