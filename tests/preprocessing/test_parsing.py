@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from llm import replies as replies_module
-from llm.replies import Reply
+from llm.replies import Reply, Request
 from preprocessing import parsing
 from preprocessing.curation import Critique
 from preprocessing.self_instruct import (
@@ -214,16 +213,14 @@ def test_a_reply_cut_in_record_20_still_gives_19():
     # Also where the last record's text has a brace in it, which could be taken for its end
     for end in (-5, -12):
         assert len(tasks_in(whole[:end], cut=True)) == 19
-    reply = replies_module.read(
-        {
-            "key": "k",
-            "reply": {"content": whole[:-5], "finish_reason": "length"},
-            "request": {"messages": [], "max_completion_tokens": 100},
-            "usage": {"completion_tokens": 100},
-            "cost_usd": 0.0,
-        },
-        TaskBatch,
-    )
+    entry = {
+        "key": "k",
+        "reply": {"content": whole[:-5], "finish_reason": "length"},
+        "request": {"messages": [], "max_completion_tokens": 100},
+        "usage": {"completion_tokens": 100},
+        "cost_usd": 0.0,
+    }
+    reply = Request("k", entry["request"], 100, 100, 0.0, TaskBatch).read(entry)
     assert len(reply.parsed.tasks) == 19 and reply.unread == 1 and reply.error is None
 
 
