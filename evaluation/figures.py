@@ -169,16 +169,13 @@ def spread_figure(records: Sequence[dict], longer: Sequence[float]):
     return figure
 
 
-def reach_figure(
-    lengths: dict[str, dict[str, float]], recalls: dict[str, float | None], shown: str = ""
-):
+def reach_figure(lengths: dict[str, dict[str, float]], recalls: dict[str, float | None]):
     """What rows of long answers and of several turns are for: how long answers are to standard,
     hard and long prompts, and how far later answers go back to the turns before.
 
     Args:
         lengths: `{"base": ..., "tuned": ...}` from `measures.lengths`; more names are drawn too.
         recalls: the same from `measures.recall`.
-        shown: of which run, for the title.
     """
     import matplotlib.pyplot as plt
 
@@ -201,7 +198,6 @@ def reach_figure(
     right.margins(x=0.2)
     for axes in (left, right):
         axes.invert_yaxis()
-    figure.suptitle(shown, fontsize=10)
     figure.tight_layout()
     return figure
 

@@ -147,16 +147,9 @@ def bounds(scores: Sequence[float | None]) -> tuple[float, float]:
     return sum(known) / len(scores), (sum(known) + len(scores) - len(known)) / len(scores)
 
 
-def paired_difference(
-    base: Sequence[float | None], tuned: Sequence[float | None], widest: float = 9.0
-) -> Difference:
-    """Single scores compared prompt by prompt, because prompts differ more than models do.
-
-    A prompt where either score is missing is left out and counted.
-
-    Args:
-        widest: the largest difference that the scale allows; 9 from 1 to 10.
-    """
+def paired_difference(base: Sequence[float | None], tuned: Sequence[float | None]) -> Difference:
+    """Single scores from 1 to 10 compared prompt by prompt, because prompts differ more than models
+    do. A prompt where either score is missing is left out and counted."""
     from scipy.stats import wilcoxon
 
     if len(base) != len(tuned):
@@ -174,7 +167,7 @@ def paired_difference(
             "journal."
         )
     p = float(wilcoxon(values, zero_method="zsplit").pvalue) if any(values) else 1.0
-    return Difference(rate(values, -widest, widest), p, len(base) - len(values))
+    return Difference(rate(values, -9, 9), p, len(base) - len(values))
 
 
 # --- tests and sample sizes -----------------------------------------------------------------------

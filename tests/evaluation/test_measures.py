@@ -119,7 +119,5 @@ def test_long_prompts_are_measured_apart():
     answers = [[Answer("x", True, size)] for size in (10, 300, 40, 20)]
     found = measures.lengths(items, answers)
     assert found == {"hard": 40, "long": 300, "standard": 15}
-    figure = figures.reach_figure(
-        {"base": found, "tuned": found}, {"base": None, "tuned": 0.3}, "run default"
-    )
+    figure = figures.reach_figure({"base": found, "tuned": found}, {"base": None, "tuned": 0.3})
     assert [text.get_text() for text in figure.axes[1].texts] == [" none", " +0.30"]
