@@ -112,7 +112,8 @@ def _as_html(rows: pandas.DataFrame) -> str:
 
 def _translated(rows: pandas.DataFrame) -> pandas.DataFrame:
     """A table with its names of columns and rows, and its cells, in the reader's language."""
-    return rows.rename(columns=_name, index=_name).apply(_cells)
+    said = rows.rename(columns=_name, index=_name).rename_axis(columns=_name, index=_name)
+    return said.apply(_cells)
 
 
 def _name(value):
@@ -129,14 +130,18 @@ def _cells(column: pandas.Series) -> pandas.Series:
 def cells(column: Sequence, language: str = "") -> list[str] | None:
     """A table's column in the reader's language (or another one), or None: where one of its cells
     is no word of the course, it holds numbers, or what models and people wrote."""
-    said = [_cell(cell, language) for cell in column]
-    known = [word for word in said if word is not None]
-    return known if len(known) == len(said) else None
+    said = []
+    for cell in column:
+        other = _cell(cell, language) if isinstance(cell, str) else None
+        if other is None:
+            return None  # at the first one: a table may be long
+        said.append(other)
+    return said
 
 
-def _cell(cell: object, language: str) -> str | None:
+def _cell(cell: str, language: str) -> str | None:
     """A word of the course, which as a value of the data has underscores, in a language."""
-    for word in (str(cell), str(cell).replace("_", " ")):
+    for word in (cell, cell.replace("_", " ")):
         other = utils.translated(word, language, "cells")
         if other != word:
             return other
