@@ -39,9 +39,8 @@ class CourseError(Exception):
     def __str__(self) -> str:
         return translated(super().__str__())
 
-    def _render_traceback_(
-        self,
-    ) -> list[str]:  # IPython asks the exception itself how it wants to be shown
+    # IPython asks the exception itself how it wants to be shown
+    def _render_traceback_(self) -> list[str]:
         return [f"{translated('Stopped')}: {self}"]
 
 

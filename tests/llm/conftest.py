@@ -15,9 +15,8 @@ def fresh():
     imports."""
     context = multiprocessing.get_context("forkserver")
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv(
-        "PYTHONPATH", f"{utils.ROOT}{os.pathsep}{utils.ROOT / 'tests'}"
-    )  # the server ignores sys.path
+    # The server ignores sys.path
+    monkeypatch.setenv("PYTHONPATH", f"{utils.ROOT}{os.pathsep}{utils.ROOT / 'tests'}")
     context.set_forkserver_preload(
         ["openai.resources.chat", "openai.types.chat", "tenacity", "tqdm", "client_tools"]
     )

@@ -117,9 +117,8 @@ def test_a_batch_whose_creation_was_not_heard_of_is_found_again(tmp_path):
 def test_a_restart_waits_for_the_same_batch_even_with_other_requests(tmp_path):
     url = stand_ins.start(batch_seconds=2)
     interrupted(client(url, journal=tmp_path / "j"), ask(5))
-    replies = batch(
-        client(url, journal=tmp_path / "j"), ask(7)[3:]
-    )  # two of those, and two new ones
+    # Two of those, and two new ones
+    replies = batch(client(url, journal=tmp_path / "j"), ask(7)[3:])
     assert not any(reply.error for reply in replies)
     assert served(url)["batches"] == 2
     assert served(url)["batch_served"] == 7

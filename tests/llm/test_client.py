@@ -280,9 +280,8 @@ def test_oversize_request_is_refused_at_once_when_the_server_announced_the_limit
     url = stand_ins.start(tokens_per_minute=2000)
     one, started = client(url), time.time()
     with pytest.raises(utils.CourseError, match=r"over the limit of 2,000 a minute"):
-        run(
-            one, ask(1, max_completion_tokens=3000)
-        )  # nobody knows the limit yet: the server refuses
+        # Nobody knows the limit yet: the server refuses
+        run(one, ask(1, max_completion_tokens=3000))
     with pytest.raises(utils.CourseError, match=r"over the limit of 2,000 a minute"):
         run(one, ask(1, max_completion_tokens=3000))
     assert time.time() - started < 3 and served(url)["asked"] == 1

@@ -72,9 +72,8 @@ def test_models_are_listed(endpoint):
 
 
 def test_limits_are_enforced_and_announced():
-    url = stand_ins.start(
-        requests_per_minute=120, tokens_per_minute=10**7, window=1.0
-    )  # two a second
+    # Two a second
+    url = stand_ins.start(requests_per_minute=120, tokens_per_minute=10**7, window=1.0)
     answers = [post(url, hello()) for _ in range(3)]
     assert [status for status, _, _ in answers] == [200, 200, 429]
     assert answers[2][2]["error"]["code"] == "rate_limit_exceeded"

@@ -49,9 +49,8 @@ def build(kind: str = "gemma", rank: int = 4, by_row: bool = False):
         "llama, untied head": lambda: LlamaConfig(**options),
     }[kind]()
     torch.manual_seed(0)
-    how = (
-        attention.register() if by_row else "eager" if "gemma 2" in kind else "sdpa"
-    )  # no SDPA for Gemma 2, whose attention is capped too
+    # No SDPA for Gemma 2, whose attention is capped too
+    how = attention.register() if by_row else "eager" if "gemma 2" in kind else "sdpa"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=how, dtype=torch.float32)
     lora = LoraConfig(
         r=rank,
@@ -152,10 +151,8 @@ def test_the_logits_of_all_positions_never_exist_at_once(monkeypatch):
 
     model, batch = build(), losses.padded(encoded(), 0, "cpu")
     trained = int((batch["labels"][:, 1:] != IGNORED).sum())
-    for chunk, expected in (
-        (8, 32),
-        (1000, trained),
-    ):  # 32: the transposed head itself, hidden_size rows
+    # 32: the transposed head itself, hidden_size rows
+    for chunk, expected in ((8, 32), (1000, trained)):
         with Widest() as widest:
             loss, _ = losses.answer_loss(model, **batch, chunk=chunk)
             loss.backward()

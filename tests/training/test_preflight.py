@@ -65,10 +65,8 @@ def test_gemma_2b_on_paper(course):
 def test_gemma_2b_memory_with_and_without_logits(course, length, full, without):
     longer = dataclasses.replace(course, length=length)
     assert longer.gb == pytest.approx(full, abs=0.06)
-    for loss in (
-        "trained positions",
-        "trl",
-    ):  # a layer's recomputation needs more than their logits
+    # A layer's recomputation needs more than their logits
+    for loss in ("trained positions", "trl"):
         assert dataclasses.replace(longer, loss=loss).gb == pytest.approx(without, abs=0.06)
 
 
@@ -130,10 +128,8 @@ def kept_by_autograd(kind: str, layers: int, dtype: str, tokens: int, checkpoint
 
     def keep(tensor):
         if (storage := tensor.untyped_storage()).data_ptr() not in weights:
-            kept[storage.data_ptr()] = (
-                storage.nbytes(),
-                tensor,
-            )  # the tensor is held, so that its address is not used again
+            # The tensor is held, so that its address is not used again
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
@@ -391,9 +387,8 @@ def test_what_fits_comes_back_and_free_memory_is_read(course, monkeypatch):
     assert small.gb < machine.free_gb(CPU) < psutil.virtual_memory().total / 1e9
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5_000_000_000, 24_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1_000_000_000)
-    with pytest.raises(
-        utils.CourseError, match="and 6.8 GB are free"
-    ):  # what is free, what this process has, its context
+    # What is free, what this process has, its context
+    with pytest.raises(utils.CourseError, match="and 6.8 GB are free"):
         check(course)
 
 

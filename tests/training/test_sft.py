@@ -383,10 +383,9 @@ def test_capped_attention_scores_are_computed_eagerly_and_it_says_so(tmp_path, m
     padded, packed = (
         tiny_models.trainer(folder, tmp_path, padding_free=value)[0] for value in (False, True)
     )
-    (
-        padded.train(),
-        packed.train(),
-    )  # rows that lie end to end must not see one another in eager attention either
+    padded.train()
+    packed.train()
+    # Rows that lie end to end must not see one another in eager attention either
     assert tiny_models.losses(padded) == pytest.approx(tiny_models.losses(packed), abs=2e-3)
 
 
