@@ -551,11 +551,8 @@ def fingerprint(*parts) -> str:
 def short(path: str | Path) -> str:
     """A path as messages show it: relative to the course where it lies in it."""
     path = Path(path)
-    return (
-        str(path.relative_to(ROOT))
-        if path.is_absolute() and path.is_relative_to(ROOT)
-        else str(path)
-    )
+    inside = path.is_absolute() and path.is_relative_to(ROOT)
+    return str(path.relative_to(ROOT) if inside else path)
 
 
 def progress(total: int, title: str):

@@ -62,11 +62,9 @@ def pairs(folder: Path, seed: int = 0) -> list[Pair]:
         records, key=lambda record: random.Random(f"order {seed} {record['id']}").random()
     ):
         texts = {name: _texts(record[name]) for name in ("base", "tuned")}
-        names = (
-            ["base", "tuned"]
-            if random.Random(f"side {seed} {record['id']}").random() < 0.5
-            else ["tuned", "base"]
-        )
+        names = ["base", "tuned"]
+        if random.Random(f"side {seed} {record['id']}").random() >= 0.5:
+            names.reverse()
         language = record.get("language") or prompts.nearest(record["prompt"])
         label = prompts.LANGUAGES[prompts.around(language)].page
         later = f"\n\n--- {label['follow_up_answer']} ---\n\n"

@@ -60,21 +60,15 @@ def connected(
 
     import ray
 
-    alone = (
-        {}
-        if address
-        else {
-            "object_store_memory": int((store_gib or STORE_GIB) * 2**30),
-            "num_cpus": cpus,
-            "include_dashboard": False,
-        }
-    )
+    alone: dict = {}
     variables = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment: dict = {"env_vars": variables}
     if address:  # Ray sends the nodes what git would: no secrets, no runs
         environment |= {"working_dir": str(utils.ROOT), "excludes": list(NOT_SENT)}
     else:
         variables |= {"PYTHONPATH": str(utils.ROOT), "COURSE_CACHE": str(utils.CACHE)}
+        memory = int((store_gib or STORE_GIB) * 2**30)
+        alone |= {"object_store_memory": memory, "num_cpus": cpus, "include_dashboard": False}
     try:
         if address and address != "auto":  # asked at once, for Ray itself tries for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")

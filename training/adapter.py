@@ -199,11 +199,9 @@ def model_card(base: str, record: dict, chosen: settings.Settings, merged: bool 
         stops=record["stop_ids"],
     )
     gemma = "gemma" in base.lower()
-    terms = (
-        "[Gemma Terms of Use](https://ai.google.dev/gemma/terms)"
-        if gemma
-        else f"the licence of {hub_id}"
-    )
+    terms = f"the licence of {hub_id}"
+    if gemma:
+        terms = "[Gemma Terms of Use](https://ai.google.dev/gemma/terms)"
     before, after = record["before"], record["after"]
     inside = (
         " The copy in `data/example_adapter/` comes without the tokenizer: there use "
@@ -211,14 +209,11 @@ def model_card(base: str, record: dict, chosen: settings.Settings, merged: bool 
         if chosen.packaged
         else ""
     )
-    pushed = (
-        f"dataset: [{chosen.push_to}](https://huggingface.co/datasets/{chosen.push_to})"
-        if chosen.push_to
-        else ""
-    )
     sources = "; ".join(_described(source, chosen) for source in chosen.data)
-    if pushed:
-        sources += f"; {pushed}"
+    if chosen.push_to:
+        sources += (
+            f"; dataset: [{chosen.push_to}](https://huggingface.co/datasets/{chosen.push_to})"
+        )
     teacher = (
         "Rows of the stand-in teacher were written for the course (MIT)."
         if chosen.teacher == settings.REHEARSAL

@@ -81,12 +81,9 @@ def generate(
     asked = [prompt_ids(text, tokenizer) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(asked[i]))
     answers: dict[int, Answer] = {}
-    how = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False}
-    )
+    how: dict = {"do_sample": False}
     if temperature:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         torch.manual_seed(seed)
     with torch.inference_mode(), utils.progress(sum(limits), "answers, in tokens") as bar:
         for start in range(0, len(order), batch_size):

@@ -61,11 +61,8 @@ def check(
     """
     tokenizer = student.load_tokenizer(name)
     folder = Path(student.source(name))
-    config = (
-        None
-        if folder.is_dir() and not (folder / "config.json").exists()
-        else student.load_config(name)
-    )
+    alone = folder.is_dir() and not (folder / "config.json").exists()
+    config = None if alone else student.load_config(name)
     empty = None if config is None else architecture.skeleton(config)
     weights = config is not None and weights_here(name)
     rows = [
