@@ -327,9 +327,8 @@ def test_push_without_a_token_or_a_hub_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with pytest.raises(utils.CourseError, match="could not be pushed to me/data") as caught:
         data_card.publish("# card", tmp_path, "me/data")
-    assert (
-        "hf_secret" not in str(caught.value) and (tmp_path / "data_card.md").read_text() == "# card"
-    )
+    assert "hf_secret" not in str(caught.value)
+    assert (tmp_path / "data_card.md").read_text() == "# card"
 
 
 def test_push_uploads_rows_and_card_privately(tmp_path, monkeypatch):

@@ -767,10 +767,9 @@ def test_unreachable_wandb_does_not_stop_training_and_says_so(course, monkeypatc
     finally:
         wandb.finish()
         wandb.teardown()
-    assert (
-        "wandb cannot be reached" in (said := capsys.readouterr().out)
-        and "wandb sync runs/default/wandb/offline-run-*" in said
-    )
+    said = capsys.readouterr().out
+    assert "wandb cannot be reached" in said
+    assert "wandb sync runs/default/wandb/offline-run-*" in said
 
 
 # --- adapter
