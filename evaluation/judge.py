@@ -396,7 +396,7 @@ def same_model(chosen: settings.Settings) -> str | None:
     The teacher is looked up in the run's rows, else taken from the settings.
     """
     made = chosen.folder / "instruction.jsonl"
-    teachers = {chosen.label("teacher")}
+    teachers: set = {chosen.label("teacher")}
     if made.exists():
         teachers = {row.get("teacher") for row in utils.read_jsonl(made)}
     if (name := chosen.label("judge")) not in teachers:
