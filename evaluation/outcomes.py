@@ -176,7 +176,10 @@ class Gate(Protocol):
 
 
 def similar_length(
-    records: Sequence[dict], base: Sequence[int], tuned: Sequence[int]
+    records: Sequence[dict],
+    base: Sequence[int],
+    tuned: Sequence[int],
+    gate: Gate | None = None,
 ) -> Estimate | None:
     """The win rate among pairs of similar length; None where no such pair has a verdict.
 
@@ -185,9 +188,13 @@ def similar_length(
 
     Args:
         base, tuned: tokens of the answers, one a prompt.
+        gate: the judge's calibration. Prompts in a language for which it is closed do not count.
     """
+    closed = gate.closed if gate is not None else {}
     scores = []
     for record, *sizes in zip(records, base, tuned, strict=True):
+        if record["language"] in closed:
+            continue
         close = max(sizes) - min(sizes) <= SIMILAR * max(sizes)
         if close and record["value"] is not None:
             scores.append(record["value"])

@@ -83,7 +83,7 @@ class Rounds:
 
     async def send(self, asked: list[Asked]) -> list[Reply]:
         """A reply for each, in order."""
-        schema: type = self_instruct.TaskBatch
+        schema: type = self_instruct.task_batch(self.categories)
         if self.chosen.method == "self-instruct":
             schema = self_instruct.Instructions
         return await self._ask([one.request for one in asked], schema)
@@ -111,7 +111,12 @@ class Rounds:
             return
         pending = ledger.open("instances")
         completed = await self_instruct.complete_instructions(
-            self._ask, pending, self.seeds, self.text, self.chosen.answer_length
+            self._ask,
+            pending,
+            self.seeds,
+            self.text,
+            self.chosen.answer_length,
+            self.categories,
         )
         for row, (kind, pairs, reason, cost_usd) in zip(pending, completed, strict=True):
             ledger.complete(row, kind, pairs, reason, cost_usd)

@@ -14,7 +14,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +36,7 @@ BROKEN_START = re.compile(r"[-*•#>]\s|[)\]}.,;:!?…](?!\w)")
 SENTENCE = re.compile(r"(?<=[.!?:。？！])\s+|\n+")
 
 
-def problem(task: dict, categories: Sequence[str] = prompts.CATEGORIES) -> str | None:
+def problem(task: dict, categories: Collection[str] = prompts.CATEGORIES) -> str | None:
     """Why a task is unusable by itself, or None. The rules of Self-Instruct's appendix, made to ask
     for the request and not for the word (see `unsuitable` in data/languages/), and fit for Hangul.
 

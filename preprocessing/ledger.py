@@ -24,10 +24,13 @@ class Ledger:
     """Every raw row of a run and why it was kept or rejected; nothing is dropped without an entry.
 
     A reply that could not be read at all counts as one row, with filter "malformed reply".
+
+    Args:
+        categories: that a task may have besides the course's own: those of the user's seeds.
     """
 
-    def __init__(self, categories: Sequence[str] = prompts.CATEGORIES) -> None:
-        self.categories = categories  # that a task may have
+    def __init__(self, categories: Sequence[str] = ()) -> None:
+        self.categories = {*prompts.CATEGORIES, *categories}
         self.rows: list[dict] = []
         self.stages: list[str] = []
 

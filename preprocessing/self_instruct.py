@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, WithJsonSchema, create_model
 
 import prompts
 import settings
@@ -38,12 +38,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-# A server that keeps to the schema can write these categories only; from one that does not, any
-# text is read, and a rule rejects what is none (curation.problem), with a reason
-Category = Annotated[
-    str,
-    WithJsonSchema({"type": "string", "enum": list(prompts.CATEGORIES)}, mode="serialization"),
-]
+def one_of(categories: tuple[str, ...]) -> WithJsonSchema:
+    """What the schema says of a category. A server that keeps to it can write these only; from one
+    that does not, any text is read, and a rule rejects what is none (curation.problem), with a
+    reason."""
+    return WithJsonSchema({"type": "string", "enum": list(categories)}, mode="serialization")
+
+
+Category = Annotated[str, one_of(prompts.CATEGORIES)]
 
 
 class Task(Strict):
@@ -64,6 +66,17 @@ class Instructions(Strict):
 class Kind(Strict):
     is_classification: bool
     category: Category
+
+
+def task_batch(categories: tuple[str, ...]) -> type[TaskBatch]:
+    """`TaskBatch` whose tasks are of these categories."""
+    task = create_model("Task", __base__=Task, category=Annotated[str, one_of(categories)])
+    return create_model("TaskBatch", __base__=TaskBatch, tasks=list[task])  # type: ignore
+
+
+def kind(categories: tuple[str, ...]) -> type[Kind]:
+    """`Kind` that is one of these categories."""
+    return create_model("Kind", __base__=Kind, category=Annotated[str, one_of(categories)])
 
 
 class InputFirst(Strict):
@@ -384,10 +397,10 @@ async def complete_instructions(
         recognise_request(row["instruction"], row["language"], seeds, text, categories)
         for row in rows
     ]
-    kinds = await ask(asked, Kind)
-    known = [i for i, kind in enumerate(kinds) if kind.parsed]
+    kinds = await ask(asked, kind(categories))
+    known = [i for i, one in enumerate(kinds) if one.parsed]
     found: list[tuple[str, list[tuple[str, str]], str | None, float]] = [
-        ("", [], f"its kind is unknown: {kind.error}", kind.cost_usd) for kind in kinds
+        ("", [], f"its kind is unknown: {one.error}", one.cost_usd) for one in kinds
     ]
     for wanted, schema in ((True, OutputFirstInstances), (False, InputFirstInstances)):
         places = [i for i in known if kinds[i].parsed.is_classification == wanted]

@@ -8,6 +8,7 @@ does). Importing it needs the standard library only.
 from __future__ import annotations
 
 import html
+import re
 
 import utils
 
@@ -16,8 +17,9 @@ ECHO = 0.8  # share of an answer's words that stand in the prompt, from which on
 
 def loops(text: str, n: int = 4, share: float = 0.5) -> bool:
     """True if more than `share` of the word n-grams repeat an earlier one: the model is going round
-    in circles."""
-    words = text.split()
+    in circles. Numbers of a list do not count, for a sentence that is repeated under ten numbers
+    is repeated."""
+    words = [word for word in text.split() if not re.fullmatch(r"\d+[.)]", word)]
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(grams) > n and 1 - len(set(grams)) / len(grams) > share
 
@@ -48,8 +50,8 @@ def what_changed(prompts: list[str], before: dict, after: dict) -> str:
     lines = []
     for prompt, old, new in zip(prompts, before["samples"], after["samples"], strict=True):
         was, now = looks(old, prompt), looks(new, prompt)
-        change = f"{now}, as before" if was == now else f"{was} before, and now {now}"
-        lines.append(f"{prompt}\n    The answer {change}.")
+        change = f"Before training the answer {was}, after it {now}."
+        lines.append(f"{prompt}\n    {change}")
     return "\n".join(lines)
 
 

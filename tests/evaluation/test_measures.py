@@ -13,6 +13,7 @@ from training.generation import Answer
     [
         ("You can see the Moon from Earth. " * 6, True),
         ("여름에는 물을 자주 마셔요. " * 6, True),
+        ("".join(f"{number}. The road is clear and dry.\n" for number in range(1, 13)), True),
         ("A short answer.", False),
         (
             "- Put it in the fridge\n- Keep it covered\n- Eat it within two days\n- Heat it well",

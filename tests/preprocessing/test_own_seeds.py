@@ -2,14 +2,19 @@
 
 import asyncio
 import csv
+import json
 import random
+import re
 
 import pytest
+from raw_server import Said, completion, serving
 
 import prompts
 import settings
+import utils
+from llm import replies
 from llm.client import Client
-from preprocessing import curation, self_instruct
+from preprocessing import asking, curation, self_instruct
 from preprocessing.ledger import Ledger
 from utils import CourseError
 
@@ -52,6 +57,56 @@ def test_a_task_of_the_users_own_category_is_rejected_by_rule():
     row = ledger.add("ko", task | {"output": "", "pending": True}, {"cost_usd": 0.0})
     ledger.complete(row, "origami", [("", task["output"])], None, 0.0)
     assert row["fate"] == "kept"
+
+
+def test_a_strict_server_cannot_write_a_category_of_the_users_own():
+    """The schema listed the course's categories, and the notebook's ledger knew no others: every
+    row of one's own seeds went."""
+    usual = replies.response_format(self_instruct.TaskBatch)
+    assert replies.response_format(self_instruct.task_batch(prompts.CATEGORIES)) == usual
+    for schema in (self_instruct.task_batch(("origami",)), self_instruct.kind(("origami",))):
+        told = str(replies.response_format(schema))
+        assert "'enum': ['origami']" in told and "writing" not in told
+        assert schema.__name__ in ("TaskBatch", "Kind")
+
+
+@pytest.mark.parametrize("method", ["alpaca", "self-instruct"])
+def test_own_seeds_go_the_notebooks_way_and_every_row_is_rejected(tmp_path, method):
+    """What preprocess.ipynb does with its rounds and its ledger, with a teacher that keeps to the
+    category it was given."""
+    values = {"SEEDS": seeds(tmp_path / "mine.csv"), "METHOD": method, "LANGUAGE": "ko"}
+    chosen = settings.resolve(values)
+    own = self_instruct.load_seeds(chosen.languages, source=chosen.seeds)
+
+    def teach(path, body, number):
+        wanted = body["response_format"]["json_schema"]
+        (category,) = re.findall(r"'enum': \['([^']*)'\]", str(wanted)) or [""]
+        told = {"tasks": [{"category": category, "instruction": "냅킨으로 백조를 접어 볼까요?"}]}
+        told["tasks"][0] |= {"input": "", "output": "먼저 냅킨을 세모로 반 접으세요."}
+        if wanted["name"] == "Instructions":
+            told = {"instructions": ["냅킨으로 백조를 접는 법을 알려 주세요."]}
+        if wanted["name"] == "Kind":
+            told = {"is_classification": False, "category": category}
+        if wanted["name"] == "InputFirstInstances":
+            told = {"instances": [{"input": "", "output": "먼저 냅킨을 세모로 반 접으세요."}]}
+        return Said(completion(json.dumps(told, ensure_ascii=False)))
+
+    async def go(rounds, ledger):
+        asked = rounds.next([])[:1]
+        (reply,) = await rounds.send([asked[0]])
+        rows = rounds.book(ledger, asked[0], reply)
+        await rounds.complete(ledger)
+        return rows
+
+    with serving(teach) as server:
+        rounds = asking.Rounds(chosen, own, Client("m", server.url))
+        ledger = Ledger(rounds.categories)
+        (row,) = asyncio.run(go(rounds, ledger))
+    assert row["category"] == "origami" and row["fate"] == "kept"
+    assert curation.problem(row, ledger.categories) is None
+    notebook = (utils.ROOT / "preprocess.ipynb").read_text(encoding="utf-8")
+    assert "Ledger(rounds.categories)" in notebook
+    assert notebook.count("curation.problem(row, ledger.categories)") == 2
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,10 @@ def test_what_changed_names_every_prompt_and_both_answers():
         {"samples": [PROMPTS[0], PROMPTS[1]]},
         {"samples": ["An apple.", PROMPTS[1]]},
     )
-    assert "echoes the question before, and now neither echoes nor circles" in said
-    assert "echoes the question, as before" in said and all(prompt in said for prompt in PROMPTS)
+    first = "Before training the answer echoes the question, after it neither echoes nor circles."
+    assert first in said
+    assert "answer echoes the question, after it echoes the question." in said
+    assert all(prompt in said for prompt in PROMPTS)
 
 
 def test_an_answer_cannot_put_html_into_the_page():
