@@ -44,7 +44,8 @@ class Assumptions:
     exact_texts: tuple[float, float] = (52_000, 208_000)
     exact_bytes: float = 1800  # measured: memory of the exact filter per text, 0.35 GiB / 208,000
     lsh_bands: int = 40  # computed: scale/duplicates.py at 0.7
-    lsh_bytes: float = 36  # computed: one row of one band in the shuffle
+    # computed: one row of one band in the shuffle, three numbers of 8 bytes and one of 4
+    lsh_bytes: float = 28
     # measured on two cores: 316,000 texts in 121 s and a million in 260 s; the straight line
     # through them starts at 57 s (it says 77 s for 100,000 texts, which took 87)
     lsh_start_seconds: float = 57
