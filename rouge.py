@@ -23,7 +23,7 @@ from scipy import sparse
 import utils
 
 GROUP = 256  # texts that are compared with one another in any case
-ROWS, COLUMNS = 128, 4096  # of a tile, at most: what lies between two steps stays in the cache
+ROWS, COLUMNS = 256, 2048  # of a tile, at most: what lies between two steps stays in the cache
 WORDS = 16  # 64-bit words in a signature
 LONG = 512  # tokens: two texts longer than that have a wide signature too
 WIDE = 1024  # 64-bit words in that one
@@ -358,9 +358,11 @@ class _Join:
         threshold: those that share a rare token or, where that is no less work, all, by their
         lengths and folded signatures."""
         if rare is not None:
-            lists = np.diff(rare.indptr)  # how many of the pool have each token
-            if lists[self.rare[rows].indices].sum() < len(rows) * len(pool) / 8:
-                i, j = (self.rare[rows] @ rare).nonzero()
+            own = self.rare[rows]
+            # Each token meets as many of the pool as its list is long
+            meetings = (rare.indptr[own.indices + 1] - rare.indptr[own.indices]).sum()
+            if meetings < len(rows) * len(pool) / 8:
+                i, j = (own @ rare).nonzero()
                 return _near(self.batch, rows[i], pool, j, self.threshold)
         i, j = self._close(self.batch.take(rows), pool)
         return _near(self.batch, rows[i], pool, j, self.threshold)
