@@ -63,7 +63,7 @@ def test_prompts_in_another_language_are_dropped_silently(tmp_path, course, caps
     chosen = settings.resolve({"EVAL_PROMPTS": path, "LANGUAGE": "ko"})
     assert len(judge.evaluation_prompts(chosen)) == 1
     assert "1 prompts are not asked, because LANGUAGE is ko" in capsys.readouterr().out
-    with pytest.raises(CourseError, match="No prompt of .* is in ko: check LANGUAGE"):
+    with pytest.raises(CourseError, match="에 없습니다. LANGUAGE를 확인"):
         path = write(tmp_path / "b.jsonl", [{"prompt": "Name a gas."}])
         judge.evaluation_prompts(settings.resolve({"EVAL_PROMPTS": path, "LANGUAGE": "ko"}))
     with pytest.raises(CourseError, match=r"The judge needs the course's texts in 'de'"):
