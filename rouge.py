@@ -28,6 +28,7 @@ WORDS = 16  # 64-bit words in a signature
 LONG = 512  # tokens: two texts longer than that have a wide signature too
 WIDE = 1024  # 64-bit words in that one
 MEETINGS = 512  # of a text with others over a rare token: with so few, all meet in one go
+SPARSE = 1 / 8  # of all pairs: where fewer meet over rare tokens, only these are compared
 MANY = 2048  # texts from which on it pays to look for rare tokens in a pool
 LOUD = 50_000  # tokens from which on a bar shows progress
 SMALL = 1e-6  # against rounding
@@ -361,7 +362,7 @@ class _Join:
             own = self.rare[rows]
             # Each token meets as many of the pool as its list is long
             meetings = (rare.indptr[own.indices + 1] - rare.indptr[own.indices]).sum()
-            if meetings < len(rows) * len(pool) / 8:
+            if meetings < SPARSE * len(rows) * len(pool):
                 i, j = (own @ rare).nonzero()
                 return _near(self.batch, rows[i], pool, j, self.threshold)
         i, j = self._close(self.batch.take(rows), pool)

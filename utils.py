@@ -57,6 +57,7 @@ def run_command(main: Callable[[], int | None], mistake: int = 1) -> None:
 # --- the reader's language ------------------------------------------------------------------------
 
 NUMBER = r"[-+$]?\d[\d,.]*%?"
+VERBATIM = "verbatim"  # in a figure: a text that no language changes
 BETWEEN_SENTENCES = re.compile(r"(?<=[.!?]) (?=[A-Z0-9])")
 
 _print = print
@@ -627,14 +628,18 @@ def show(figure, path: str | Path) -> None:
 
 
 def translate_figure(figure, language: str) -> None:
-    """Put titles, labels, legends and named ticks of a figure into a language."""
+    """Put titles, labels, legends and named ticks of a figure into a language. What is a word of
+    the data and not of the course has `gid=VERBATIM`: a text, or an axis with its ticks."""
     from matplotlib.text import Text
 
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_gid() == VERBATIM:
+                continue
             names = [label.get_text() for label in axis.get_ticklabels()]
             other = [translated(name, language) for name in names]
             if other != names:  # numbers keep the formatter that they have
                 axis.set_ticks(axis.get_ticklocs(), labels=other)
     for text in figure.findobj(Text):
-        text.set_text(translated(text.get_text(), language))
+        if text.get_gid() != VERBATIM:
+            text.set_text(translated(text.get_text(), language))

@@ -188,12 +188,12 @@ def similar_length(
 
     Args:
         base, tuned: tokens of the answers, one a prompt.
-        gate: the judge's calibration. Prompts in a language for which it is closed do not count.
+        gate: the judge's calibration. Only prompts in a language in which it may be believed count.
     """
-    closed = gate.closed if gate is not None else {}
+    believed = {record["id"] for record in (gate.believed(records) if gate else records)}
     scores = []
     for record, *sizes in zip(records, base, tuned, strict=True):
-        if record["language"] in closed:
+        if record["id"] not in believed:
             continue
         close = max(sizes) - min(sizes) <= SIMILAR * max(sizes)
         if close and record["value"] is not None:

@@ -14,6 +14,7 @@ from collections import Counter
 import numpy as np
 
 import prompts
+import utils
 
 SENTENCE = re.compile(r"(?<=[.!?:。？])\s+|\n+")
 
@@ -88,13 +89,14 @@ def verb_figure(rows: list[dict], top: int = 12):
                     linewidth=0.4,
                 )
                 if i < 2 and count > 1 and thing:
-                    axes.text(
-                        left + count / 2, place, thing, ha="center", va="center", fontsize=6.5
-                    )
+                    middle = left + count / 2
+                    shown = axes.text(middle, place, thing, ha="center", va="center", fontsize=6.5)
+                    shown.set_gid(utils.VERBATIM)
                 left += count
         axes.set_yticks(
             range(len(verbs.most_common(top))), [name for name, _ in verbs.most_common(top)]
         )
+        axes.yaxis.set_gid(utils.VERBATIM)
         axes.invert_yaxis()
         axes.set(
             xlabel="rows",

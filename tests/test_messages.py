@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import re
 import string
+import types
 
 import nbformat
 import pytest
@@ -17,9 +18,9 @@ import settings
 import utils
 from evaluation import calibration, outcomes
 from llm import budget
-from preprocessing import data_card
+from preprocessing import data_card, diversity
 from preprocessing.ledger import Ledger
-from training import adapter
+from training import adapter, chat
 
 KO = prompts.LANGUAGES["ko"]
 MESSAGES, PRINTED = KO.messages, KO.printed
@@ -435,6 +436,28 @@ def test_what_is_printed_is_korean_for_a_korean_reader(monkeypatch, capsys):
     english = "4 of 6 rows are left"
     same = "\nall of these rows\n"
     assert capsys.readouterr().out == f"{said}{same}{said}!\n{english}{same}{english}!\n"
+
+
+def test_a_word_of_the_data_is_translated_in_a_figure():
+    """ "name" is the head of a column, and in the figures a verb of the rows and a token."""
+    assert utils.translated("name", "ko") == "이름"
+    row = {"language": "en", "instruction": "Name three name tags."}
+    verbs = diversity.verb_figure([row, row])
+    example = {"input_ids": [0, 1], "labels": [-100, 1]}
+    tokenizer = types.SimpleNamespace(decode=lambda ids: "name")
+    for figure in (verbs, chat.mask_figure(example, tokenizer, "name")):
+        utils.translate_figure(figure, "ko")
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        told = [text.get_text() for text in (*axes.texts, *axes.get_yticklabels())]
+        assert "name" in told and "이름" not in told
+        assert utils.hangul_share(axes.get_title()) > 0
+
+
+def test_the_kinds_of_a_judges_figure_are_half_english():
+    """ "all {rows}" took "all kinds (168)" for a number of rows."""
+    assert utils.translated("all kinds (168)", "ko") == "전체 (168)"
+    assert utils.translated("all 615", "ko") == "전체 615"
 
 
 def test_a_figure_has_a_korean_twin_from_the_same_run(tmp_path, monkeypatch):

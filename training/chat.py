@@ -18,6 +18,7 @@ import weakref
 from typing import Any
 
 import prompts
+import utils
 from utils import CourseError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
@@ -648,6 +649,7 @@ def mask_figure(example: dict, tokenizer, title: str):
             va="center",
             fontsize=8,
             color="white" if trained else "#444444",
+            gid=utils.VERBATIM,
         )
     axes.set(xlim=(0, LINE), ylim=(y + 1, 0), title=title)
     axes.axis("off")

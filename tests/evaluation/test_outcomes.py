@@ -129,8 +129,9 @@ def test_win_rate_among_pairs_of_similar_length():
     assert (found.value, found.n) == (0.5, 4), "two wins and two losses; the failed one is out"
     assert outcomes.similar_length(rows[:6], base[:6], tuned[:6]) is None, "none, and said so"
     spoken = {row["language"] for row in rows}
-    closed = gate(closed=dict.fromkeys(spoken, "X is a coin."))
+    closed = gate(languages=())
     assert outcomes.similar_length(rows, base, tuned, closed) is None, "none may be believed"
+    assert outcomes.similar_length(rows, base, tuned, gate(languages=spoken)) == found
 
 
 # --- the headline
