@@ -197,12 +197,13 @@ class RougeLIndex:
         tokenize("", tokenizer)  # says in a sentence that it is unknown
         self.threshold, self.tokenizer = float(threshold), tokenizer
         self._codes: dict[str, int] = {}  # token -> number, in order of appearance
-        self._kept = _Texts.of([])
+        # The last few apart: a small batch must not sort and fold all that were ever kept
+        self._kept, self._recent = _Texts.of([]), _Texts.of([])
         self._seen = 0
 
     def __len__(self) -> int:
         """How many texts were kept."""
-        return len(self._kept)
+        return len(self._kept) + len(self._recent)
 
     def add(self, texts: list[str]) -> list[Match | None]:
         """For each text its most similar kept neighbour if that scores above the threshold, else
@@ -218,19 +219,25 @@ class RougeLIndex:
         """
         check_texts(texts)
         batch = _Texts.of(self._encode(texts), self._seen)
-        with _Join(batch, self.threshold, self.tokenizer, len(self._kept)) as join:
+        with _Join(batch, self.threshold, self.tokenizer, len(self)) as join:
             rows = np.flatnonzero(batch.lengths)
             join.compare(rows, self._kept)
+            join.compare(rows, self._recent)
             kept = join.filter(rows)
         self._seen += len(texts)
-        self._kept = self._kept.with_more(batch.take(kept))
+        self._recent = self._recent.with_more(batch.take(kept))
+        if len(self._recent) > len(self._kept) / 16:
+            self._kept = self._kept.with_more(self._recent).sorted()
+            self._recent = _Texts.of([])
         return join.best.matches()
 
     def most_similar(self, texts: list[str], count: int = 10) -> list[list[Match]]:
         """For each text the `count` most similar kept ones, best first (Self-Instruct stores ten
         with every instruction)."""
-        places = self._kept.places.tolist()
-        scores = _scores(self._encode(texts), self._kept.forms.tolist(), self.tokenizer)
+        pool = self._kept.with_more(self._recent)
+        pool = pool.take(np.argsort(pool.places))
+        places = pool.places.tolist()
+        scores = _scores(self._encode(texts), pool.forms.tolist(), self.tokenizer)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         return [
             [Match(places[j], float(row[j])) for j in columns]
@@ -500,7 +507,9 @@ class _Texts:
         return _Texts(*(column[rows] for column in self.columns()))
 
     def sorted(self) -> _Texts:
-        """In order of length."""
+        """In order of length; itself, if it is."""
+        if (self.lengths[1:] >= self.lengths[:-1]).all():
+            return self
         return self.take(np.argsort(self.lengths, kind="stable"))
 
     def with_more(self, others: _Texts) -> _Texts:

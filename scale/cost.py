@@ -39,7 +39,7 @@ class Assumptions:
     critique_tokens: float = 33  # measured: the score and its reason
     kept_share: float = 0.66  # measured on 444 recorded rows, flawed on purpose; assumed for more
     # measured: README, ROUGE-L near-duplicates on two cores ...
-    exact_seconds: tuple[float, float] = (1.9, 12.3)
+    exact_seconds: tuple[float, float] = (2.1, 17.4)
     # ... of so many texts
     exact_texts: tuple[float, float] = (52_000, 208_000)
     exact_bytes: float = 2630  # measured: memory of the exact filter per text, 0.51 GiB / 208,000
