@@ -29,7 +29,7 @@ from llm.replies import Reply, Request
 from utils import CourseError
 
 PLACE = "http://pool/v1"  # in the journal's keys: what one server answered none need answer again
-ATTEMPTS = 5  # failures in a row, of a server or of one request at a server, after which it is over
+ATTEMPTS = 5  # failures in a row of a server, or of one request at a server: then it is over
 UNANSWERED = "not answered: "  # how the error of such a reply begins; the next run asks it again
 
 
@@ -48,6 +48,7 @@ class Server:
         self.work = Work(asyncio.Semaphore(0), proven=True)  # tasks, each with one request at most
         self.proven = asyncio.Event()  # it has answered once
         self._failures = 0  # in a row; those under way together count once
+        self._failing: set[str] = set()  # the requests that they were, by key
         self._failed_at = self._answered_at = self._resume = 0.0  # monotonic seconds
 
     async def rest(self) -> None:
@@ -55,25 +56,38 @@ class Server:
             await asyncio.sleep(wait)
 
     def answered(self) -> None:
-        self._failures, self._answered_at = 0, time.monotonic()
-        self.problem = self.problem if self.broken else ""
+        self._answered_at = time.monotonic()
         self.proven.set()
+        self._well()
 
-    def failed(self, failure: Failure, started: float) -> None:
+    def acquit(self, key: str) -> None:
+        """Forget its failures where all were of one request, which no other server answers."""
+        if self._failing <= {key}:
+            self._well()
+
+    def _well(self) -> None:
+        self._failures = 0
+        self._failing.clear()
+        self.problem = self.problem if self.broken else ""
+
+    def failed(self, key: str, failure: Failure, started: float) -> None:
         """Take note of a request that it did not answer; for good where no other will be either,
-        after `ATTEMPTS` in a row, or where it kept silent until the time was over."""
+        after `ATTEMPTS` in a row (not all of one request, for then the request may be to blame), or
+        where it kept silent until the time was over."""
         now = time.monotonic()
         if self.broken:
             return
         if started >= self._failed_at:
             self._failures, self._failed_at = self._failures + 1, now
+        self._failing.add(key)
         wait = random.uniform(0, endpoint.BACKOFF * 2**self._failures)
         asked = min(failure.wait or wait, endpoint.PATIENCE)
         self._resume = max(self._resume, now + asked)
         hung = failure.status is None and now - started >= self.client._endpoint.timeout
         silent = hung and self._answered_at < started
         self.problem = self._reason(failure, now - started if silent else 0)
-        if failure.kind is Kind.LASTS or silent or self._failures >= ATTEMPTS:
+        down = self._failures >= ATTEMPTS and len(self._failing) > 1
+        if failure.kind is Kind.LASTS or silent or down:
             self.broken = True
             self.work.halt(failure)
 
@@ -199,13 +213,18 @@ class Pool(Client):
                 over = True
             except Failure as failure:
                 if failure.kind is not Kind.OWN:
-                    server.failed(failure, started)
+                    server.failed(request.key, failure, started)
                 tries[request.key, server] += 1
-                # One that the server does not answer while it answers others
-                often = tries[request.key, server] >= ATTEMPTS and not server.broken
-                if failure.kind is Kind.OWN or often:
+                often = tries[request.key, server] >= ATTEMPTS
+                serve = [other for other in self.servers if not other.broken]
+                # One that no server answers: each has had it
+                hopeless = often and all(tries[request.key, other] for other in serve)
+                if failure.kind is Kind.OWN or (hopeless and not server.broken):
                     self.unanswered[request.key] = str(failure)
                     over = True
+                if over and hopeless:
+                    for other in serve:
+                        other.acquit(request.key)
             except Exception as error:  # the budget, or the disk
                 self._halt(error)
             finally:

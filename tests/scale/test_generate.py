@@ -168,6 +168,9 @@ def test_a_request_that_no_server_answers_costs_that_request_only(tmp_path):
         assert left["error"].startswith(pool.UNANSWERED) and "내부 오류" in left["error"]
         asked = len(one.asked) + len(other.asked)
         assert 199 + pool.ATTEMPTS <= asked <= 199 + 2 * pool.ATTEMPTS
+        # And if it is all that is left to ask, no server is to blame either
+        report = teach(tmp_path, [one.url, other.url], 200, concurrency=1)
+        assert report["failing"] == {} and (report["asked"], report["unanswered"]) == (0, 1)
     with serving(rehearse) as mended:
         report = teach(tmp_path, [mended.url], 200)
     assert (report["asked"], report["unanswered"], len(mended.asked)) == (1, 0, 1)
