@@ -22,14 +22,15 @@ from scipy import sparse
 
 import utils
 
-GROUP = 256  # texts that are compared with one another in any case
+GROUP = 512  # texts that are compared with one another in any case
+PARTS = 8  # in which more of them are filtered, where a template fills them
 ROWS, COLUMNS = 256, 2048  # of a tile, at most: what lies between two steps stays in the cache
 WORDS = 16  # 64-bit words in a signature
 LONG = 512  # tokens: two texts longer than that have a wide signature too
 WIDE = 1024  # 64-bit words in that one
 MEETINGS = 512  # of a text with others over a rare token: with so few, all meet in one go
 SPARSE = 1 / 8  # of all pairs: where fewer meet over rare tokens, only these are compared
-MANY = 2048  # texts from which on it pays to look for rare tokens in a pool
+MANY = 256  # texts from which on it pays to look for rare tokens in a pool
 LOUD = 50_000  # tokens from which on a bar shows progress
 SMALL = 1e-6  # against rounding
 
@@ -187,9 +188,9 @@ class RougeLIndex:
 
       Only what passes meets rapidfuzz's bit-parallel LCS. After the bitmap filter for set
       similarity joins (Sandes et al., arXiv 1711.07295).
-    - **Halves** (`_Join.filter`). Where a template fills the texts, its words are the rare ones of
-      all of them. Then the first half is filtered, the second half compared with what was kept of
-      it, and then filtered: rejected texts do not meet one another.
+    - **Parts** (`_Join.filter`). Where a template fills the texts, its words are the rare ones of
+      all of them. Then the texts are taken in parts: each is compared with what was kept of those
+      before it, and then filtered by itself. So rejected texts hardly meet one another.
     """
 
     def __init__(self, threshold: float = 0.7, tokenizer: str = "unicode") -> None:
@@ -289,10 +290,12 @@ class _Join:
         returns those that are kept."""
         if len(rows) <= GROUP or self._few_meetings(rows):
             return self._among(rows)
-        first, second = np.array_split(rows, 2)
-        kept = self.filter(first)
-        self.compare(second, self.batch.take(kept), len(first))
-        return np.concatenate([kept, self.filter(second)])
+        kept, before = rows[:0], 0
+        for part in np.array_split(rows, PARTS):
+            self.compare(part, self.batch.take(kept), before)
+            kept = np.concatenate([kept, self.filter(part)])
+            before += len(part)
+        return kept
 
     def compare(self, rows: np.ndarray, pool: _Texts, of: int = 0) -> None:
         """Find the best match of each row in a pool of kept texts (the rest of `of` was
@@ -332,9 +335,9 @@ class _Join:
         found = self.workers.map(near, np.array_split(rows, len(rows) // GROUP + 1))
         i, j = (np.concatenate(side) for side in zip(*found, strict=True))
         while len(i):
-            # A row that waits for no other is decided: it counts for others if it is kept
+            # A row that resembles a kept one, or waits for no other, is decided
             waits = np.zeros(len(self.batch), bool)
-            waits[i] = True
+            waits[i[self.best.places[i] < 0]] = True
             earlier = self._row(pool)[j]
             ready = ~waits[earlier]
             kept = ready & (self.best.places[earlier] < 0)

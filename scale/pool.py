@@ -212,19 +212,7 @@ class Pool(Client):
                 server.answered()
                 over = True
             except Failure as failure:
-                if failure.kind is not Kind.OWN:
-                    server.failed(request.key, failure, started)
-                tries[request.key, server] += 1
-                often = tries[request.key, server] >= ATTEMPTS
-                serve = [other for other in self.servers if not other.broken]
-                # One that no server answers: each has had it
-                hopeless = often and all(tries[request.key, other] for other in serve)
-                if failure.kind is Kind.OWN or (hopeless and not server.broken):
-                    self.unanswered[request.key] = str(failure)
-                    over = True
-                if over and hopeless:
-                    for other in serve:
-                        other.acquit(request.key)
+                over = self._over(server, request, failure, tries, started)
             except Exception as error:  # the budget, or the disk
                 self._halt(error)
             finally:
@@ -236,6 +224,22 @@ class Pool(Client):
                 bar.update()
                 if self._journal:
                     await self._journal.synced()
+
+    def _over(
+        self, server: Server, request: Request, failure: Failure, tries: Counter, started: float
+    ) -> bool:
+        """Take note of a failure; True if the request is asked no more in this run."""
+        if failure.kind is not Kind.OWN:
+            server.failed(request.key, failure, started)
+            tries[request.key, server] += 1
+            others = [other for other in self.servers if not other.broken]
+            often = tries[request.key, server] >= ATTEMPTS and not server.broken
+            if not often or not all(tries[request.key, other] for other in others):
+                return False
+            for other in others:
+                other.acquit(request.key)
+        self.unanswered[request.key] = str(failure)
+        return True
 
     def _halt(self, error: Exception) -> None:
         self.stopped = self.stopped or error
