@@ -448,7 +448,6 @@ def _verified(
         scorer=Indel.normalized_similarity,
         score_cutoff=max(threshold - SMALL, 0),
         dtype=np.float64,
-        workers=-1 if (a.lengths[i] > LONG).any() else 1,  # a thread costs more than short pairs
     )
     m, n = a.lengths[i], b.lengths[j]
     scores = _f1(np.rint(similarity * (m + n) / 2), m, n, tokenizer)
