@@ -23,7 +23,7 @@ from scipy import sparse
 import utils
 
 GROUP = 512  # texts that are compared with one another in any case
-PARTS = 8  # in which more of them are filtered, where a template fills them
+PARTS = 8  # in which more of them are filtered, where many templates fill them
 ROWS, COLUMNS = 256, 2048  # of a tile, at most: what lies between two steps stays in the cache
 WORDS = 16  # 64-bit words in a signature
 LONG = 512  # tokens: two texts longer than that have a wide signature too
@@ -188,9 +188,10 @@ class RougeLIndex:
 
       Only what passes meets rapidfuzz's bit-parallel LCS. After the bitmap filter for set
       similarity joins (Sandes et al., arXiv 1711.07295).
-    - **Parts** (`_Join.filter`). Where a template fills the texts, its words are the rare ones of
-      all of them. Then the texts are taken in parts: each is compared with what was kept of those
-      before it, and then filtered by itself. So rejected texts hardly meet one another.
+    - **Crowds** (`_Join.filter`). Where a template fills the texts, its words are the rare ones of
+      all of them. Then one text is found that is kept and that many others resemble: these are
+      decided, and meet one another no more. What is still too many is taken in parts, each compared
+      with what was kept of those before it.
     """
 
     def __init__(self, threshold: float = 0.7, tokenizer: str = "unicode") -> None:
@@ -288,7 +289,9 @@ class _Join:
     def filter(self, rows: np.ndarray) -> np.ndarray:
         """Decide rows, in order, that were compared with all kept texts before the first of them;
         returns those that are kept."""
-        if len(rows) <= GROUP or self._few_meetings(rows):
+        while not self._few_meetings(rows) and self._decide_crowd(rows):
+            pass
+        if self._few_meetings(rows):
             return self._among(rows)
         kept, before = rows[:0], 0
         for part in np.array_split(rows, PARTS):
@@ -296,6 +299,44 @@ class _Join:
             kept = np.concatenate([kept, self.filter(part)])
             before += len(part)
         return kept
+
+    def _open(self, rows: np.ndarray) -> np.ndarray:
+        """Those that resemble no kept text so far."""
+        return rows[self.best.places[rows] < 0]
+
+    def _few_meetings(self, rows: np.ndarray) -> bool:
+        """Whether few pairs of the open rows share a rare token, as where no template fills
+        them."""
+        rows = self._open(rows)
+        if len(rows) <= GROUP:
+            return True
+        counts = np.bincount(self.rare[rows].indices)
+        return (counts.astype(float) ** 2).sum() / 2 < MEETINGS * len(rows)
+
+    def _decide_crowd(self, rows: np.ndarray) -> bool:
+        """Decide the open rows that resemble one of them; False where those are too few to be worth
+        it.
+
+        From a row with the most common rare token the way goes to the first that it resembles, and
+        on to the first that this one resembles. No kept text and no open row before that one
+        resembles it, so it is kept, and each row that resembles it is not.
+        """
+        rows = self._open(rows)
+        rare = self.rare[rows]
+        places = np.flatnonzero(rare.indices == np.bincount(rare.indices).argmax())
+        first = rows[np.searchsorted(rare.indptr, places[len(places) // 2], side="right") - 1]
+        alike = self._alike(rows, first)
+        while alike.min(initial=first) < first:
+            first = alike.min()
+            alike = self._alike(rows, first)
+        self._score(alike, np.full(len(alike), first), self.batch)
+        return len(alike) > MEETINGS
+
+    def _alike(self, rows: np.ndarray, row: int) -> np.ndarray:
+        """Those of the rows, other than this one, that resemble it."""
+        others = rows[rows != row]
+        same = np.full(len(others), row)
+        return _verified(self.batch, others, self.batch, same, self.threshold, self.tokenizer)[0]
 
     def compare(self, rows: np.ndarray, pool: _Texts, of: int = 0) -> None:
         """Find the best match of each row in a pool of kept texts (the rest of `of` was
@@ -313,15 +354,10 @@ class _Join:
         for done in self.workers.map(near, self._tiles(rows)):
             self._advance(done * max(of, len(pool)))
 
-    def _few_meetings(self, rows: np.ndarray) -> bool:
-        """Whether few pairs of these rows share a rare token, as where no template fills them."""
-        counts = np.bincount(self.rare[rows].indices)
-        return (counts.astype(float) ** 2).sum() / 2 < MEETINGS * len(rows)
-
     def _among(self, rows: np.ndarray) -> np.ndarray:
         """Rows with one another, the first first: one that is kept counts for those after it.
         Returns those that are kept."""
-        open_rows = rows[self.best.places[rows] < 0]
+        open_rows = self._open(rows)
         if not len(open_rows):
             return open_rows
         pool = self.batch.take(open_rows).sorted()
@@ -344,7 +380,7 @@ class _Join:
             self._score(i[kept], j[kept], pool)
             i, j = i[~ready], j[~ready]
         self._advance(len(rows) ** 2 / 2)
-        return open_rows[self.best.places[open_rows] < 0]
+        return self._open(open_rows)
 
     def _row(self, texts: _Texts) -> np.ndarray:
         """The numbers in the batch of texts of it."""
