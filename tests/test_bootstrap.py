@@ -253,12 +253,13 @@ def test_the_first_start_clones_and_the_second_brings_up_to_date(published):
     """After 'Restart session' the folder was there: "destination path already exists"."""
     start, folder, git = published
     assert start().stdout == "OWNER\n"
-    (folder / "OWNER" / "utils.py").write_text("account = 'newer'\n", encoding="utf-8")
+    # Of another length: in the same second and length Python would take its cached utils for it
+    (folder / "OWNER" / "utils.py").write_text("account = 'another'\n", encoding="utf-8")
     commit(folder / "OWNER", "commit", "--quiet", "-a", "-m", "second")
-    assert start().stdout == "newer\n"
+    assert start().stdout == "another\n"
     git.write_text("", encoding="utf-8")  # now the network is gone
     done = start()
-    assert "fatal: unable to access" in done.stdout and done.stdout.endswith("newer\n")
+    assert "fatal: unable to access" in done.stdout and done.stdout.endswith("another\n")
 
 
 def test_a_fork_that_is_opened_by_its_own_badge_clones_the_fork(published):
