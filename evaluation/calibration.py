@@ -67,12 +67,13 @@ class Calibration:
 
     @property
     def closed(self) -> dict[str, str]:
-        """For each language in which it may not be believed, the reason in one sentence."""
-        return {
-            code: f"{settings.LANGUAGES.get(code, code)}: {self._why(share, self.failed[code])}"
-            for code, share in self.content.items()
-            if code not in self.languages
-        }
+        """For each language in which it may not be believed, the reason: a sentence for people, the
+        same one where two languages share it."""
+        reasons = {}
+        for code, share in self.content.items():
+            if code not in self.languages:
+                reasons[code] = self._why(share, self.failed[code])
+        return reasons
 
     def believed(self, records: Sequence[dict]) -> list[dict]:
         """The records in the languages in which it may be believed."""

@@ -292,7 +292,8 @@ def write_reports(
 ) -> list[Path]:
     """One page a pair of models; with more than two the names are part of the file's."""
     known = {model.name: model for model in models}
-    said = " ".join([f"right in {gate.accuracy.short} of its verdicts.", *gate.closed.values()])
+    closed = outcomes.closed_languages(gate)
+    said = " ".join([f"right in {gate.accuracy.short} of its verdicts.", *closed])
     written = []
     for (a, b), records in verdicts.items():
         both = (in_order(known[a], items), in_order(known[b], items))

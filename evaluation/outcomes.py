@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import settings
 import utils
 from evaluation import stats
 from evaluation.stats import Estimate
@@ -227,7 +228,7 @@ def headline(
     if gate is not None:
         open_records = gate.believed(records)
         spoken = {record["language"] for record in records}
-        closed = [f"No win rate in {why}" for code, why in gate.closed.items() if code in spoken]
+        closed = [f"No win rate in {why}" for why in closed_languages(gate, spoken)]
     if closed and not open_records:
         return " ".join(map(utils.translated, closed))
     parts = [_result(open_records, gate, names), *closed]
@@ -241,6 +242,19 @@ def headline(
             "which a judge counts against them: the limit decided too (ANSWER_TOKENS)."
         )
     return " ".join(map(utils.translated, parts))
+
+
+def closed_languages(gate: Gate, spoken: Container[str] | None = None) -> list[str]:
+    """A sentence for each reason why the judge may not be believed: "English and Korean: ...".
+
+    Args:
+        spoken: codes of the languages that count; all that were calibrated without it.
+    """
+    languages: dict[str, list[str]] = {}
+    for code, why in gate.closed.items():
+        if spoken is None or code in spoken:
+            languages.setdefault(why, []).append(settings.LANGUAGES.get(code, code))
+    return [f"{' and '.join(names)}: {why}" for why, names in languages.items()]
 
 
 def _result(records: Sequence[dict], gate: Gate | None, names: tuple[str, str]) -> str:

@@ -123,7 +123,8 @@ def facts(chosen: settings.Settings, by: Judge, gate: Calibration, headline: str
     """What stands above the report and in the results: who was compared, who judged, what came
     out."""
     note = judge.same_model(chosen)
-    calibration = f"right in {gate.accuracy.short} of its verdicts."
+    calibration = [f"right in {gate.accuracy.short} of its verdicts."]
+    calibration += outcomes.closed_languages(gate)
     return {
         "headline": headline,
         "judge": by.name,
@@ -132,7 +133,7 @@ def facts(chosen: settings.Settings, by: Judge, gate: Calibration, headline: str
         "base_model": chosen.base_model,
         "notes": [note] if note else [],
         "spent_usd": by.client.spent_usd,
-        "calibration": " ".join(map(utils.translated, [calibration, *gate.closed.values()])),
+        "calibration": " ".join(map(utils.translated, calibration)),
     }
 
 

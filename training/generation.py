@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import utils
 from training.chat import Stop, prompt_ids
+from training.head import quick_head
 from utils import CourseError
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ def generate(
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         torch.manual_seed(seed)
-    with torch.inference_mode(), utils.progress(sum(limits), "answers, in tokens") as bar:
+    with (
+        torch.inference_mode(),
+        quick_head(model),
+        utils.progress(sum(limits), "answers, in tokens") as bar,
+    ):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             inputs = tokenizer.pad(

@@ -11,14 +11,14 @@ Sources: the chunked head follows the idea of Cut Your Losses (arXiv 2411.09009)
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 import time
-import weakref
+from collections.abc import Sequence
 
 import utils
 from training.chat import IGNORED
+from training.head import base_of, capped, head_of, head_product
 from training.machine import peak_memory
 
 HEAD_CHUNK = 256  # trained positions whose logits `answer_loss` holds at once
@@ -30,8 +30,8 @@ def _frozen_head():
     import torch
 
     class FrozenHead(torch.autograd.Function):
-        """Summed cross entropy of `hidden @ weight.T`, its gradient computed on the way, a chunk of
-        positions at a time.
+        """Cross entropy of `hidden @ weight.T` at each position, its gradient computed on the way,
+        a chunk of positions at a time.
 
         The head is frozen, so the only gradient anybody will ask for is that of `hidden`, (n, d):
         small. It is finished while a chunk's logits exist, and they are never kept for the backward
@@ -40,7 +40,8 @@ def _frozen_head():
 
         @staticmethod
         def forward(ctx, hidden, weight, bias, targets, softcap, chunk):
-            total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.empty_like(hidden)
+            losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+            gradient = torch.empty_like(hidden)
             # Made once: fresh memory for every chunk's logits cost a CPU a third of the head's
             # time, in page faults
             made = hidden.new_empty(min(chunk, len(hidden)), len(weight), dtype=weight.dtype)
@@ -52,9 +53,7 @@ def _frozen_head():
             for start in range(0, len(hidden), chunk):
                 rows, target = slice(start, start + chunk), targets[start : start + chunk, None]
                 # (chunk, vocabulary)
-                torch.mm(
-                    hidden[rows].to(weight.dtype), weight.T, out=(product := made[: len(target)])
-                )
+                product = head_product(hidden[rows].to(weight.dtype), weight, made[: len(target)])
                 if bias is not None:
                     product += bias
                 logits = exact[: len(target)]
@@ -64,7 +63,7 @@ def _frozen_head():
                 slope = 1 - (logits / softcap) ** 2 if softcap and ctx.needs_input_grad[0] else None
                 chosen, largest = logits.gather(-1, target), logits.amax(-1, keepdim=True)
                 sums = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-                total += (sums.log() + largest - chosen).sum()
+                losses[rows] = (sums.log() + largest - chosen)[:, 0]
                 if not ctx.needs_input_grad[0]:
                     continue
                 error = logits.div_(sums)  # softmax, in the memory of the logits
@@ -74,86 +73,31 @@ def _frozen_head():
                     weight.dtype
                 ) @ weight
             ctx.save_for_backward(gradient)
-            return total
+            return losses
 
         @staticmethod
         def backward(ctx, upstream):
             (gradient,) = ctx.saved_tensors
-            return gradient * upstream, None, None, None, None, None
+            return gradient * upstream[:, None], None, None, None, None, None
 
     return FrozenHead.apply
 
 
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """What stands between a model's last hidden state and its logits:
-    `logits = cap(scale * head(hidden))`, with `cap(x) = softcap * tanh(x / softcap)` or nothing."""
-
-    scale: float  # 1 for most; Granite, Cohere, Falcon-H1 and MiniCPM have another
-    softcap: float | None  # Gemma 2
-
-
-_HEADS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # a model and its Head, or None
-
-
-def head_of(model, input_ids) -> Head | None:
-    """What the model does to its logits, measured once on a few tokens.
-
-    Configs are no guide: Granite divides by its `logits_scaling`, HyperCLOVA X multiplies by it,
-    and every family has a name of its own.
-
-    Args:
-        model: a causal language model, with or without a LoRA adapter.
-        input_ids: (batch, length) int64, of which the first eight of one row are read.
+def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD_CHUNK, **kwargs):
+    """Cross entropy summed over the trained positions only, in nats, and their number:
+    `position_losses`, added up.
 
     Returns:
-        None where the logits are something else than a scaled and capped product with the head.
+        `(loss, tokens)`, two scalars: the sum in float32, and how many positions it is over.
     """
-    base = _base(model)
-    if base not in _HEADS:
-        _HEADS[base] = _measured_head(base, input_ids[:1, :8])
-    return _HEADS[base]
+    losses, trained = position_losses(model, input_ids, labels, attention_mask, chunk, **kwargs)
+    return losses.sum(), trained.sum()
 
 
-def _measured_head(base, input_ids) -> Head | None:
-    import torch
-
-    seen = []
-    watched = base.base_model.register_forward_hook(
-        lambda module, inputs, output: seen.append(getattr(output, "last_hidden_state", None))
-    )
-    try:
-        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-            logits = base(input_ids=input_ids, use_cache=False).logits.float()
-            if not seen or seen[0] is None:
-                return None
-            head = base.get_output_embeddings()
-            product = head(seen[0].to(head.weight.dtype)).float()
-    finally:
-        watched.remove()
-    softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-    x, y = product.flatten(), logits.flatten()
-    if softcap:  # undone, but where the tanh is flat it cannot be
-        steep = y.abs() < 0.9 * softcap
-        x, y = x[steep], softcap * (y[steep] / softcap).atanh()
-    scale = (x @ y / (x @ x)).item()  # least squares
-    scale = 1.0 if abs(scale - 1) < 1e-3 else scale
-    expected = _capped(scale * product, softcap)
-    apart = ((expected - logits).norm() / logits.norm()).item()
-    return Head(scale, softcap) if apart < (1e-3 if base.dtype == torch.float32 else 3e-2) else None
-
-
-def _capped(logits, softcap: float | None):
-    return softcap * (logits / softcap).tanh() if softcap else logits
-
-
-def _base(model):
-    """The causal language model under any PEFT wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD_CHUNK, **kwargs):
-    """Cross entropy summed over the trained positions only, in nats, and their number.
+def position_losses(
+    model, input_ids, labels, attention_mask=None, chunk: int = HEAD_CHUNK, **kwargs
+):
+    """Cross entropy of every trained position, in nats.
 
     The logits of Gemma's 262,144-word vocabulary are most of the work and of the memory; here they
     exist only for positions whose next token is trained, usually less than half, and only for
@@ -170,43 +114,56 @@ def answer_loss(model, input_ids, labels, attention_mask=None, chunk: int = HEAD
             rows are packed).
 
     Returns:
-        `(loss, tokens)`, two scalars: the sum in float32, and how many positions it is over.
+        `(losses, trained)`: (n,) float32, row by row, and (batch, length) bool, true at the n
+        positions whose next token is trained.
     """
     import torch
     from torch.nn import functional as F
 
-    base, of = _base(model), head_of(model, input_ids)
+    base, of = base_of(model), head_of(model, input_ids)
     if of is None:
-        return full_logits_loss(model, input_ids, labels, attention_mask=attention_mask, **kwargs)
+        return _full_losses(model, input_ids, labels, attention_mask=attention_mask, **kwargs)
     hidden = base.base_model(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs
     ).last_hidden_state
-    targets = labels[:, 1:]
+    targets = _next_tokens(labels)
     trained = targets != IGNORED
-    hidden, targets, head = hidden[:, :-1][trained], targets[trained], base.get_output_embeddings()
+    hidden, targets, head = hidden[trained], targets[trained], base.get_output_embeddings()
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters()):
-        logits = _capped(of.scale * head(hidden).float(), of.softcap)
-        loss = F.cross_entropy(logits, targets, reduction="sum")
-    else:
-        bias = getattr(head, "bias", None)
-        if of.scale != 1:  # the scale of the product is one of the hidden state too
-            hidden, bias = of.scale * hidden, None if bias is None else of.scale * bias
-        loss = _frozen_head()(hidden, head.weight, bias, targets, of.softcap, chunk)
-    return loss, trained.sum()
+        logits = capped(of.scale * head(hidden).float(), of.softcap)
+        return F.cross_entropy(logits, targets, reduction="none"), trained
+    bias = getattr(head, "bias", None)
+    if of.scale != 1:  # the scale of the product is one of the hidden state too
+        hidden, bias = of.scale * hidden, None if bias is None else of.scale * bias
+    return _frozen_head()(hidden, head.weight, bias, targets, of.softcap, chunk), trained
+
+
+def _next_tokens(labels):
+    """At each position the label of the next one: (batch, length), the last column IGNORED."""
+    from torch.nn import functional as F
+
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def full_logits_loss(model, input_ids, labels, **kwargs):
     """The textbook's way: the logits of every position, masked ones too. `(loss, tokens)` as
     `answer_loss`."""
+    losses, trained = _full_losses(model, input_ids, labels, **kwargs)
+    return losses.sum(), trained.sum()
+
+
+def _full_losses(model, input_ids, labels, **kwargs):
     from torch.nn import functional as F
 
     # (batch, length, vocabulary)
     logits = model(input_ids=input_ids, use_cache=False, **kwargs).logits.float()
-    # Shifted here, because a shifted view of the logits would be copied
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    ), (targets != IGNORED).sum()
+    # The labels are shifted, because a shifted view of the logits would be copied
+    targets = _next_tokens(labels)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    trained = targets != IGNORED
+    return losses[trained.flatten()], trained
 
 
 def trl_loss(model, input_ids, labels, **kwargs):
@@ -218,7 +175,7 @@ def trl_loss(model, input_ids, labels, **kwargs):
     """
     from trl.trainer.utils import add_fused_lm_head
 
-    base = _base(model)
+    base = base_of(model)
     before = vars(base).get("forward")
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))  # what SFTTrainer asks for
     try:
@@ -302,7 +259,7 @@ def disagreement(model, row: dict, way: str) -> str:
         for loss_of in (full_logits_loss, WAYS[way]):
             loss, count = loss_of(model, **batch)
             values.append((loss / count).item())
-    dtype = str(_base(model).dtype).removeprefix("torch.")
+    dtype = str(base_of(model).dtype).removeprefix("torch.")
     apart = abs(values[0] - values[1])
     if apart <= TOLERANCE[dtype]:  # False for NaN
         return ""
@@ -338,7 +295,7 @@ def keeps_rows_apart(model, rows: list[dict]) -> bool:
             together, _ = answer_loss(model, **packed)
         except (RuntimeError, TypeError, ValueError):  # such as transformers' own refusal
             return False
-    dtype = str(_base(model).dtype).removeprefix("torch.")
+    dtype = str(base_of(model).dtype).removeprefix("torch.")
     return abs(alone - together).item() / count.item() <= TOLERANCE[dtype]
 
 
@@ -361,20 +318,32 @@ def verdict(values: dict[str, float], dtype: str) -> str:
 
 def held_out_loss(model, encoded: list[dict], pad: int, batch_size: int = 8) -> float:
     """Mean cross entropy of the held-out answers, in nats per trained token."""
+    return mean_loss(row_losses(model, encoded, pad, batch_size))
+
+
+def row_losses(
+    model, encoded: list[dict], pad: int, batch_size: int = 8
+) -> list[tuple[float, int]]:
+    """Of each row `(loss, tokens)`: the sum over its trained tokens in nats, and their number."""
     import torch
 
-    total, tokens = 0.0, 0
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    found: list[tuple[float, int]] = [(0.0, 0)] * len(encoded)
     with torch.inference_mode(), utils.progress(len(encoded), "held-out loss") as bar:
-        for batch in _batches(encoded, batch_size):
-            loss, count = answer_loss(model.eval(), **padded(batch, pad, model.device))
-            total, tokens = total + loss.item(), tokens + count.item()
-            bar.update(len(batch))
-    return total / tokens
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            batch = padded([encoded[i] for i in places], pad, model.device)
+            losses, trained = position_losses(model.eval(), **batch)
+            counts = trained.sum(1).tolist()
+            for i, own in zip(places, losses.split(counts), strict=True):
+                found[i] = own.sum().item(), len(own)
+            bar.update(len(places))
+    return found
 
 
-def _batches(encoded: list[dict], size: int):
-    ordered = sorted(encoded, key=lambda example: len(example["input_ids"]))
-    yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
+def mean_loss(rows: Sequence[tuple[float, int]]) -> float:
+    """The mean over all tokens of some rows (from `row_losses`), in nats per token."""
+    return sum(loss for loss, _ in rows) / sum(tokens for _, tokens in rows)
 
 
 def padded(batch: list[dict], pad: int, device) -> dict:

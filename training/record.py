@@ -26,7 +26,8 @@ class Job:
     Attributes:
         finished: True where this very training was done before; then `before`, `after`, `history`
             and `actual` come from its record.
-        before, after: `{"loss", "stop_rate", "samples"}`, or None where not yet measured.
+        before, after: `{"loss", "row_losses", "stop_rate", "samples"}` as the notebook's `measure`
+            returns them, or None where not yet measured.
         history: the trainer's log.
         actual: `{"peak GB", "tokens/s"}` of the training.
         checkpoints: the folder in which an interrupted training finds its own steps.
@@ -62,10 +63,15 @@ class Job:
         found = adapter.finished(self.folder, self.key)
         self.finished = found is not None
         self._record: dict = found or {}
-        self.before: dict | None = self._record.get("before")
-        self.after: dict | None = self._record.get("after")
+        self.before = self._measured("before")
+        self.after = self._measured("after")
         self.history: list[dict] = self._record.get("history", [])
         self.actual: dict = self._record.get("actual", {})
+
+    def _measured(self, when: str) -> dict | None:
+        """What the record says of the model, unless it was made before each row's loss was kept."""
+        found = self._record.get(when)
+        return found if found and "row_losses" in found else None
 
     def load(self, model):
         """The base model with the finished adapter on it, in the place of the untrained one."""

@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,6 @@ import settings
 import utils
 from preprocessing import deduplicate
 from training import losses
-from training.chat import Stop, encode_all
-from training.losses import held_out_loss
 from utils import CourseError
 
 # --- data -----------------------------------------------------------------------------------------
@@ -146,6 +145,15 @@ class _OnADiskThatMayFail:
             raise
 
 
+def _numbers(seen: dict) -> dict[str, float]:
+    """The numbers in what a trainer's `watch` returned, by the names that they are logged under."""
+    numbers = {}
+    for name, value in seen.items():
+        if isinstance(value, int | float):
+            numbers[f"eval_{name}"] = value
+    return numbers
+
+
 def trainer_class():
     """TRL's SFTTrainer as this course needs it.
 
@@ -155,7 +163,7 @@ def trainer_class():
       against the model's own logits, and where they differ training takes those and says so.
     - `watch(model)` replaces its evaluation: a function that returns `{"loss": ..., "stop_rate":
       ..., "samples": [...]}`. Numbers are logged as `eval_loss` and `eval_stop_rate` (and go to
-      wandb), samples stay in `state.log_history`.
+      wandb), samples stay in `state.log_history`; what else it returns does not.
     - A loss that is not a number, weights that are none, and a full disk each end training with one
       sentence; the last good checkpoint stays.
     """
@@ -210,7 +218,7 @@ def trainer_class():
             if self.watch is None:
                 return super().evaluate(*args, **kwargs)
             seen = self.watch(self.model)
-            metrics = {f"eval_{name}": value for name, value in seen.items() if name != "samples"}
+            metrics = _numbers(seen)
             self.log(metrics)
             self.state.log_history[-1]["samples"] = seen.get("samples", [])
             self.control = self.callback_handler.on_evaluate(
@@ -387,19 +395,18 @@ def track(chosen: settings.Settings, timeout: float = 20) -> str:
 
 
 def loss_by_kind(
-    model, rows: list[dict], tokenizer, stop: Stop, longest: int
+    by_row: Sequence[tuple[float, int]], kinds: Sequence[str]
 ) -> dict[str, tuple[float, int]]:
     """`{kind: (mean loss of its answers in nats per token, rows)}`, the most rows first.
 
     Args:
-        longest: rows of more tokens are left out, as in training.
+        by_row: of each row its loss and tokens, from `losses.row_losses`.
+        kinds: of each row, from `kind`.
     """
-    encoded, too_long = encode_all(rows, tokenizer, stop, longest)
-    kinds = [kind(row) for row in rows if row["id"] not in too_long]
     found = {}
     for name, count in Counter(kinds).most_common():
-        own = [one for one, its in zip(encoded, kinds, strict=True) if its == name]
-        found[name] = held_out_loss(model, own, tokenizer.pad_token_id), count
+        own = [row for row, its in zip(by_row, kinds, strict=True) if its == name]
+        found[name] = losses.mean_loss(own), count
     return found
 
 

@@ -304,7 +304,7 @@ def write(name: str, only_update: bool) -> None:
         to_do = update(notebook, entries)
         path = Path(entries.fpath)
         with utils.atomic(path) as file:
-            file.write(str(entries) + "\n")
+            file.write(str(entries).rstrip() + "\n")
     else:
         korean, to_do = build(notebook, entries), []
         path = korean_path(name)

@@ -92,7 +92,7 @@ def test_judge_that_always_names_the_first_answer_is_a_coin(judged_by):
     assert gate.kappa.kappa.value == pytest.approx(0)
     assert gate.positions.first == 40 and gate.positions.p < 1e-9
     assert (
-        "English: judge X is not shown to be better than a coin: its verdicts on 10 labelled pairs "
+        "judge X is not shown to be better than a coin: its verdicts on 10 labelled pairs "
         "that need reading are right in 50 % [" in gate.closed["en"]
     )
     said = outcomes.headline([{"language": "ko"}], gate)

@@ -207,9 +207,17 @@ def test_headline_does_not_hide_failures_that_could_turn_it_round():
 
 
 def test_headline_without_a_win_rate():
-    closed = {"en": "English: X is a coin."}
+    closed = {"en": "X is a coin."}
     text = outcomes.headline(records(win=60), gate(closed=closed, languages=()))
     assert text == "No win rate in English: X is a coin."
+    both = records(win=30) + [record | {"language": "ko"} for record in records(win=30)]
+    closed["ko"] = "X is a coin."
+    text = outcomes.headline(both, gate(closed=closed, languages=()))
+    assert text == "No win rate in English and Korean: X is a coin."  # it was said twice
+    closed["ko"] = "X gave no verdict."
+    assert outcomes.headline(both, gate(closed=closed, languages=())) == (
+        "No win rate in English: X is a coin. No win rate in Korean: X gave no verdict."
+    )
     for few in (records(win=9), records(win=2, failed=20)):
         assert outcomes.headline(few, gate()).startswith("No win rate: ")
     assert "2 of 22 prompts have a readable verdict" in outcomes.headline(few, gate())
@@ -218,7 +226,7 @@ def test_headline_without_a_win_rate():
 def test_a_closed_language_has_no_part_in_the_win_rate():
     """The judge says "tuned" to all that is Korean, and may not be believed there."""
     korean = [record | {"language": "ko"} for record in records(win=60)]
-    mine = gate(closed={"ko": "Korean: X is a coin."})
+    mine = gate(closed={"ko": "X is a coin.", "ja": "X is a coin."})
     text = outcomes.headline(records(loss=15, win=5) + korean, mine)
     assert "tuned wins 5 and loses 15 of 20 prompts" in text
     assert text.endswith("No win rate in Korean: X is a coin.")

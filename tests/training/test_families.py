@@ -15,6 +15,7 @@ import utils
 from training import (
     chat,
     generation,
+    head,
     losses,
     machine,
     precision,
@@ -336,7 +337,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_models_own_logits(peculiar):
     name, _, model, tokenizer, stop = peculiar
     encoded = [chat.encode(row, tokenizer, stop) for row in ROWS]
     batch = losses.padded(encoded, 0, "cpu")
-    of = losses.head_of(model, batch["input_ids"])
+    of = head.head_of(model, batch["input_ids"])
     assert of.scale == pytest.approx(SCALED.get(name, 1), rel=1e-4), name
     lora = LoraConfig(
         r=4,
@@ -369,7 +370,7 @@ def test_a_head_that_is_not_understood_is_trained_on_its_own_logits(tmp_path, mo
     monkeypatch.setattr(losses, "head_of", lambda model, ids: None)
     assert losses.answer_loss(made.model, **batch)[0].item() == pytest.approx(right.item())
 
-    monkeypatch.setattr(losses, "head_of", lambda model, ids: losses.Head(1.0, None))
+    monkeypatch.setattr(losses, "head_of", lambda model, ids: head.Head(1.0, None))
     made, *_ = tiny_models.trainer(folder, tmp_path / "out", max_steps=1)
     assert made.loss_of is losses.full_logits_loss
     assert "so it is trained on its own logits" in capsys.readouterr().out
@@ -389,7 +390,7 @@ def test_logits_that_are_more_than_scaled_are_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "forward", warped)
     import torch
 
-    assert losses.head_of(model, torch.tensor([[5, 6, 7, 8]])) is None
+    assert head.head_of(model, torch.tensor([[5, 6, 7, 8]])) is None
 
 
 # --- packed rows

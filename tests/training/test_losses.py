@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from training import attention, losses
+from training import attention, head, losses
 from training.chat import IGNORED
 
 VOCABULARY = 500
@@ -91,8 +91,8 @@ def test_three_ways_one_loss_and_one_gradient(kind):
 
     model = build(kind)
     batch = losses.padded(encoded(), 0, "cpu")
-    of = losses.head_of(model, batch["input_ids"])
-    assert of == losses.Head(1.0, 5.0 if "soft-capped" in kind else None)
+    of = head.head_of(model, batch["input_ids"])
+    assert of == head.Head(1.0, 5.0 if "soft-capped" in kind else None)
     value, gradients = value_and_gradients(model, losses.full_logits_loss, batch)
     assert len(gradients) == 2 * 7 * 2
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
@@ -122,10 +122,12 @@ def test_our_gradient_passes_the_numerical_check():
     for softcap in (None, 2.0):
         logits = hidden @ weight.T + bias
         logits = softcap * (logits / softcap).tanh() if softcap else logits
-        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         loss = losses._frozen_head()(hidden, weight, bias, targets, softcap, 2)
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-        wanted, got = (torch.autograd.grad(value, hidden)[0] for value in (expected, loss))
+        assert torch.allclose(loss.double(), expected, rtol=1e-6)
+        share = torch.rand(5)  # each position's own part in what is minimised
+        wanted = torch.autograd.grad((share * expected).sum(), hidden)[0]
+        got = torch.autograd.grad((share * loss).sum(), hidden)[0]
         assert torch.allclose(wanted, got, rtol=1e-5, atol=1e-6)
 
 
@@ -259,7 +261,7 @@ def test_row_by_row_is_the_same_attention_on_fewer_scores(kind, monkeypatch):
         return plain(query, key, value, **kwargs)
 
     model = build(kind, by_row=True)
-    losses.head_of(model, batch["input_ids"])  # once, on a few tokens
+    head.head_of(model, batch["input_ids"])  # once, on a few tokens
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     other, theirs = value_and_gradients(model, losses.answer_loss, batch)
     lengths = [len(row["input_ids"]) for row in rows]
@@ -312,3 +314,21 @@ def test_the_sweep_goes_on_where_it_stopped_and_is_drawn(tmp_path, monkeypatch):
     axes = sweep.figure().axes
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["0.0001", "0.002"]
     assert all(len(line.get_xdata()) == 2 for line in axes[1].get_lines())
+
+
+def test_each_rows_loss_is_its_own_in_the_order_given():
+    """Rows are computed in batches by length; a row without a trained token has none."""
+    model = build("gemma 2, soft-capped").eval()
+    rng = random.Random(5)
+    rows = []
+    for length in (9, 3, 30, 12, 4, 21):
+        ids = [rng.randrange(3, 60) for _ in range(length)]
+        labels = [IGNORED] * 2 + ids[2:] if length != 4 else [IGNORED] * 4
+        rows.append({"input_ids": ids, "labels": labels})
+    found = losses.row_losses(model, rows, 0, batch_size=4)
+    for row, (loss, tokens) in zip(rows, found, strict=True):
+        expected, count = losses.full_logits_loss(model, **losses.padded([row], 0, "cpu"))
+        assert tokens == count
+        assert loss == pytest.approx(expected.item(), abs=1e-3)
+    total = sum(loss for loss, _ in found) / sum(tokens for _, tokens in found)
+    assert losses.held_out_loss(model, rows, 0) == pytest.approx(total, abs=1e-5)

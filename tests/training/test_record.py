@@ -47,7 +47,8 @@ def test_any_change_is_another_training_with_checkpoints_of_its_own(course, othe
 
 
 def test_a_finished_training_is_found_with_what_was_measured(course, monkeypatch):
-    before, after = {"loss": 3.0, "stop_rate": 0.0}, {"loss": 2.0, "stop_rate": 0.9}
+    before = {"loss": 3.0, "row_losses": [[6.0, 2]], "stop_rate": 0.0}
+    after = {"loss": 2.0, "row_losses": [[4.0, 2]], "stop_rate": 0.9}
     saved = {}
 
     def save(model, tokenizer, folder, kept, card):
@@ -64,3 +65,14 @@ def test_a_finished_training_is_found_with_what_was_measured(course, monkeypatch
     assert again.finished and (again.before, again.after) == (before, after)
     assert saved["settings"]["lora_r"] == 4 and saved["train_rows"] == 1
     assert not job(learning_rate=2e-4).finished
+
+
+def test_what_was_measured_before_the_loss_of_each_row_was_kept_is_measured_again(course):
+    first = job()
+    measured = {"loss": 3.0, "stop_rate": 0.0}
+    old = {"job": first.key, "before": measured, "after": measured, "history": [], "actual": {}}
+    first.folder.mkdir(parents=True)
+    utils.write_json(first.folder / "training.json", old)
+    (first.folder / adapter.WEIGHTS).touch()
+    again = job()
+    assert again.finished and again.before is None and again.after is None
