@@ -1,7 +1,8 @@
 """What the default path takes, cell by cell, at two commits: the same rows trained, no key, no GPU.
 
-    python -m benchmarks.notebook_times --before 67a8ea4            (half an hour on two cores)
+    python -m benchmarks.notebook_times --before 67a8ea4            (an hour on two cores)
     python -m benchmarks.notebook_times --before 67a8ea4 --profile smoke      (to try it)
+    python -m benchmarks.notebook_times --before 67a8ea4 --float32     (as most laptops compute)
 
 Each commit gets a worktree in a temporary folder, an empty cache and this environment's packages;
 its three notebooks are executed one after the other, and a cell's seconds are those between "begun"
@@ -59,12 +60,22 @@ divide_as_the_benchmark(PATH)
 """
 
 
+# Put there too, so that a CPU which multiplies bf16 computes as one that does not
+NO_BF16 = """
+import torch
+
+torch.cpu._is_amx_tile_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
+"""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", default=BEFORE, help="a commit")
     parser.add_argument("--after", default="HEAD", help="a commit")
     parser.add_argument("--profile", choices=("full", "smoke"), default="full")
+    parser.add_argument("--float32", action="store_true", help="also where the CPU has bf16")
     options = parser.parse_args()
+    inserted = NO_BF16 if options.float32 else ""
     with tempfile.TemporaryDirectory(prefix="notebook-times-") as work:
         found = {}
         with contextlib.ExitStack() as open_trees:
@@ -74,10 +85,12 @@ def main() -> int:
                 trees[side] = open_trees.enter_context(worktree(getattr(options, side), place))
             rows = common_rows(trees["before"], trees["after"], options.profile)
             for side, tree in trees.items():
-                found[side] = run(tree, rows, options.profile, Path(work) / f"{side}-cache")
+                cache = Path(work) / f"{side}-cache"
+                found[side] = run(tree, rows, options.profile, cache, inserted)
                 found[side]["commit"] = commit(tree)
-    record = {"profile": options.profile, "machine": machine(), **found}
-    print(report(found, options.profile))
+    where = machine(options.float32)
+    record = {"profile": options.profile, "machine": where, **found}
+    print(report(found, options.profile, where))
     if options.profile == "full":
         utils.write_json(RESULTS, record)
     wrong = broken(found, rows, options.profile)
@@ -107,11 +120,13 @@ def commit(tree: Path) -> str:
     return git("log", "-1", "--format=%h, %cs", tree=tree)
 
 
-def machine() -> str:
+def machine(float32: bool) -> str:
     import torch
 
     cores = f"{os.cpu_count()} cores ({platform.processor() or platform.machine()})"
-    return f"{cores}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    dtype = "float32" if float32 else "the precision that the course chooses"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{cores}, torch {torch.__version__}, {capability}, {dtype}"
 
 
 def common_rows(before: Path, after: Path, profile: str) -> dict[str, list[str]]:
@@ -137,9 +152,9 @@ def said(row: dict) -> tuple[str, ...]:
     return tuple(row[field] for field in ("language", "category", "instruction", "input", "output"))
 
 
-def run(tree: Path, rows: dict[str, list[str]], profile: str, cache: Path) -> dict:
-    """Execute the three notebooks of a tree; the seconds of each cell, what was trained on, and
-    what it came to."""
+def run(tree: Path, rows: dict[str, list[str]], profile: str, cache: Path, inserted: str) -> dict:
+    """Execute the three notebooks of a tree, with `inserted` in front of the choice of rows; the
+    seconds of each cell, what was trained on, and what it came to."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -151,7 +166,7 @@ def run(tree: Path, rows: dict[str, list[str]], profile: str, cache: Path) -> di
         notebook = nbformat.read(tree / f"{name}.ipynb", as_version=4)
         notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
         first = next(i for i, cell in enumerate(notebook.cells) if "import utils" in cell.source)
-        text = SAME_ROWS.replace("PATH", repr(str(chosen)))
+        text = inserted + SAME_ROWS.replace("PATH", repr(str(chosen)))
         notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(text))
         client = NotebookClient(
             notebook,
@@ -208,12 +223,12 @@ def shown(source: str) -> str:
     return (telling or lines)[0].replace("|", "\\|")[:60]
 
 
-def report(found: dict, profile: str) -> str:
+def report(found: dict, profile: str, where: str) -> str:
     """Markdown: the seconds of every cell side by side, of each notebook, and what was learnt."""
     before, after = found["before"], found["after"]
     lines = [
         f"{profile} profile, {after['train_rows']} rows trained, {after['held_out_rows']} held "
-        f"out, empty cache; {machine()}\n",
+        f"out, empty cache; {where}\n",
         f"| | {before['commit']}, s | {after['commit']}, s | ratio |",
         "|---|---|---|---|",
     ]
