@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The whole way: generate -> duplicates -> contamination -> train -> merge -> serve -> compare. Each step reads what
-# the one before it wrote, and a step that is done is not done again: run it again after any stop.
+# the one before it wrote. Run it again after any stop: nothing is paid for or trained twice.
 #
 #     scale/run_all.sh                                              # the stand-in and the packaged student, small
 #     RUN=big TEACHER=qwen ENDPOINTS="http://a:8000/v1 http://b:8000/v1" REQUESTS=5000 CONFIG=ddp PROCESSES=8 \
-#         STEPS= PROMPTS=data/eval_prompts.jsonl scale/run_all.sh
+#         GLOBAL_BATCH=32 NEW_TOKENS=512 STEPS= PROMPTS=data/eval_prompts.jsonl scale/run_all.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/scale/bin/python}
@@ -15,8 +15,10 @@ JUDGE=${JUDGE:-$TEACHER}
 ENDPOINTS=${ENDPOINTS:-}              # of teacher and judge, with spaces; none: the stand-in, started here
 REQUESTS=${REQUESTS:-4}               # of twenty tasks each
 CONFIG=${CONFIG:-single} PROCESSES=${PROCESSES:-1}
+BATCH=${BATCH:-4} GLOBAL_BATCH=${GLOBAL_BATCH:-8}   # rows a process at once, rows a step: BATCH x PROCESSES divides it
 STEPS=${STEPS-2}                      # of training; empty: as many as the rows need
 PROMPTS=${PROMPTS:-}                  # to compare with; none: the first four
+NEW_TOKENS=${NEW_TOKENS:-32}          # of an answer, at most
 mkdir -p "$OUT"
 started=()
 trap 'for pid in ${started[@]+"${started[@]}"}; do kill "$pid" 2>/dev/null || true; done' EXIT
@@ -50,12 +52,12 @@ echo "1. generate"
 # shellcheck disable=SC2086 # several endpoints are several words
 "$PYTHON" -m scale.generate teach --requests "$REQUESTS" --model "$TEACHER" --endpoint $ENDPOINTS --output "$OUT/tasks"
 echo "2. duplicates"
-"$PYTHON" -m scale.duplicates "$OUT"/tasks/0*.jsonl --output "$OUT/clean"
+"$PYTHON" -m scale.duplicates "$OUT"/tasks/[0-9]*.jsonl --output "$OUT/clean"
 echo "3. contamination"
 "$PYTHON" -m preprocessing.contamination "$OUT/clean/kept" --output "$OUT/rows.jsonl"
 echo "4. train"
 "$PYTHON" -m accelerate.commands.launch --config_file "scale/configs/$CONFIG.yaml" --num_processes "$PROCESSES" \
-  -m scale.train --run "$RUN" --data "$OUT/rows.jsonl" ${BASE_MODEL:+--base-model "$BASE_MODEL"} ${STEPS:+--max-steps "$STEPS"}
+  -m scale.train --run "$RUN" --batch "$BATCH" --global-batch "$GLOBAL_BATCH" --data "$OUT/rows.jsonl" ${BASE_MODEL:+--base-model "$BASE_MODEL"} ${STEPS:+--max-steps "$STEPS"}
 echo "5. merge"
 "$PYTHON" -m training.export --run "$RUN"
 echo "6. serve"
@@ -65,10 +67,10 @@ serve tuned "runs/$RUN/gguf/tuned-q8_0.gguf"
 echo "7. compare"
 [ -n "$PROMPTS" ] || { PROMPTS=$OUT/prompts.jsonl; head -n 4 data/eval_prompts.jsonl > "$PROMPTS"; }
 "$PYTHON" -m scale.serve answers --endpoint "$(cat "$OUT/base.address")" --tuned-endpoint "$(cat "$OUT/tuned.address")" \
-  --base base --tuned tuned --prompts "$PROMPTS" --output "$OUT/answers.jsonl" --concurrency 1 --max-new-tokens "${NEW_TOKENS:-32}"
+  --base base --tuned tuned --prompts "$PROMPTS" --output "$OUT/answers.jsonl" --concurrency 1 --max-new-tokens "$NEW_TOKENS"
 # shellcheck disable=SC2086
 "$PYTHON" -m scale.generate judge --answers "$OUT/answers.jsonl" --model "$JUDGE" --endpoint $ENDPOINTS --output "$OUT/verdicts"
-"$PYTHON" - "$OUT"/verdicts/0*.jsonl <<'END'
+"$PYTHON" - "$OUT"/verdicts/[0-9]*.jsonl <<'END'
 import sys
 
 import utils
