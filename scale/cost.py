@@ -20,6 +20,7 @@ from pathlib import Path
 import utils
 from llm import models
 from preprocessing import asking
+from training import preflight
 
 SIZES = (52_000, 1_000_000, 100_000_000)
 
@@ -35,9 +36,8 @@ class Assumptions:
     trained_share: float = 0.60
     task_tokens: float = 102  # measured: a task as the teacher writes it, in JSON (data/rehearsal)
     prompt_tokens: float = 592  # measured: a request for twenty tasks, with three demonstrations
-    critique_prompt_tokens: float = 255  # measured: a request to score one row
-    critique_tokens: float = 33  # measured: the score and its reason
-    kept_share: float = 0.66  # measured on 444 recorded rows, flawed on purpose; assumed for more
+    # measured: left in preprocess.ipynb, of rows that are flawed on purpose; assumed for more
+    kept_share: float = 0.56
     # measured: README, ROUGE-L near-duplicates on two cores ...
     exact_seconds: tuple[float, float] = (2.1, 17.4)
     # ... of so many texts
@@ -68,7 +68,7 @@ class Cost:
     asked: int  # rows that the teacher writes
     prompt_tokens: float
     written_tokens: float
-    dollars: float  # to a paid teacher, critique included
+    dollars: float  # to a paid teacher
     dollars_batch: float  # the same by OpenAI's Batch API
     own_gpu_hours: float  # of a teacher of one's own, instead
     exact_hours: float  # near-duplicates on two cores, exact ...
@@ -83,7 +83,7 @@ class Cost:
 
 def training(a: Assumptions, gpu: str):
     """`preflight`'s prediction for the course's model on one GPU."""
-    from training import architecture, machine, preflight
+    from training import architecture, machine
 
     device = machine.Device("cuda", "bfloat16", "sdpa", "on paper")
     return preflight.predict(
@@ -121,8 +121,8 @@ def of(
             "it to llm/models.py."
         )
     asked = round(rows / a.kept_share)
-    prompt = asked * (a.prompt_tokens / asking.TASKS + a.critique_prompt_tokens)
-    written = asked * (a.task_tokens + a.critique_tokens)
+    prompt = asked * a.prompt_tokens / asking.TASKS
+    written = asked * a.task_tokens
     tokens = {"prompt_tokens": prompt, "completion_tokens": written}
     dollars = models.cost(models.PRICES[teacher], tokens)
     prediction = training(a, gpu)
@@ -163,6 +163,7 @@ def _amount(value: float) -> str:
 def table(costs: list[Cost], teacher: str, gpu: str, a: Assumptions) -> str:
     """Markdown, a column a size, and what each line rests on: "measured", "published" (prices, data
     sheets), "arithmetic" or "assumed"; the weakest of its factors is named."""
+    speed = f"assumed: {preflight.GPU_EFFICIENCY:.0%} of the data sheet's FLOP/s"
     lines = [
         ("rows asked for", "asked", _count, f"assumed: {a.kept_share:.0%} are kept"),
         ("teacher reads, tokens", "prompt_tokens", _count, "measured a row"),
@@ -179,18 +180,18 @@ def table(costs: list[Cost], teacher: str, gpu: str, a: Assumptions) -> str:
             "near-duplicates, exact, two cores, hours",
             "exact_hours",
             _amount,
-            f"measured up to {a.exact_texts[1]:,} texts",
+            f"measured up to {a.exact_texts[1]:,} texts; beyond: their power law",
         ),
         ("their memory, GB", "exact_gb", _amount, f"measured at {a.exact_texts[1]:,} texts"),
         (
             f"near-duplicates, LSH on Ray, {a.cores} cores, hours",
             "lsh_hours",
             _amount,
-            "measured up to 1 M on two cores; assumed: shared evenly",
+            "measured up to 1 M on two cores, before there were rounds; assumed: shared evenly",
         ),
-        ("what is shuffled, GB", "lsh_shuffle_gb", _amount, "arithmetic"),
+        ("what the buckets shuffle, GB", "lsh_shuffle_gb", _amount, "arithmetic: the first round"),
         (f"training gemma-2b, {a.epochs} epochs, tokens", "train_tokens", _count, "measured a row"),
-        (f"the same, {gpu} hours", "train_gpu_hours", _amount, "arithmetic; no GPU was at hand"),
+        (f"the same, {gpu} hours", "train_gpu_hours", _amount, speed),
         (f"memory of one {gpu}, GB", "train_gb", _amount, "arithmetic; no GPU was at hand"),
         ("rows on disk, GB", "disk_gb", _amount, "measured a row"),
     ]

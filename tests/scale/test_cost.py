@@ -11,7 +11,6 @@ import pytest
 import settings
 import utils
 from llm import models
-from preprocessing import curation
 from scale import cost, generate
 from training import chat
 
@@ -45,9 +44,6 @@ def test_token_counts_are_those_of_the_data(count):
     assert mean(texts) == pytest.approx(A.row_tokens, rel=0.1)
     requests = [item["request"] for item in generate.teach_items(40, ("en", "ko"))]
     assert mean(map(asked, requests)) == pytest.approx(A.prompt_tokens, rel=0.1)
-    # A teacher writes and scores rows of one turn
-    requests = [curation.critique_request(row) for row in rows if "instruction" in row]
-    assert mean(map(asked, requests)) == pytest.approx(A.critique_prompt_tokens, rel=0.1)
     tasks = []
     for code in settings.LANGUAGES:
         for batch in utils.read_jsonl(utils.DATA / "rehearsal" / f"teacher_{code}.jsonl"):
@@ -55,8 +51,12 @@ def test_token_counts_are_those_of_the_data(count):
     fields = ("category", "instruction", "input", "output")
     written = [as_json({key: task[key] for key in fields}) for task in tasks[::4]]
     assert mean(written) == pytest.approx(A.task_tokens, rel=0.1)
-    critiques = [as_json(task["critique"]) for task in tasks[::4] if "critique" in task]
-    assert mean(critiques) == pytest.approx(A.critique_tokens, rel=0.1)
+
+
+def test_the_share_that_is_kept_is_the_one_of_the_notebook():
+    page = (utils.ROOT / "preprocess.ipynb").read_text(encoding="utf-8")
+    (said,) = re.findall(r"(\d+)% of the rows are left", page)
+    assert int(said) == round(100 * A.kept_share)
 
 
 def test_training_tokens_are_those_of_the_notebook():
@@ -113,21 +113,19 @@ def test_sums_by_hand():
         A,
         kept_share=0.5,
         prompt_tokens=1000,
-        critique_prompt_tokens=50,
         task_tokens=80,
-        critique_tokens=20,
         row_tokens=90,
         template_tokens=10,
     )
     one = cost.of(1_000_000, plain, "gpt-4o", "L4")
-    assert (one.asked, one.prompt_tokens, one.written_tokens) == (2_000_000, 2e8, 2e8)
-    assert one.dollars == pytest.approx(200 * 2.50 + 200 * 10)
+    assert (one.asked, one.prompt_tokens, one.written_tokens) == (2_000_000, 1e8, 1.6e8)
+    assert one.dollars == pytest.approx(100 * 2.50 + 160 * 10)
     assert one.dollars_batch == pytest.approx(one.dollars / 2)
     assert one.train_tokens == 3e8
     assert one.train_gpu_hours == pytest.approx(
         3e8 / cost.training(plain, "L4").tokens_per_second / 3600
     )
-    assert one.own_gpu_hours == pytest.approx(2e8 / plain.teacher_tokens_per_second / 3600)
+    assert one.own_gpu_hours == pytest.approx(1.6e8 / plain.teacher_tokens_per_second / 3600)
 
 
 def test_the_table_names_every_size_and_the_figure_draws():
