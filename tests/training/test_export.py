@@ -152,7 +152,7 @@ def asked() -> list[str]:
 @pytest.mark.slow
 def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys, llama_server):
     """The course's example adapter, exported, in llama.cpp's server: English and Korean answers end
-    as they do in transformers, at the same rate within 10 points, as one file and as base and
+    as they do in transformers, at most 10 points more seldom, as one file and as base and
     adapter, and begin with the same words."""
     import xllamacpp
 
@@ -191,7 +191,9 @@ def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys,
             )
             with capsys.disabled():
                 print(f"\n{name}: {there:.0%} of 16 end, here {here:.0%}; {words} begin alike")
-            assert abs(there - here) <= 0.1 and words >= 8
+            # Rounded to 8 bits it may end an answer or two more: 13 of 16, not 11. Without the
+            # training's template it ended three in ten instead of eight
+            assert -0.1 <= there - here <= 0.2 and words >= 8
     text = (folder / "Modelfile").read_text(encoding="utf-8")
     assert ollama(text, ASKED) == chat.chat_prompt(ASKED, tokenizer).removeprefix("<bos>")
     for token in stop.ids:
