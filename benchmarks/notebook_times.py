@@ -1,6 +1,6 @@
 """What the default path takes, cell by cell, at two commits: the same rows trained, no key, no GPU.
 
-    python -m benchmarks.notebook_times --before 67a8ea4            (an hour on two cores)
+    python -m benchmarks.notebook_times --before 67a8ea4            (half an hour on two cores)
     python -m benchmarks.notebook_times --before 67a8ea4 --profile smoke      (to try it)
     python -m benchmarks.notebook_times --before 67a8ea4 --float32     (as most laptops compute)
 

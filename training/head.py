@@ -87,9 +87,9 @@ def head_product(hidden, weight, out):
     """`hidden @ weight.T`, written into `out`; returns `out`.
 
     MKL, with which PyTorch multiplies float32 on most CPUs, is at its best with matrices that the
-    cache holds: Gemma's 262,144 rows in one go take 1.3 times as long with AVX-512, and with AVX2
-    up to twice as long (`python -m benchmarks.head`). bf16 is multiplied by oneDNN, which divides
-    the work itself.
+    cache holds: from a dozen rows of `hidden` on, Gemma's 262,144 words in one go take 1.2 to 1.5
+    times as long (`python -m benchmarks.head`). In bf16, which oneDNN multiplies, blocks win
+    nothing.
 
     Args:
         hidden: (n, d).

@@ -126,6 +126,11 @@ def test_the_adapter_alone_lacks_a_matrix_or_its_scale(tmp_path, capsys):
     assert "no form for DoRA" in capsys.readouterr().out
 
 
+# Prompts of each language. Rounding to 8 bits turns single answers both ways, so sixteen say
+# little: of 16 English ones two more ended, of 32 and of 48 one
+EACH = 32
+
+
 def ask(url: str, prompt: str):
     """The answer of a server, and whether it ended by itself."""
     from openai import OpenAI
@@ -141,10 +146,10 @@ def ask(url: str, prompt: str):
 
 
 def asked() -> list[str]:
-    """Sixteen evaluation prompts in each language."""
+    """EACH evaluation prompts of each language."""
     found: dict[str, list[str]] = {"en": [], "ko": []}
     for item in utils.read_jsonl(utils.DATA / "eval_prompts.jsonl"):
-        if len(item["prompt"]) < 200 and len(found[item["language"]]) < 16:
+        if len(item["prompt"]) < 200 and len(found[item["language"]]) < EACH:
             found[item["language"]].append(item["prompt"])
     return found["en"] + found["ko"]
 
@@ -152,7 +157,7 @@ def asked() -> list[str]:
 @pytest.mark.slow
 def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys, llama_server):
     """The course's example adapter, exported, in llama.cpp's server: English and Korean answers end
-    as they do in transformers, at most 10 points more seldom, as one file and as base and
+    as they do in transformers, at the same rate within 10 points, as one file and as base and
     adapter, and begin with the same words."""
     import xllamacpp
 
@@ -179,21 +184,20 @@ def test_the_exported_model_does_not_stop_or_says_something_else(course, capsys,
     }
     if (folder / "tuned-q4_k_m.gguf").exists():  # rounded to 4 bits it is another model
         rounded = llama_server(folder / "tuned-q4_k_m.gguf", 1024)
-        assert any(stopped for _, stopped in (ask(rounded, prompt) for prompt in prompts[12:20]))
+        some = [ask(rounded, prompt) for prompt in prompts[EACH - 4 : EACH + 4]]
+        assert any(stopped for _, stopped in some)
     for name, url in servers.items():
         replies = [ask(url, prompt) for prompt in prompts]
-        for part in (slice(0, 16), slice(16, 32)):
-            here = sum(answer.stopped for answer in expected[part]) / 16
-            there = sum(stopped for _, stopped in replies[part]) / 16
+        for part in (slice(0, EACH), slice(EACH, 2 * EACH)):
+            here = sum(answer.stopped for answer in expected[part]) / EACH
+            there = sum(stopped for _, stopped in replies[part]) / EACH
             words = sum(
                 answer.text.strip()[:12] == text.strip()[:12]
                 for answer, (text, _) in zip(expected[part], replies[part], strict=True)
             )
             with capsys.disabled():
-                print(f"\n{name}: {there:.0%} of 16 end, here {here:.0%}; {words} begin alike")
-            # Rounded to 8 bits it may end an answer or two more: 13 of 16, not 11. Without the
-            # training's template it ended three in ten instead of eight
-            assert -0.1 <= there - here <= 0.2 and words >= 8
+                print(f"\n{name}: {there:.0%} of {EACH} end, here {here:.0%}; {words} begin alike")
+            assert abs(there - here) <= 0.1 and words >= EACH / 2
     text = (folder / "Modelfile").read_text(encoding="utf-8")
     assert ollama(text, ASKED) == chat.chat_prompt(ASKED, tokenizer).removeprefix("<bos>")
     for token in stop.ids:

@@ -9,7 +9,7 @@ import pytest
 
 import utils
 from evaluation import judge
-from training import generation
+from training import generation, head
 from training.chat import Stop, chat_prompt
 from training.generation import Answer, Decoding
 
@@ -49,6 +49,18 @@ def test_batches_give_the_answers_of_single_prompts(tiny, stop):
     together = generation.generate(*tiny, texts, stop, max_new_tokens=8, batch_size=3)
     alone = [generation.generate(*tiny, [text], stop, max_new_tokens=8)[0] for text in texts]
     assert together == alone and all(answer.tokens <= 8 for answer in together)
+
+
+def test_answers_are_written_with_the_quick_head(tiny, stop, monkeypatch):
+    multiply, rows = head.head_product, []
+
+    def noted(hidden, weight, out):
+        rows.append(len(hidden))
+        return multiply(hidden, weight, out)
+
+    monkeypatch.setattr(head, "head_product", noted)
+    answers = generation.generate(*tiny, ["Hi", "안녕"], stop, max_new_tokens=4)
+    assert rows == [2] * max(answer.tokens + answer.stopped for answer in answers)
 
 
 def test_rows_that_have_ended_leave_the_batch_and_the_rest_say_the_same(tiny, monkeypatch):

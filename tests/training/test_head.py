@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training import head
+from training import head, losses
 
 
 @pytest.fixture
@@ -35,15 +35,16 @@ def test_blocks_give_the_whole_product(words, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_model_with_the_quick_head_gives_its_own_logits(model, biased):
+def test_a_model_with_the_quick_head_gives_its_own_logits(model, biased, monkeypatch):
     if biased:
         model.lm_head.bias = torch.nn.Parameter(torch.randn(100))
-    ids, multiplied = torch.tensor([[1, 2, 3], [4, 5, 6]]), []
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     with torch.no_grad():
         expected = model(ids).logits
-        with head.quick_head(model), watched(multiplied):
+        shapes = written_shapes(monkeypatch)
+        with head.quick_head(model):
             torch.testing.assert_close(model(ids).logits, expected)
-    assert multiplied.count((6, 16)) == 6 and multiplied.count((6, 4)) == 1
+    assert shapes == [(6, 16)] * 6 + [(6, 4)]
     assert "forward" not in vars(model.lm_head)
 
 
@@ -72,15 +73,21 @@ def test_a_head_with_an_adapter_and_one_in_bf16_are_left_alone(model):
         assert "forward" not in vars(model.lm_head)
 
 
-class watched(torch.overrides.TorchFunctionMode):
-    """Notes the shape of every product that is written into given memory."""
+def test_training_and_the_held_out_loss_multiply_in_blocks(model, monkeypatch):
+    row = {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]}
+    head.head_of(model, torch.tensor([[1, 2]]))  # once, by the model's own head
+    shapes = written_shapes(monkeypatch)
+    losses.row_losses(model, [row], 0)
+    assert shapes == [(3, 16)] * 6 + [(3, 4)]
 
-    def __init__(self, shapes: list) -> None:
-        super().__init__()
-        self.shapes = shapes
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is torch.mm and "out" in kwargs:
-            self.shapes.append(tuple(kwargs["out"].shape))
-        return function(*args, **kwargs)
+def written_shapes(monkeypatch) -> list[tuple[int, ...]]:
+    """A list that from now on gets the shape of every product that is written into given memory."""
+    multiply, shapes = torch.mm, []
+
+    def noted(*matrices, out):
+        shapes.append(tuple(out.shape))
+        return multiply(*matrices, out=out)
+
+    monkeypatch.setattr(torch, "mm", noted)
+    return shapes
